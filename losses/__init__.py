@@ -1,0 +1,35 @@
+"""What is learned from: losses, their composition, and the advantages they are computed on."""
+
+from __future__ import annotations
+
+from losses.advantage import discounted_scan, gae
+from losses.composition import LossSet
+from losses.loss import CALLBACKS, Loss, LossContext
+from losses.minibatch import Minibatch, PolicyEvaluation
+from losses.ppo import PPOActor, PPOCritic, ppo_losses
+from losses.prioritization import importance_weights, segment_probabilities
+from losses.schedule import Schedule
+from losses.statistics import LossStatistics
+from losses.vtrace import VTraceActor, VTraceCritic, VTraceTargets, vtrace_losses
+
+__all__ = [
+    "CALLBACKS",
+    "Loss",
+    "LossContext",
+    "LossSet",
+    "LossStatistics",
+    "Minibatch",
+    "PPOActor",
+    "PPOCritic",
+    "PolicyEvaluation",
+    "Schedule",
+    "VTraceActor",
+    "VTraceCritic",
+    "VTraceTargets",
+    "discounted_scan",
+    "gae",
+    "importance_weights",
+    "ppo_losses",
+    "segment_probabilities",
+    "vtrace_losses",
+]

@@ -1,0 +1,79 @@
+"""What a loss is computed from: a minibatch of experience, and the live policy's evaluation of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+# Keeps the division finite where all advantages of a minibatch are equal.
+_STANDARD_DEVIATION_FLOOR = 1e-8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, weakref_slot=True)
+class PolicyEvaluation:
+    """The live policy on a minibatch, with gradients; the leading dimensions are the minibatch's.
+
+    `log_prob` and `entropy` (of the recorded action and of the whole action distribution, in nats) and `value`
+    are `[...]`; `action_parameters` is `[..., parameters]`, what the action distribution is made from.
+    """
+
+    log_prob: Tensor
+    entropy: Tensor
+    value: Tensor
+    action_parameters: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Minibatch:
+    """Recorded experience that one optimizer step learns from.
+
+    The leading dimensions of everything are `[n]` (single steps, in any order) or `[n, horizon]` (whole
+    segments). `fields` has the experience fields, `advantage`, `return`, and the fields that losses declare.
+    `valid` is False at steps that are no transition; `None` means that all are valid. `weight` corrects for
+    prioritised sampling and broadcasts against the leading dimensions; `None` means 1 everywhere.
+    """
+
+    fields: Mapping[str, Tensor]
+    valid: Tensor | None = None
+    weight: Tensor | None = None
+    epoch: int = 0
+    update_epoch: int = 0
+    mb_idx: int = 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The field called `name`; raises `KeyError` that lists the fields there are."""
+        try:
+            return self.fields[name]
+        except KeyError:
+            raise KeyError(
+                f"the minibatch has no field {name!r}, only {sorted(self.fields)}; "
+                "a loss gets more by naming them in experience_fields()"
+            ) from None
+
+    def mean(self, per_step: Tensor) -> Tensor:
+        """Mean over the valid steps of `per_step` times the weight: a scalar, 0 where no step is valid."""
+        if self.weight is not None:
+            per_step = per_step * self.weight
+        if self.valid is None:
+            return per_step.mean()
+        # Not a product with the mask: what an invalid step holds may be anything, even NaN.
+        return torch.where(self.valid, per_step, 0.0).sum() / self.valid.sum().clamp_(min=1)
+
+    def standardized(self, per_step: Tensor) -> Tensor:
+        """`per_step` shifted and scaled to mean 0 and standard deviation 1 over the valid steps, without
+        weights. The standard deviation is the population's, so that a single step becomes 0 and not NaN."""
+        if self.valid is None:
+            deviation, mean = torch.std_mean(per_step, correction=0)
+            return (per_step - mean).div_(deviation.add_(_STANDARD_DEVIATION_FLOOR))
+        count = self.valid.sum().clamp_(min=1)
+        mean = torch.where(self.valid, per_step, 0.0).sum() / count
+        centred = torch.where(self.valid, per_step - mean, 0.0)
+        deviation = ((centred * centred).sum() / count).sqrt_()
+        return centred.div_(deviation.add_(_STANDARD_DEVIATION_FLOOR))

@@ -1,0 +1,68 @@
+"""The worker's side: construct the object that was asked for, then answer requests until the host hangs up."""
+
+from __future__ import annotations
+
+import pickle
+import traceback
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from orchestrator.workers.channel import Channel
+
+CONSTRUCT = "__construct__"
+"""The pseudo-method whose arguments are the factory of the worker's object and what to call it with."""
+
+
+def serve(channel: Channel, threads: int) -> None:
+    """Answer requests `(method, args)` with `("ok", value)` or `("error", exception, traceback)`.
+
+    Blocks; returns when the host closes its end. `threads` are the intra-operator threads that torch may use.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    target: Any = None
+    try:
+        while True:
+            try:
+                method, args = channel.receive()
+            except (EOFError, ConnectionError):
+                return
+            except Exception as error:
+                channel.send(_failure(error))
+                continue
+            try:
+                if method == CONSTRUCT:
+                    factory, arguments = cast("tuple[Callable[..., Any], tuple[Any, ...]]", args)
+                    target, value = factory(*arguments), None
+                else:
+                    value = getattr(target, method)(*args)
+            except BaseException as error:
+                reply = _failure(error)
+            else:
+                reply = ("ok", value)
+            _send(channel, reply)
+    finally:
+        close = getattr(target, "close", None)
+        if close is not None:
+            close()
+
+
+def _send(channel: Channel, reply: tuple[Any, ...]) -> None:
+    try:
+        channel.send(reply)
+    except (BrokenPipeError, ConnectionError):
+        return  # the host has gone; the next receive ends the loop
+    except Exception as error:  # the value does not pickle: say so rather than die
+        channel.send(_failure(error))
+
+
+def _failure(error: BaseException) -> tuple[str, BaseException, str]:
+    text = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an exception with a constructor of its own, or with unpicklable attributes
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return "error", error, text

@@ -1,0 +1,164 @@
+"""The host's side of a worker: requests that can be awaited, remote tracebacks, crashes that are named."""
+
+from __future__ import annotations
+
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import anyio
+
+from orchestrator.workers.serve import CONSTRUCT
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+    from orchestrator.workers.channel import Channel
+
+CLOSE_GRACE = 5.0
+"""Seconds that a worker has to end by itself once the host has hung up."""
+
+
+class WorkerCrashed(RuntimeError):
+    """A worker ended without an answer: killed, out of memory, or crashed in native code."""
+
+
+class Body(Protocol):
+    """What runs a worker: a process or a thread."""
+
+    async def wait(self, seconds: float) -> bool:
+        """Whether it has ended within `seconds`."""
+        ...
+
+    async def kill(self) -> None:
+        """End it by force, where that can be done, and reap it."""
+        ...
+
+    def describe_end(self) -> str:
+        """How it ended, for an error message."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """`busy_seconds` is the time between requests and their replies."""
+
+    name: str
+    state: Literal["idle", "busy", "closed", "crashed"]
+    calls: int
+    busy_seconds: float
+
+
+class Worker:
+    """A stateful object elsewhere. One request at a time; callers wait for their turn in order."""
+
+    def __init__(self, name: str, channel: Channel, body: Body) -> None:
+        self.name = name
+        self._channel = channel
+        self._body = body
+        self._turn = anyio.Lock()
+        self._state: Literal["idle", "busy", "closed", "crashed"] = "idle"
+        self._calls = 0
+        self._busy_seconds = 0.0
+        self._unanswered = 0
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.name!r}: {self._state}, {self._calls} calls>"
+
+    async def call(self, method: str, *args: object) -> Any:
+        """The result of calling `method` on the worker's object.
+
+        Raises what the method raised, with the worker's traceback as a note; WorkerCrashed when the worker died.
+        A cancelled call is answered all the same; the answer is then dropped.
+        """
+        async with self._turn:
+            if self._state in ("closed", "crashed"):
+                raise WorkerCrashed(f"worker {self.name!r} is {self._state}; it cannot be asked to {method!r}")
+            begin = time.perf_counter()
+            self._state = "busy"
+            try:
+                with anyio.CancelScope(shield=True):  # half a request would garble all later ones
+                    await self._channel.send_async((method, args))
+                self._unanswered += 1
+                while True:
+                    await anyio.wait_readable(self._channel.socket)
+                    with anyio.CancelScope(shield=True):
+                        reply = await self._channel.receive_async()
+                    self._unanswered -= 1
+                    if not self._unanswered:
+                        break
+            except anyio.ClosedResourceError:
+                raise WorkerCrashed(f"worker {self.name!r} was closed during {method!r}") from None
+            except (EOFError, ConnectionError) as error:
+                self._state = "crashed"
+                with anyio.CancelScope(shield=True):
+                    await self._body.wait(CLOSE_GRACE)
+                raise WorkerCrashed(
+                    f"worker {self.name!r} died during {method!r}: {self._body.describe_end()}"
+                ) from error
+            finally:
+                self._calls += 1
+                self._busy_seconds += time.perf_counter() - begin
+                if self._state == "busy":
+                    self._state = "idle"
+        if reply[0] == "error":
+            _, remote_error, text = reply
+            remote_error.add_note(f"raised in worker {self.name!r}:\n{text}")
+            raise remote_error
+        return reply[1]
+
+    async def aclose(self, grace: float = CLOSE_GRACE) -> None:
+        """Hang up, wait up to `grace` seconds for the worker to end, then end it by force. Idempotent."""
+        if self._state == "closed":
+            return
+        self._state = "closed"
+        with anyio.CancelScope(shield=True):
+            self._channel.hang_up()
+            if not await self._body.wait(grace):
+                await self._body.kill()
+
+    def statistics(self) -> WorkerStatistics:
+        return WorkerStatistics(self.name, self._state, self._calls, self._busy_seconds)
+
+
+@asynccontextmanager
+async def start_worker(
+    backend: Literal["inline", "process"],
+    name: str,
+    factory: Callable[..., object],
+    *args: object,
+    threads: int = 1,
+    grace: float = CLOSE_GRACE,
+) -> AsyncGenerator[Worker]:
+    """A worker holding `factory(*args)`, closed when the context is left, however it is left.
+
+    `threads` bounds torch's intra-operator threads in the worker.
+    """
+    worker = await open_worker(backend, name, factory, *args, threads=threads)
+    try:
+        yield worker
+    finally:
+        await worker.aclose(grace)
+
+
+async def open_worker(
+    backend: Literal["inline", "process"],
+    name: str,
+    factory: Callable[..., object],
+    *args: object,
+    threads: int = 1,
+) -> Worker:
+    """As `start_worker`; the caller closes it."""
+    if backend == "process":
+        from orchestrator.workers.process import start
+    else:
+        from orchestrator.workers.inline import start
+    with anyio.CancelScope(shield=True):  # a process that has been started must come under somebody's care
+        worker = await start(name, threads)
+    try:
+        await worker.call(CONSTRUCT, factory, args)
+    except BaseException:
+        await worker.aclose(0)
+        raise
+    return worker

@@ -1,0 +1,138 @@
+"""One published version of a policy's weights: how they lie in memory, and the frozen view that hooks get."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from state.shared_memory import Lease, SharedBuffer
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor's place in a snapshot: `offset` in bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLayout:
+    """Where each parameter and buffer of a module lies in a snapshot of `nbytes` bytes.
+
+    Trainable parameters come first, grouped by dtype, so that each group is one contiguous vector:
+    `trainable` holds (dtype, begin, end) in bytes.
+    """
+
+    tensors: tuple[TensorSpec, ...]
+    trainable: tuple[tuple[str, int, int], ...]
+    nbytes: int
+
+    @classmethod
+    def of(cls, module: nn.Module) -> PolicyLayout:
+        """The layout for `module`; raises TypeError for a dtype that numpy does not know."""
+        specs: list[TensorSpec] = []
+        trainable: list[tuple[str, int, int]] = []
+        end = 0
+        parameters = list(module.named_parameters())
+        learned = sorted((p for p in parameters if p[1].requires_grad), key=lambda p: str(p[1].dtype))
+        rest = [p for p in parameters if not p[1].requires_grad] + list(module.named_buffers())
+        for index, (name, tensor) in enumerate([*learned, *rest]):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if not hasattr(np, dtype):
+                raise TypeError(
+                    f"{name!r} has dtype {dtype}, which a snapshot cannot hold; keep the policy's parameters in "
+                    "float32 (use autocast for reduced precision)"
+                )
+            specs.append(TensorSpec(name, tuple(tensor.shape), dtype, end))
+            begin, end = end, end + -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+            if index < len(learned):
+                if trainable and trainable[-1][0] == dtype:
+                    begin = trainable.pop()[1]
+                trainable.append((dtype, begin, end))
+        return cls(tuple(specs), tuple(trainable), end)
+
+    def arrays(self, memory: Any) -> dict[str, NDArray[Any]]:
+        """One array per tensor over a slot's `memory`; writable exactly if the memory is."""
+        return {
+            spec.name: np.frombuffer(
+                memory, dtype=np.dtype(spec.dtype), count=math.prod(spec.shape), offset=spec.offset
+            ).reshape(spec.shape)
+            for spec in self.tensors
+        }
+
+    def describe_difference(self, other: PolicyLayout) -> list[str]:
+        """What differs between two layouts, tensor by tensor; empty when a snapshot of one fits the other."""
+        mine = {spec.name: spec for spec in self.tensors}
+        theirs = {spec.name: spec for spec in other.tensors}
+        problems = [f"{name}: only in the first" for name in mine if name not in theirs]
+        problems += [f"{name}: only in the second" for name in theirs if name not in mine]
+        for name, spec in mine.items():
+            twin = theirs.get(name, spec)
+            if (spec.shape, spec.dtype) != (twin.shape, twin.dtype):
+                problems.append(f"{name}: {spec.dtype}{list(spec.shape)} against {twin.dtype}{list(twin.shape)}")
+        return problems
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PolicySnapshot:
+    """A policy version, read-only: the very bytes that the collectors act with.
+
+    `version` counts publications (0 is the policy before training); `factory` builds the module it belongs to.
+    """
+
+    version: int
+    layout: PolicyLayout
+    factory: Callable[[], nn.Module] = field(repr=False)
+    lease: Lease = field(repr=False)
+
+    @property
+    def tensors(self) -> Mapping[str, NDArray[Any]]:
+        """Parameters and buffers by name, as read-only arrays; they keep the slot from being reused."""
+        return self.layout.arrays(self.lease.readonly())
+
+    @property
+    def buffer(self) -> SharedBuffer:
+        """The memory itself, to pass to a worker; valid while this snapshot is held."""
+        return self.lease.slot.buffer
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Copies of all parameters and buffers: the caller's own."""
+        return {name: torch.from_numpy(array.copy()) for name, array in self.tensors.items()}
+
+    def load(self, module: nn.Module | None = None) -> nn.Module:
+        """A module with these weights: `module`, or a new one. Computes on the caller's thread.
+
+        Raises ValueError listing the differing tensors where `module` does not fit.
+        """
+        module = self.factory() if module is None else module
+        load_arrays(module, self.tensors)
+        return module
+
+
+def load_arrays(module: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Copy named arrays into a module's parameters and buffers, in place; ValueError lists what does not fit."""
+    own = dict([*module.named_parameters(), *module.named_buffers()])
+    problems = [f"{name}: missing" for name in own if name not in arrays]
+    problems += [f"{name}: unknown" for name in arrays if name not in own]
+    problems += [
+        f"{name}: {list(arrays[name].shape)} given, {list(tensor.shape)} needed"
+        for name, tensor in own.items()
+        if name in arrays and arrays[name].shape != tuple(tensor.shape)
+    ]
+    if problems:
+        raise ValueError("the weights do not fit the policy: " + "; ".join(problems))
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(torch.from_numpy(arrays[name].copy()))
