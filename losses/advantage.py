@@ -49,11 +49,13 @@ def gae(
     0, and nothing passes over them. Returns `(advantage, advantage + value)`, without gradients.
     """
     delta = torch.add(reward, next_value, alpha=discount).sub_(value)
-    coefficient = episode_end.logical_not() * (discount * gae_lambda)
+    cut = episode_end
     if valid is not None:
         # With advantage 0 at an invalid step, the step before it gets nothing from it either.
-        delta = torch.where(valid, delta, 0.0)
-        coefficient = torch.where(valid, coefficient, 0.0)
+        invalid = valid.logical_not()
+        delta.masked_fill_(invalid, 0.0)
+        cut = cut | invalid
+    coefficient = torch.full_like(delta, discount * gae_lambda).masked_fill_(cut, 0.0)
     advantage = discounted_scan(delta, coefficient)
     return advantage, advantage + value
 

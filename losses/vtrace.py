@@ -135,9 +135,9 @@ class VTraceCritic(Loss):
     def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
         """See the class; needs `log_prob`, `reward`, `next_value`, `terminated` and `truncated`."""
         _, target = self.targets(minibatch, evaluation)
-        value_loss = minibatch.mean(F.mse_loss(evaluation.value, target, reduction="none")) * 0.5
-        self.track("value_loss", value_loss)
-        return value_loss * self.coefficient
+        mean_squared_error = minibatch.mean(F.mse_loss(evaluation.value, target, reduction="none"))
+        self.track("value_loss", mean_squared_error.detach() * 0.5)
+        return mean_squared_error * (0.5 * self.coefficient)
 
 
 def vtrace_losses(

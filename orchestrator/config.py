@@ -6,9 +6,9 @@ everything by leaving it out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping  # noqa: TC003 - the annotations are read at run time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path  # noqa: TC003 - the annotations are read at run time
+from pathlib import Path
 from typing import Literal
 
 
@@ -39,8 +39,7 @@ class LearningConfig:
     minibatches: int = 4
     """Minibatches that one pass is divided into."""
     shuffle: Literal["auto", "steps", "segments"] = "auto"
-    """What minibatches are drawn from: single steps, or whole segments (auto: steps, unless something
-    needs segments: a recurrent policy, V-trace, prioritization)."""
+    """Minibatches hold single steps or whole segments; auto: segments for LSTM, V-trace, prioritization."""
     learning_rate: float = 2.5e-3
     """Step size of Adam at the start."""
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -160,7 +159,7 @@ class TrainerConfig:
     seed: int = 1
     """Source of all randomness: weights, environments, actions, minibatches."""
     run_dir: Path | None = None
-    """The run's folder (none: the command makes runs/<environment>-<date-time>, a Trainer in code writes nothing)."""
+    """The run's folder. None: runs/<environment>-<date-time> by the command, no files by a Trainer in code."""
     staleness: int = 1
     """Versions that the collecting policy is behind the learned one (0: collect and learn in turns)."""
     device: str = "auto"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 100
 _VALUE_WIDTH = 80
+_NAMES_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +25,17 @@ class Problem:
     cure: str
 
     def __str__(self) -> str:
-        value = textwrap.shorten(repr(self.value), _VALUE_WIDTH, placeholder=" ...")
-        lines = [f"{self.field} = {value}"]
-        for label, text in (("expected: ", self.expected), ("cure:     ", self.cure)):
-            indent = "  " + " " * len(label)
-            lines.append(textwrap.fill(text, _WIDTH, initial_indent="  " + label, subsequent_indent=indent))
-        return "\n".join(lines)
+        value = repr(self.value)
+        if len(value) > _VALUE_WIDTH:
+            value = value[:_VALUE_WIDTH] + " ..."
+        return f"{self.field} = {value}\n{_lines('expected: ', self.expected)}\n{_lines('cure:     ', self.cure)}"
+
+
+def _lines(label: str, text: str) -> str:
+    """Wrapped so that a path or a name to copy stays in one piece."""
+    wrapper = textwrap.TextWrapper(_WIDTH, break_long_words=False, break_on_hyphens=False)
+    wrapper.initial_indent, wrapper.subsequent_indent = "  " + label, "  " + " " * len(label)
+    return wrapper.fill(text)
 
 
 class ConfigurationError(ValueError):
@@ -46,9 +52,9 @@ class ConfigurationError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean ...` for the known names closest to a wrong one, or the list of all known names."""
+    """`did you mean ...` with the known names closest to a wrong one, else the known names."""
     known = list(known)
     matches = difflib.get_close_matches(name, known, n=3)
     if matches:
         return f"did you mean {' or '.join(matches)}?"
-    return f"use one of {', '.join(known)}"
+    return f"use one of {', '.join(known[:_NAMES_SHOWN])}{', ...' if len(known) > _NAMES_SHOWN else ''}"

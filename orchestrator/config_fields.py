@@ -23,7 +23,7 @@ _PLURALS: dict[object, str] = {int: "whole numbers", float: "numbers", str: "tex
 
 
 @functools.cache
-def annotations(section: type) -> dict[str, Any]:
+def fields_of(section: type) -> dict[str, Any]:
     """The fields of one configuration dataclass, in order, with their resolved annotations."""
     hints = get_type_hints(section)
     return {entry.name: hints[entry.name] for entry in fields(section)}
@@ -34,7 +34,7 @@ def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any, object]
 
     A section that holds something else than its dataclass comes out as one leaf.
     """
-    for name, hint in annotations(type(config)).items():
+    for name, hint in fields_of(type(config)).items():
         value = cast(object, getattr(config, name))
         if is_dataclass(hint) and isinstance(value, cast(type, hint)):
             yield from leaves(value, f"{prefix}{name}.")

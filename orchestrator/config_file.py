@@ -13,11 +13,11 @@ import tomli_w
 
 from orchestrator.config import TrainerConfig
 from orchestrator.config_error import ConfigurationError, Problem, nearest
-from orchestrator.config_fields import annotations, default_of, describe, fits
+from orchestrator.config_fields import default_of, describe, fields_of, fits
 
 _HEADER = "# The settings of a run: `orchestrator train --config <this file>` repeats it, in a new folder.\n\n"
 _SCALARS = (bool, int, float, str, datetime.datetime, datetime.date, datetime.time)
-_SECTIONS = {name: hint for name, hint in annotations(TrainerConfig).items() if is_dataclass(hint)}
+_SECTIONS = {name: hint for name, hint in fields_of(TrainerConfig).items() if is_dataclass(hint)}
 
 
 def read_config(path: Path) -> TrainerConfig:
@@ -74,7 +74,7 @@ def _unreadable(path: Path, expected: str, cure: str) -> ConfigurationError:
 
 def _section(kind: Any, table: Mapping[str, object], prefix: str, problems: list[Problem]) -> Any:
     """The dataclass `kind` from a table; what is wrong goes to `problems` and keeps its default."""
-    known = annotations(kind)
+    known = fields_of(kind)
     settings: dict[str, object] = {}
     for name, raw in table.items():
         path = prefix + name
@@ -93,8 +93,8 @@ def _section(kind: Any, table: Mapping[str, object], prefix: str, problems: list
 
 
 def _unknown(name: str, value: object, prefix: str, known: Mapping[str, object]) -> Problem:
-    homes = [f"[{section}]" for section, kind in _SECTIONS.items() if name in annotations(kind)]
-    if prefix and name in annotations(TrainerConfig):
+    homes = [f"[{section}]" for section, kind in _SECTIONS.items() if name in fields_of(kind)]
+    if prefix and name in fields_of(TrainerConfig):
         homes.append("the top of the file")
     cure = f"move it to {' or '.join(homes)}" if homes else nearest(name, known)
     expected = f"a setting of [{prefix[:-1]}]" if prefix else "a setting or a section"
@@ -107,14 +107,14 @@ def _convert(hint: Any, value: object) -> object:
         return tuple(cast(list[object], value))
     if isinstance(value, str) and fits(hint, Path()):
         return Path(value)
-    if isinstance(value, int) and not isinstance(value, bool) and not fits(hint, value):
+    if type(value) is int and fits(hint, 0.5):
         return float(value)
     return value
 
 
 def _plain_section(config: object, prefix: str, problems: list[Problem]) -> dict[str, object]:
     table: dict[str, object] = {}
-    for name, hint in annotations(type(config)).items():
+    for name, hint in fields_of(type(config)).items():
         value = cast(object, getattr(config, name))
         if is_dataclass(hint):
             table[name] = _plain_section(value, f"{prefix}{name}.", problems)

@@ -14,7 +14,7 @@ from orchestrator.config_fields import default_of, describe, fits, leaves
 
 NETWORKS = ("auto", "mlp", "cnn", "lstm")
 LOSSES = ("ppo_actor", "ppo_critic", "vtrace_actor", "vtrace_critic")
-DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 """`package.module:function`, the way to name code of one's own."""
 
@@ -107,8 +107,8 @@ def name_problems(config: TrainerConfig) -> Iterator[Problem]:
     if not losses or len(set(losses)) < len(losses):
         expected = "at least one loss, and each once"
         yield Problem(field="losses.names", value=list(losses), expected=expected, cure=default_of("losses.names"))
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        cure = nearest(device, DEVICES)
+    if not DEVICE.fullmatch(device):
+        cure = "set it to auto, which leaves the choice to the run"
         yield Problem(field="device", value=device, expected="auto, cpu, cuda, cuda:<index> or mps", cure=cure)
 
 

@@ -1,1 +1,335 @@
-"""Being written."""
+"""The learner: owns the live policy, the losses, the optimizer and the device; learns from one slot of experience at a
+time and publishes the next version of the policy. Synchronous; runs in a worker."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from losses import CALLBACKS, LossContext, LossSet, LossStatistics, Minibatch, gae
+from orchestrator.minibatches import SegmentDraws, StepDraws
+from orchestrator.optimization import NonFiniteLossError, Optimization
+from orchestrator.policies import build_policy
+from orchestrator.slots import SlotMemory, SlotRef
+from state.experience import Experience
+from state.frozen_mapping import FrozenMapping
+from state.parameter_arena import ParameterArena
+from state.policy_snapshot import PolicySnapshot
+from state.shared_memory import BufferView
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from losses import Loss
+    from orchestrator.config import LearningConfig, PolicyConfig
+    from orchestrator.policies import Policy, Spaces
+    from orchestrator.workers import Interrupt
+    from state.experience import ExperienceSpec, FieldSpec
+    from state.policy_snapshot import PolicyLayout
+    from state.trainer_state import TrainerState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerPlan:
+    """What a learner is made from."""
+
+    learning: LearningConfig
+    policy: PolicyConfig
+    losses: Sequence[Loss]
+    spaces: Spaces
+    seed: int
+    device: str
+    total_agent_steps: int
+    interrupt: Interrupt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerDescription:
+    """What the host must know of a learner before it can allocate slots."""
+
+    layout: PolicyLayout
+    fields: tuple[FieldSpec, ...]
+    callbacks: frozenset[str]
+    """Names of the loss callbacks that any loss overrides."""
+    recurrent_state_size: int
+    """0 for a policy without memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnRequest:
+    """Learn from `experience` and publish the result to `publish_to` as version `version`."""
+
+    state: TrainerState
+    """Counters and the host's fields; what the learner knows itself is filled in for the losses' callbacks."""
+    experience: SlotRef
+    behaviour_version: int
+    publish_to: SlotRef
+    version: int
+    rollout_start: bool
+    """Whether the losses are yet to be told that the epoch's rollout has started, because it overlapped."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnReport:
+    """What came of one epoch. Times are `time.monotonic()`, one clock for all processes of a machine."""
+
+    loss_stats: dict[str, float]
+    update_epochs: int
+    minibatches: int
+    began: float
+    ended: float
+    interrupted: bool
+
+
+class Learner:
+    """See the module. The host calls `describe`, `prepare`, `publish` once each, then `learn` for every epoch."""
+
+    def __init__(self, plan: LearnerPlan) -> None:
+        self._plan = plan
+        config = plan.learning
+        self._device = torch.device(plan.device)
+        self.policy: Policy = build_policy(plan.policy, plan.spaces, plan.seed, config.discount)
+        self.policy.to(self._device)
+        self.arena = ParameterArena(self.policy, self._device)
+        self._losses = LossSet(plan.losses)
+        self._statistics = LossStatistics(self._device)
+        self._losses.attach(
+            LossContext(policy=self.policy, device=self._device, seed=plan.seed, statistics=self._statistics)
+        )
+        self._on_mb_end = self._losses.overriding("on_mb_end")
+        self._generator = torch.Generator(self._device).manual_seed(plan.seed)
+        self._optimization = Optimization(
+            self.arena,
+            learning_rate=config.learning_rate,
+            schedule=config.learning_rate_schedule,
+            betas=config.adam_betas,
+            eps=config.adam_eps,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            max_minibatches=config.update_epochs * config.minibatches,
+            losses=len(self._losses),
+        )
+        self._segments = config.shuffle == "segments" or (
+            config.shuffle == "auto"
+            and (self.policy.recurrent or self._losses.needs_segments or config.prioritization > 0)
+        )
+        self._spec: ExperienceSpec | None = None
+        self._slots = SlotMemory()
+
+    # What the host asks for.
+
+    def describe(self) -> LearnerDescription:
+        return LearnerDescription(
+            layout=self.arena.layout,
+            fields=self._losses.experience_fields(),
+            callbacks=frozenset(name for name in CALLBACKS if self._losses.overriding(name)),
+            recurrent_state_size=self.policy.state_size if self.policy.recurrent else 0,
+        )
+
+    def prepare(self, spec: ExperienceSpec) -> None:
+        """Take the layout of the experience slots."""
+        self._spec = spec
+
+    def publish(self, ref: SlotRef) -> None:
+        """Copy the live policy into a slot."""
+        self.arena.write_to(self._slots.memory(ref))
+
+    def callback(self, name: str, state: TrainerState) -> None:
+        """Call the losses' callbacks of one name."""
+        for callback in self._losses.overriding(name):
+            callback(state)
+
+    def learn(self, request: LearnRequest) -> LearnReport:
+        """One epoch. Raises NonFiniteLossError naming epoch, loss and minibatch."""
+        began = time.monotonic()
+        config = self._plan.learning
+        state = self._state_for_losses(request)
+        epoch = state.epoch
+        batch, valid = self._read(request.experience)
+        if request.rollout_start:
+            self.callback("on_rollout_start", replace(state, rollout_stats=None, experience=None))
+        self.callback("on_rollout_end", state)
+
+        self._losses.begin_epoch()
+        rate = self._optimization.begin_epoch(state.agent_step / self._plan.total_agent_steps)
+        draws = (
+            SegmentDraws(
+                batch,
+                valid,
+                config.minibatches,
+                self._generator,
+                prioritization=config.prioritization,
+                correction=config.prioritization_correction,
+            )
+            if self._segments
+            else StepDraws(self._per_step(batch), valid, config.minibatches, self._generator)
+        )
+        done = 0
+        passes = 0
+        finished = not self._losses.active(epoch)
+        while passes < config.update_epochs and not finished:
+            waiting = 0
+            mb_idx = 0
+            for mb_idx, draw in enumerate(draws.one_pass()):
+                minibatch = Minibatch(
+                    fields=draw.fields,
+                    valid=draw.valid,
+                    weight=draw.weight,
+                    epoch=epoch,
+                    update_epoch=passes,
+                    mb_idx=mb_idx,
+                )
+                total, components = self._losses.compute(minibatch, self._evaluate(minibatch))
+                self._optimization.backward(total, components, 1.0 / config.accumulate_minibatches)
+                done += 1
+                waiting += 1
+                if waiting == config.accumulate_minibatches:
+                    self._optimization.step()
+                    waiting = 0
+                for callback in self._on_mb_end:
+                    callback(replace(state, update_epoch=passes, mb_idx=mb_idx))
+                finished = self._losses.stop_requested or self._plan.interrupt.is_set()
+                if finished:
+                    break
+            if waiting:
+                self._optimization.step()
+            passes += 1
+        loss_stats = self._loss_stats(epoch, batch, valid, rate)
+        state = replace(state, update_epoch=passes, mb_idx=done)
+        self.callback("on_train_phase_end", state)
+        self.policy.update_normalizers(self._observation(batch), valid)
+        self.publish(request.publish_to)
+        ended = time.monotonic()
+
+        # Also what the callbacks of the training phase have tracked.
+        loss_stats |= self._statistics.read()
+        if self._losses.overriding("on_epoch_end"):
+            state = replace(
+                state,
+                epoch=epoch + 1,
+                policy_version=request.version,
+                loss_stats=FrozenMapping(loss_stats),
+                policy=self._snapshot(request.publish_to, request.version),
+            )
+            self.callback("on_epoch_end", state)
+        return LearnReport(
+            loss_stats=loss_stats,
+            update_epochs=passes,
+            minibatches=done,
+            began=began,
+            ended=ended,
+            interrupted=self._plan.interrupt.is_set(),
+        )
+
+    # How.
+
+    def _read(self, ref: SlotRef) -> tuple[dict[str, Tensor], Tensor]:
+        """The batch on the device, with `advantage` and `return`, and which of its steps are transitions."""
+        assert self._spec is not None, "prepare() comes before learn()"
+        config = self._plan.learning
+        arrays = self._spec.arrays(self._slots.memory(ref))
+        batch = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+        valid = batch["valid"]
+        episode_end = batch["terminated"] | batch["truncated"]
+        reward = batch["reward"]
+        if self.policy.reward_normalizer is not None:
+            reward = batch["reward"] = self.policy.reward_normalizer.update_and_scale(reward, episode_end, valid)
+        batch["advantage"], batch["return"] = gae(
+            reward,
+            batch["value"],
+            batch["next_value"],
+            episode_end,
+            valid,
+            config.discount,
+            config.gae_lambda,
+        )
+        return batch, valid
+
+    def _per_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert self._spec is not None
+        per_segment = {spec.name for spec in self._spec.fields if spec.per == "segment"}
+        return {name: tensor for name, tensor in batch.items() if name not in per_segment}
+
+    def _evaluate(self, minibatch: Minibatch) -> Any:
+        fields = minibatch.fields
+        observation = self._observation(fields)
+        if self.policy.recurrent:
+            return self.policy.evaluate(
+                observation, fields["action"], fields["recurrent_state"], fields["episode_start"]
+            )
+        return self.policy.evaluate(observation, fields["action"])
+
+    def _observation(self, fields: Any) -> Any:
+        if "observation" in fields:
+            return fields["observation"]
+        return {name.removeprefix("observation/"): fields[name] for name in fields if name.startswith("observation/")}
+
+    def _loss_stats(self, epoch: int, batch: dict[str, Tensor], valid: Tensor, rate: float) -> dict[str, float]:
+        """Means over the epoch; the one place where the host of the device waits for it."""
+        log = self._optimization.read_log().numpy()
+        names = [loss.name for loss in self._losses.active(epoch)]
+        columns = [*range(len(names)), log.shape[1] - 1]
+        good = np.isfinite(log[:, columns])
+        stats: dict[str, float] = {"learning_rate": rate}
+        if not good.all():
+            mb_idx = int(np.argmin(good.all(axis=1)))
+            culprit = [*names, "the gradient"][int(np.argmin(good[mb_idx]))]
+            if self._plan.learning.nonfinite == "fail":
+                raise NonFiniteLossError(
+                    f"{culprit} is not finite in epoch {epoch}, minibatch {mb_idx} of the epoch "
+                    f"(update epoch {mb_idx // self._plan.learning.minibatches}); the weights are those from before "
+                    "that step. Look at the rewards and observations for NaN or huge values, lower "
+                    "learning.learning_rate, or set learning.nonfinite to 'skip' to leave such steps out"
+                )
+            stats["skipped_minibatches"] = float(len(log) - good.all(axis=1).sum())
+        for index, name in enumerate(names):
+            stats[name] = float(np.mean(log[good[:, index], index])) if good[:, index].any() else float("nan")
+        norms = log[good[:, -1] & (log[:, -1] > 0), -1]
+        if len(norms):
+            stats["gradient_norm"] = float(np.mean(norms))
+        stats |= _batch_stats(batch, valid)
+        return stats
+
+    def _state_for_losses(self, request: LearnRequest) -> TrainerState:
+        if not any(self._losses.overriding(name) for name in CALLBACKS):
+            return request.state
+        assert self._spec is not None
+        buffer = self._slots.buffer(request.experience)
+        return replace(
+            request.state,
+            experience=Experience(self._spec, request.state.epoch, request.behaviour_version, BufferView(buffer)),
+        )
+
+    def _snapshot(self, ref: SlotRef, version: int) -> PolicySnapshot:
+        plan = self._plan
+
+        factory = partial(build_policy, plan.policy, plan.spaces, plan.seed, plan.learning.discount)
+        return PolicySnapshot(version, self.arena.layout, factory, BufferView(self._slots.buffer(ref)))
+
+
+def _batch_stats(batch: dict[str, Tensor], valid: Tensor) -> dict[str, float]:
+    """Means over the epoch's valid steps, and the share of the returns' variance that the values explain."""
+    value, returns, advantage, reward = (
+        batch[name].masked_select(valid) for name in ("value", "return", "advantage", "reward")
+    )
+    numbers = torch.stack(
+        [value.mean(), returns.mean(), reward.mean(), returns.var(correction=0), (returns - value).var(correction=0)]
+    )
+    deviation, mean = torch.std_mean(advantage, correction=0)
+    value_mean, return_mean, reward_mean, variance, residual, advantage_mean, advantage_deviation = torch.cat(
+        [numbers, torch.stack([mean, deviation])]
+    ).tolist()
+    return {
+        "value": value_mean,
+        "return": return_mean,
+        "reward": reward_mean,
+        "advantage": advantage_mean,
+        "advantage_std": advantage_deviation,
+        "explained_variance": 1.0 - residual / variance if variance > 0 else float("nan"),
+    }

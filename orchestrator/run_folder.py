@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import itertools
 import re
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from orchestrator.config import TrainerConfig
 from orchestrator.config_error import ConfigurationError, Problem
-from orchestrator.config_fields import leaves, value_at
+from orchestrator.config_fields import leaves
 from orchestrator.config_file import read_config, to_table
+
+if TYPE_CHECKING:
+    import datetime
+    from collections.abc import Generator, Iterator
+
+    from orchestrator.config import TrainerConfig
 
 _CONTENTS = ("config.toml", "metrics.jsonl", "checkpoints")
 _MAY_CHANGE = re.compile(
-    r"total_agent_steps|run_dir|device|collection\\.(collectors|backend)|learning\\.threads"
-    r"|(checkpoints|evaluation|metrics)\\..*"
+    r"total_agent_steps|run_dir|device|collection\.(collectors|backend)|learning\.threads"
+    r"|(checkpoints|evaluation|metrics)\..*"
 )
 
 
@@ -29,23 +33,103 @@ def holds_run(folder: Path) -> bool:
 
 def default_run_dir(environment: str, now: datetime.datetime) -> Path:
     """`runs/<environment>-<date-time>`."""
-    name = re.sub(r"[^\\w.-]+", "-", environment).strip("-.")
+    name = re.sub(r"[^\w.-]+", "-", environment).strip("-.")
     return Path("runs") / f"{name}-{now:%Y%m%d-%H%M%S}"
 
 
-def claim(wanted: Path) -> Path:
-    """Makes a folder for a run, and returns it: `wanted`, or `wanted-2` and so on where that one is taken.
+@contextlib.contextmanager
+def claimed(wanted: Path, *, may_exist: bool) -> Generator[Path, None, None]:
+    """Makes a folder for a run and gives it: `wanted`, or `wanted-2` and so on if that is taken.
 
-    Of several runs that start in one instant, each gets its own. A `wanted` that exists already is taken if it holds
-    a run. What cannot be made is returned as it is: `folder_problems` says why.
+    Of several runs that start in one instant each gets its own. With `may_exist`, a `wanted` that is there and
+    holds no run is not taken. If nothing can be made it gives `wanted`, and `folder_problems` says why. What was
+    made is removed if an exception comes while it is still empty.
     """
-    name = wanted.name or wanted.absolute().name
+    if wanted.name in ("", ".."):
+        wanted = wanted.resolve()
+    if may_exist and _is_free(wanted):
+        yield wanted
+        return
+    folder = _make_first_free(wanted)
+    try:
+        yield folder or wanted
+    except BaseException:
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _is_free(folder: Path) -> bool:
     with contextlib.suppress(OSError):
-        if wanted.is_dir() and not holds_run(wanted):
-            return wanted
-        for number in itertools.count(1):
-            folder = wanted if number == 1 else wanted.absolute().parent / f"{name}-{number}"
-            with contextlib.suppress(FileExistsError):
-                folder.mkdir(parents=True)
-                return folder
-    return wanted
+        return folder.is_dir() and not holds_run(folder)
+    return False
+
+
+def _make_first_free(wanted: Path) -> Path | None:
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError:
+            return None
+        return folder
+    return None
+
+
+def folder_problems(config: TrainerConfig, *, resuming: bool = False) -> Iterator[Problem]:
+    """What speaks against the run's folder: it cannot be written, or it holds a run already.
+
+    `resuming` asks for the opposite of the latter: the folder must hold a run of the same settings, but for
+    those that only say how long, where and beside what it trains.
+    """
+    folder = config.run_dir
+    if folder is None:
+        return
+    yield from _option_problems(config)
+    try:
+        occupied = holds_run(folder)
+        _try_to_write(folder)
+    except OSError as error:
+        expected = f"a folder that can be written ({error.strerror})"
+        cure = "choose another folder, or make this one writable"
+        yield Problem(field="run_dir", value=str(folder), expected=expected, cure=cure)
+        return
+    if resuming:
+        yield from _resume_problems(config, folder)
+    elif occupied:
+        again = f"orchestrator train --config {folder / 'config.toml'}"
+        cure = f"choose another folder; `{again}` repeats that run in a new one"
+        yield Problem(field="run_dir", value=str(folder), expected="a folder that holds no run yet", cure=cure)
+
+
+def _try_to_write(folder: Path) -> None:
+    """Does for a moment what the run will do, beside everything that exists, so that nothing is left behind."""
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    with tempfile.TemporaryDirectory(dir=existing, prefix=".orchestrator-") as probe:
+        (Path(probe) / folder.relative_to(existing)).mkdir(parents=True, exist_ok=True)
+
+
+def _option_problems(config: TrainerConfig) -> Iterator[Problem]:
+    """A run with a folder records its settings, so they must be expressible."""
+    try:
+        to_table(config)
+    except ConfigurationError as error:
+        yield from error.problems
+
+
+def _resume_problems(config: TrainerConfig, folder: Path) -> Iterator[Problem]:
+    recorded_file = folder / "config.toml"
+    try:
+        recorded = {path: value for path, _, value in leaves(read_config(recorded_file))}
+    except ConfigurationError as error:
+        yield from error.problems
+        return
+    for path, _, value in leaves(config):
+        if value != recorded[path] and not _MAY_CHANGE.fullmatch(path):
+            expected = f"{recorded[path]!r}, as in {recorded_file}: a resumed run goes on with its settings"
+            yield Problem(field=path, value=value, expected=expected, cure="leave it as it was, or start a new run")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from state.shared_memory import Lease
+from state.shared_memory import BufferView
 
 _ALIGNMENT = 64  # bytes: a cache line
 
@@ -105,10 +105,10 @@ class Experience(Mapping[str, NDArray[Any]]):
     spec: ExperienceSpec
     epoch: int
     policy_version: int
-    lease: Lease = field(repr=False)
+    memory: BufferView = field(repr=False)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        return self.spec.array(self.lease.readonly(), name)
+        return self.spec.array(self.memory.readonly(), name)
 
     def __iter__(self) -> Iterator[str]:
         return (spec.name for spec in self.spec.fields)
@@ -118,7 +118,7 @@ class Experience(Mapping[str, NDArray[Any]]):
 
     def tensor(self, name: str) -> torch.Tensor:
         """The field as a torch tensor without a copy; the caller's own: writing to it changes it for no one else."""
-        return torch.from_numpy(self.spec.array(self.lease.private(), name))
+        return torch.from_numpy(self.spec.array(self.memory.private(), name))
 
 
 def _describe(spec: FieldSpec) -> str:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from state.shared_memory import Lease, SharedBuffer
+from state.shared_memory import BufferView, SharedBuffer
 
 _ALIGNMENT = 64
 
@@ -95,17 +95,17 @@ class PolicySnapshot:
     version: int
     layout: PolicyLayout
     factory: Callable[[], nn.Module] = field(repr=False)
-    lease: Lease = field(repr=False)
+    memory: BufferView = field(repr=False)
 
     @property
     def tensors(self) -> Mapping[str, NDArray[Any]]:
         """Parameters and buffers by name, as read-only arrays; they keep the slot from being reused."""
-        return self.layout.arrays(self.lease.readonly())
+        return self.layout.arrays(self.memory.readonly())
 
     @property
     def buffer(self) -> SharedBuffer:
         """The memory itself, to pass to a worker; valid while this snapshot is held."""
-        return self.lease.slot.buffer
+        return self.memory.buffer
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Copies of all parameters and buffers: the caller's own."""

@@ -63,6 +63,27 @@ class PrivateMapping(mmap.mmap):
     """A subclass only so that it takes weak references: arrays made from it keep it, and thus its lease, alive."""
 
 
+class BufferView:
+    """The right to read a buffer in the process that owns its content, without any promise that it stays."""
+
+    __slots__ = ("buffer",)
+
+    def __init__(self, buffer: SharedBuffer) -> None:
+        self.buffer = buffer
+
+    def readonly(self) -> memoryview:
+        """The bytes; nothing can make the view writable again."""
+        return memoryview(self.buffer.map_private()).toreadonly()
+
+    def private(self) -> PrivateMapping:
+        """A mapping of its own for one caller, who may scribble over it."""
+        return self.buffer.map_private()
+
+    def __reduce__(self) -> tuple[type[BufferView], tuple[SharedBuffer]]:
+        # In another process there is no lease to hold: whoever sends a view holds it until the answer.
+        return BufferView, (self.buffer,)
+
+
 @dataclass(frozen=True, slots=True)
 class SlotRingStatistics:
     """`slots` exist, of which `working` are the loop's and `leased` are held by views outside the loop."""
@@ -90,23 +111,22 @@ class Slot:
         return f"<Slot {self.index}: {self.claims} claims, {self.leases} leases>"
 
 
-class Lease:
-    """The right to read a slot, for as long as this object or an array taken from its mapping lives."""
+class Lease(BufferView):
+    """The right to read a slot; it stays as it is for as long as this object or an array taken from it lives."""
 
-    __slots__ = ("_ring", "mapping", "slot")
+    __slots__ = ("_mapping", "_ring", "_slot")
 
-    def __init__(self, ring: SlotRing, slot: Slot, mapping: PrivateMapping) -> None:
+    def __init__(self, ring: SlotRing, slot: Slot) -> None:
+        super().__init__(slot.buffer)
         self._ring = ring
-        self.slot = slot
-        self.mapping = mapping
+        self._slot = slot
+        self._mapping = ring.map_leased(slot)
 
     def readonly(self) -> memoryview:
-        """The slot's bytes; nothing can make the view writable again."""
-        return memoryview(self.mapping).toreadonly()
+        return memoryview(self._mapping).toreadonly()
 
     def private(self) -> PrivateMapping:
-        """A further mapping of the same slot, for one caller who may scribble over it."""
-        return self._ring.map_leased(self.slot)
+        return self._ring.map_leased(self._slot)
 
 
 class SlotRing:
@@ -149,7 +169,7 @@ class SlotRing:
         if not slot.leases and self._leased() >= self.max_leased:
             self._withheld += 1
             return None
-        return Lease(self, slot, self.map_leased(slot))
+        return Lease(self, slot)
 
     def map_leased(self, slot: Slot) -> PrivateMapping:
         mapping = slot.buffer.map_private()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerState:
-    """Counters, then nine fields that are None until they are known. Deeply immutable; references, no copies.
+    """Counters, nine fields that are None until they are known, and the hooks' results. Deeply immutable; no copies.
 
     Safe to keep and to read from any task or thread: the views of experience and policy keep their memory.
     """
@@ -50,3 +50,6 @@ class TrainerState:
     """Episode statistics over the run so far; known before `on_rollout_end`."""
     timer: StopwatchReading | None = None
     """The run's stopwatch, read when this state was made."""
+
+    results: Mapping[str, object] | None = None
+    """What hooks have published under names of their own."""

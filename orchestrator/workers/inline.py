@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 async def start(name: str, threads: int) -> Worker:
     """A worker thread that waits for its object to be constructed."""
     channel, worker_socket = Channel.pair()
-    thread = threading.Thread(
-        target=_main, args=(worker_socket, threads), name=f"orchestrator-{name}", daemon=True
-    )
+    thread = threading.Thread(target=_main, args=(worker_socket, threads), name=f"orchestrator-{name}", daemon=True)
     thread.start()
     return Worker(name, channel, _ThreadBody(thread))
 

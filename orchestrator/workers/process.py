@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     import socket
     from multiprocessing.context import ForkServerProcess
 
-_PRELOAD = ["orchestrator.workers.preload"]
+# Imported once by the fork server, so that each worker starts with it.
+_PRELOAD = [
+    "torch",
+    "gymnasium",
+    "orchestrator.collector_service",
+    "orchestrator.evaluator",
+    "orchestrator.learner",
+    "orchestrator.workers.serve",
+]
 _context = multiprocessing.get_context("forkserver")
 
 
@@ -32,9 +40,7 @@ def warm_up() -> None:
 async def start(name: str, threads: int) -> Worker:
     """A worker process that waits for its object to be constructed."""
     channel, worker_socket = Channel.pair()
-    process = _context.Process(
-        target=_main, args=(worker_socket, threads), name=f"orchestrator-{name}", daemon=True
-    )
+    process = _context.Process(target=_main, args=(worker_socket, threads), name=f"orchestrator-{name}", daemon=True)
 
     def launch() -> None:
         with worker_socket:

@@ -77,6 +77,7 @@ class Worker:
                 raise WorkerCrashed(f"worker {self.name!r} is {self._state}; it cannot be asked to {method!r}")
             begin = time.perf_counter()
             self._state = "busy"
+            reply: Any = None
             try:
                 with anyio.CancelScope(shield=True):  # half a request would garble all later ones
                     await self._channel.send_async((method, args))
@@ -154,11 +155,14 @@ async def open_worker(
         from orchestrator.workers.process import start
     else:
         from orchestrator.workers.inline import start
-    with anyio.CancelScope(shield=True):  # a process that has been started must come under somebody's care
-        worker = await start(name, threads)
+    worker: Worker | None = None
     try:
+        with anyio.CancelScope(shield=True):  # a process that has been started must come under somebody's care
+            worker = await start(name, threads)
+        assert worker is not None
         await worker.call(CONSTRUCT, factory, args)
     except BaseException:
-        await worker.aclose(0)
+        if worker is not None:
+            await worker.aclose(0)
         raise
     return worker

@@ -29,7 +29,7 @@ def publish(arena: ParameterArena, ring: SlotRing, version: int = 1) -> PolicySn
     lease = ring.lease(slot)
     assert lease is not None
     ring.release(slot)
-    return PolicySnapshot(version=version, layout=arena.layout, factory=Network, lease=lease)
+    return PolicySnapshot(version=version, layout=arena.layout, factory=Network, memory=lease)
 
 
 def test_a_snapshot_holds_every_parameter_and_buffer_bit_for_bit() -> None:

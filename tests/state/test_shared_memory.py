@@ -22,7 +22,7 @@ def test_a_slot_is_reused_only_when_no_array_taken_from_its_lease_lives() -> Non
     slot = ring.claim()
     lease = ring.lease(slot)
     assert lease is not None
-    experience = Experience(spec, epoch=0, policy_version=0, lease=lease)
+    experience = Experience(spec, epoch=0, policy_version=0, memory=lease)
     reward = experience["reward"]
     ring.release(slot)
 
@@ -44,7 +44,7 @@ def test_a_torch_tensor_of_an_experience_keeps_the_slot_too() -> None:
     slot = ring.claim()
     lease = ring.lease(slot)
     assert lease is not None
-    tensor = Experience(spec, epoch=0, policy_version=0, lease=lease).tensor("reward")
+    tensor = Experience(spec, epoch=0, policy_version=0, memory=lease).tensor("reward")
     ring.release(slot)
     del lease
     gc.collect()
@@ -62,7 +62,7 @@ def test_writing_to_an_experience_raises_and_a_tensors_writes_stay_private() -> 
     writer["reward"][:] = 7
     lease = ring.lease(slot)
     assert lease is not None
-    experience = Experience(spec, epoch=0, policy_version=0, lease=lease)
+    experience = Experience(spec, epoch=0, policy_version=0, memory=lease)
 
     with pytest.raises(ValueError, match="read-only"):
         experience["reward"][0, 0] = 1
@@ -105,7 +105,9 @@ def test_merging_equal_fields_gives_one_and_clashes_are_all_named() -> None:
     same = FieldSpec("action", (), "int64")
     spec = ExperienceSpec.merge(2, 3, {"environment": [same], "loss a": [same]})
     assert [field.name for field in spec.fields] == ["action"]
-    with pytest.raises(ExperienceSpecError, match=r"'action': environment wants int64\[\] per step, loss a wants float32"):
+    with pytest.raises(
+        ExperienceSpecError, match=r"'action': environment wants int64\[\] per step, loss a wants float32"
+    ):
         ExperienceSpec.merge(2, 3, {"environment": [same], "loss a": [FieldSpec("action", (), "float32")]})
 
 

@@ -1,0 +1,29 @@
+"""The console command: starts what takes longest before it imports anything large, then hands over to `cli`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command with `arguments` (by default those of the process) and returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    here = str(Path.cwd())
+    if here not in sys.path:  # code of one's own is named as package.module:function; it comes after installed code
+        sys.path.append(here)
+    if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
+        from orchestrator.workers.process import warm_up
+
+        warm_up()
+    from orchestrator.cli import run
+
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""The subcommands `train` and `eval`: from the words on the command line to a configuration, and from there on."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_origin
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from orchestrator.config import TrainerConfig
+from orchestrator.config_check import check_config
+from orchestrator.config_error import ConfigurationError, Problem, nearest
+from orchestrator.config_file import read_config
+from orchestrator.config_imports import environment_problems
+from orchestrator.run_folder import claimed, default_run_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_FAILURE = 2
+_PLAIN_WORD = re.compile(r"([A-Za-z_]|\.{0,2}/)[\w./:@+-]*")
+_NOT_TOML = {"True": "true", "False": "false", "None": "left out: TOML has no null"}
+_HELP = """\
+usage: orchestrator COMMAND ...
+
+Trains reinforcement-learning agents; checkpoints, evaluation and reports never hold up the training.
+
+commands:
+  train   train an agent:      orchestrator train --environment CartPole-v1
+  eval    measure an agent:    orchestrator eval runs/first --episodes 20
+
+`orchestrator COMMAND --help` explains the options and their defaults."""
+_ACTIONS = tyro.conf.create_mutex_group(required=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainArguments:
+    """Train an agent. Every setting is a flag here and a line in a TOML file; flags override the file.
+
+    The run's folder gets the settings as config.toml. `--config <folder>/config.toml` repeats the run: the same
+    settings, in a new folder next to it.
+    """
+
+    config: Path | None = None
+    """TOML file with settings."""
+    settings: Annotated[TrainerConfig, tyro.conf.arg(name="")] = field(default_factory=TrainerConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalArguments:
+    """Measure how an agent does: play whole episodes with the policy of a checkpoint."""
+
+    path: tyro.conf.Positional[Path]
+    """A run's folder (its newest checkpoint is taken) or one checkpoint of it."""
+    episodes: int = 20
+    """Episodes to play."""
+    environment: str | None = None
+    """Environment to play on (none: the one that the agent was trained on)."""
+    deterministic: Annotated[bool, _ACTIONS, tyro.conf.FlagCreatePairsOff] = False
+    """Take the most likely action, as the run's own evaluations do unless configured otherwise."""
+    sampled: Annotated[bool, _ACTIONS, tyro.conf.FlagCreatePairsOff] = False
+    """Sample actions, as training does."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the result as one JSON object."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the subcommand that `arguments` begin with and returns the exit code: 2 if they are wrong."""
+    commands = {"train": _train, "eval": _evaluate}
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name in ("-h", "--help"):
+        print(_HELP)
+        return 0
+    if name not in commands:
+        print(f"orchestrator: there is no command {name}: {nearest(name, commands)}", file=sys.stderr)
+        return _FAILURE
+    try:
+        return commands[name](rest)
+    except ConfigurationError as error:
+        print(f"orchestrator {name}: {error}", file=sys.stderr)
+        return _FAILURE
+
+
+def _train(arguments: Sequence[str]) -> int:
+    base, config = train_settings(arguments)
+    if config.run_dir is not None:
+        return _check_and_run(config)
+    wanted = base.run_dir or default_run_dir(config.environment, datetime.datetime.now())
+    with claimed(wanted, may_exist=base.run_dir is not None) as folder:
+        return _check_and_run(replace(config, run_dir=folder))
+
+
+def _check_and_run(config: TrainerConfig) -> int:
+    check_config(config)
+    from orchestrator.run_script import run_training
+
+    return run_training(config)
+
+
+def train_settings(arguments: Sequence[str]) -> tuple[TrainerConfig, TrainerConfig]:
+    """The configuration of the file, and that with the flags over it.
+
+    The file's `run_dir` is not in the latter: a folder that a flag names is an order, one that a file names is
+    the wish of a run that may be repeated.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", type=Path)
+    try:
+        file = cast("Path | None", finder.parse_known_args(arguments)[0].config)
+    except argparse.ArgumentError:
+        file = None  # tyro will say so
+    base = TrainerConfig() if file is None else read_config(file)
+    default = TrainArguments(settings=replace(base, run_dir=None))
+    with _options_registry():
+        parsed = tyro.cli(TrainArguments, prog="orchestrator train", args=arguments, default=default)
+    return base, parsed.settings
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    parsed = tyro.cli(EvalArguments, prog="orchestrator eval", args=arguments)
+    problems = list(_eval_problems(parsed))
+    if problems:
+        raise ConfigurationError(problems)
+    from orchestrator.evaluation import evaluate_checkpoint
+
+    report: Mapping[str, object] = evaluate_checkpoint(
+        parsed.path,
+        episodes=parsed.episodes,
+        environment=parsed.environment,
+        deterministic=True if parsed.deterministic else False if parsed.sampled else None,
+    )
+    if parsed.json:
+        print(json.dumps(report, default=str))
+    else:
+        width = max(map(len, report))
+        for name, value in report.items():
+            print(f"{name:{width}}  {value:.6g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+    return 0
+
+
+def _eval_problems(arguments: EvalArguments) -> Iterator[Problem]:
+    if not arguments.path.exists():
+        cure = "give the folder of a run (runs/...), or of one of its checkpoints"
+        yield Problem(field="path", value=str(arguments.path), expected="a folder that exists", cure=cure)
+    if arguments.episodes < 1:
+        cure = "the default is 20"
+        yield Problem(field="episodes", value=arguments.episodes, expected="at least 1", cure=cure)
+    if arguments.environment is not None:
+        yield from environment_problems(arguments.environment)
+
+
+def _options_registry() -> ConstructorRegistry:
+    """Teaches tyro to read `environment_options`, a table of any keys, as words KEY=VALUE."""
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_option_table)
+    return registry
+
+
+def _option_table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    if get_origin(info.type) is not Mapping:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[KEY=VALUE ...]",
+        instance_from_str=lambda words: dict(map(parse_option, words)),
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda options: (
+            [f"{key}={json.dumps(value, default=str)}" for key, value in options.items()] or ["nothing"]
+        ),
+    )
+
+
+def parse_option(word: str) -> tuple[str, object]:
+    """Key and value of `KEY=VALUE`, where the value is a TOML literal or a word that needs no quotes.
+
+    Raises `ValueError` otherwise.
+    """
+    key, equals, text = word.partition("=")
+    if not key or not equals:
+        raise ValueError(f"{word} is not KEY=VALUE")
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        table = {}
+    if list(table) == ["value"]:
+        return key, table["value"]
+    if _PLAIN_WORD.fullmatch(text) and text not in _NOT_TOML:
+        return key, text
+    cure = _NOT_TOML.get(text, f"a TOML literal: true, 3, 0.5, [1, 2], or '\"{text}\"' for text")
+    raise ValueError(f"the value of {word} must be {cure}")

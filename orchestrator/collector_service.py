@@ -1,0 +1,67 @@
+"""A collector behind a worker's messages: finds the slots' memory and gives the policy the version it is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from orchestrator.collector import Collector, CollectorPlan, CollectReport
+from orchestrator.slots import SlotMemory, SlotRef
+from state.parameter_arena import ParameterArena
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.config import PolicyConfig
+    from orchestrator.policies import Policy, Spaces
+    from orchestrator.workers import Interrupt
+    from state.experience import ExperienceSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectRequest:
+    """Fill the collector's rows of `experience`, acting with the weights in `policy`."""
+
+    experience: SlotRef
+    policy: SlotRef
+
+
+class CollectorService:
+    """What a collector worker holds."""
+
+    def __init__(self, plan: CollectorPlan, interrupt: Interrupt) -> None:
+        self._collector = Collector(plan)
+        self._interrupt = interrupt
+        self._slots = SlotMemory()
+        self._spec: ExperienceSpec | None = None
+        self._arena: ParameterArena | None = None
+
+    def spaces(self) -> Spaces:
+        return self._collector.spaces()
+
+    def prepare(self, policy: PolicyConfig, spec: ExperienceSpec, discount: float) -> None:
+        """Take the layout of the slots and build the policy."""
+        self._spec = spec
+        self._collector.prepare(policy, spec, discount)
+
+    def collect(self, request: CollectRequest) -> CollectReport:
+        """One rollout."""
+        assert self._spec is not None, "prepare() comes before collect()"
+        weights = self._slots.memory(request.policy)
+
+        def load(policy: Policy) -> None:
+            if self._arena is None:
+                self._arena = ParameterArena(policy)
+            self._arena.read_from(weights)
+
+        arrays = self._spec.arrays(self._slots.memory(request.experience))
+        return self._collector.collect(arrays, load, self._interrupt.is_set)
+
+    def state(self) -> dict[str, object]:
+        return self._collector.state()
+
+    def load_state(self, state: Mapping[str, object]) -> bool:
+        return self._collector.load_state(state)
+
+    def close(self) -> None:
+        self._collector.close()

@@ -1,0 +1,96 @@
+"""Checks of a configuration that have to import something: the environment, the device, code of one's own."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import traceback
+from typing import TYPE_CHECKING, cast
+
+from orchestrator.config_error import Problem, nearest
+from orchestrator.config_rules import DEVICE, FUNCTION
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from losses.loss import Loss
+    from orchestrator.config import TrainerConfig
+
+
+def environment_problems(environment: str) -> Iterator[Problem]:
+    """What keeps an environment from being made."""
+    from orchestrator.environments import check_environment
+
+    for message in check_environment(environment):
+        expected = "an environment that can be made"
+        yield Problem(field="environment", value=environment, expected=expected, cure=message)
+
+
+def device_problems(config: TrainerConfig) -> Iterator[Problem]:
+    """A device that this machine, or this build of torch, does not have."""
+    kind, _, index = config.device.partition(":")
+    if kind in ("auto", "cpu") or not DEVICE.fullmatch(config.device):
+        return
+    import torch
+
+    if kind == "mps":
+        available = torch.backends.mps.is_available()
+        found = "torch sees no Metal GPU"
+    else:
+        count = torch.cuda.device_count()
+        available = int(index or 0) < count
+        found = f"torch {torch.__version__} sees {count} CUDA devices"
+    if not available:
+        expected = f"a device that is there: {found}"
+        cure = "set it to auto or cpu, or install the driver and the build of torch for it"
+        yield Problem(field="device", value=config.device, expected=expected, cure=cure)
+
+
+def own_code_problems(config: TrainerConfig) -> Iterator[Problem]:
+    """`package.module:function` that cannot be imported, or is no function."""
+    names = [("losses.names", name) for name in config.losses.names]
+    for path, name in (*names, ("policy.network", config.policy.network)):
+        if not FUNCTION.fullmatch(name):
+            continue
+        try:
+            _import(name)
+        except _OwnCodeError as fault:
+            expected = "package.module:function that can be called"
+            yield Problem(field=path, value=name, expected=expected, cure=str(fault))
+
+
+def own_loss_classes(config: TrainerConfig) -> Iterator[type[Loss]]:
+    """Losses named by their class: these say of themselves what they need before they are made."""
+    for name in filter(FUNCTION.fullmatch, config.losses.names):
+        with contextlib.suppress(_OwnCodeError):
+            target = _import(name)
+            if isinstance(target, type) and hasattr(target, "corrects_staleness"):
+                yield cast("type[Loss]", target)
+
+
+class _OwnCodeError(Exception):
+    """What is wrong with `package.module:function`, and what to do."""
+
+
+def _import(name: str) -> Callable[..., object]:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        ours = module_name == missing or module_name.startswith(f"{missing}.")
+        hint = "install it, or start in the folder that it is in" if ours else f"{module_name} imports it"
+        raise _OwnCodeError(f"there is no module {missing}: {hint}") from error
+    except Exception as error:  # whatever a module of somebody else's raises is what the user must know
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{frame.filename}:{frame.lineno}"
+        raise _OwnCodeError(f"correct the module: {type(error).__name__} at {place}: {error}") from error
+    try:
+        target = cast(object, functools.reduce(getattr, attribute.split("."), module))
+    except AttributeError as error:
+        public = [entry for entry in dir(module) if not entry.startswith("_") and callable(getattr(module, entry))]
+        raise _OwnCodeError(f"{module_name} has no {attribute}: {nearest(attribute, public)}") from error
+    if not callable(target):
+        raise _OwnCodeError(f"{name} is not a function but of type {type(target).__name__}")
+    return target

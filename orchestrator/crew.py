@@ -1,0 +1,223 @@
+"""The workers of a run: starts collectors and learner, settles with them what the slots look like, asks them to work,
+and replaces a collector that dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from orchestrator.collector import CollectorPlan, CollectReport
+from orchestrator.collector_service import CollectorService, CollectRequest
+from orchestrator.experience_fields import experience_fields
+from orchestrator.learner import Learner, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
+from orchestrator.policies import build_policy
+from orchestrator.slots import SlotSender
+from orchestrator.workers import WorkerCrashed
+from orchestrator.workers.worker import Worker, open_worker
+from state.experience import ExperienceSpec
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Sequence
+
+    from losses import Loss
+    from orchestrator.config import TrainerConfig
+    from orchestrator.policies import Policy, Spaces
+    from orchestrator.workers import Interrupt
+    from state.shared_memory import Slot
+    from state.trainer_state import TrainerState
+
+_log = logging.getLogger("orchestrator")
+EXPERIENCE, POLICY = "experience", "policy"
+MAX_RESTARTS = 3
+"""Times that one collector is replaced before its death ends the run."""
+
+
+@dataclass(slots=True)
+class _Collector:
+    index: int
+    worker: Worker
+    slots: SlotSender
+    restarts: int = 0
+
+
+class Crew:
+    """The workers at work. Made by `crew()`."""
+
+    def __init__(self, config: TrainerConfig, interrupt: Interrupt, cleanup: AsyncExitStack) -> None:
+        self._config = config
+        self._interrupt = interrupt
+        self._cleanup = cleanup
+        self._collectors: list[_Collector] = []
+        self._learner: Worker
+        self._learner_slots = SlotSender()
+        self.spaces: Spaces
+        self.spec: ExperienceSpec
+        self.description: LearnerDescription
+
+    @property
+    def policy_factory(self) -> Callable[[], Policy]:
+        """Builds a policy like the learner's; picklable."""
+        config = self._config
+        return partial(build_policy, config.policy, self.spaces, config.seed, config.learning.discount)
+
+    async def assemble(self, losses: Sequence[Loss]) -> None:
+        """Start all workers. Raises what their construction raises, such as InvalidEnvironment."""
+        config = self._config
+        count = config.collection.collectors
+        workers: list[Any] = [None] * count
+
+        async def start(index: int) -> None:
+            workers[index] = await self._start_collector(index, 0)
+
+        async with anyio.create_task_group() as tasks:
+            for index in range(count):
+                tasks.start_soon(start, index)
+        self._collectors = [_Collector(index, worker, SlotSender()) for index, worker in enumerate(workers)]
+        self.spaces = await self._collectors[0].worker.call("spaces")
+        plan = LearnerPlan(
+            learning=config.learning,
+            policy=config.policy,
+            losses=losses,
+            spaces=self.spaces,
+            seed=config.seed,
+            device=resolve_device(config.device),
+            total_agent_steps=config.total_agent_steps,
+            interrupt=self._interrupt,
+        )
+        self._learner = await self._open("learner", self._learner_threads(), Learner, plan)
+        self.description = await self._learner.call("describe")
+        self.spec = ExperienceSpec.merge(
+            config.collection.environments,
+            config.collection.horizon,
+            {
+                "the environment and the policy": experience_fields(self.spaces, self.description.recurrent_state_size),
+                "the losses": self.description.fields,
+            },
+        )
+        await self._learner.call("prepare", self.spec)
+        for collector in self._collectors:
+            await self._prepare(collector.worker)
+
+    async def publish(self, slot: Slot) -> None:
+        """Have the learner copy its policy into `slot`."""
+        await self._learner.call("publish", self._learner_slots.ref(POLICY, slot))
+
+    async def callback(self, name: str, state: TrainerState) -> None:
+        """Call one of the losses' callbacks, if any loss overrides it."""
+        if name in self.description.callbacks:
+            await self._learner.call("callback", name, state)
+
+    async def collect(self, experience: Slot, policy: Slot) -> tuple[CollectReport, ...]:
+        """One rollout of every collector. Raises WorkerCrashed when one keeps dying."""
+        if len(self._collectors) == 1:
+            return (await self._collect(self._collectors[0], experience, policy),)
+        reports: list[Any] = [None] * len(self._collectors)
+
+        async def collect(collector: _Collector) -> None:
+            reports[collector.index] = await self._collect(collector, experience, policy)
+
+        async with anyio.create_task_group() as tasks:
+            for collector in self._collectors:
+                tasks.start_soon(collect, collector)
+        return tuple(reports)
+
+    async def learn(
+        self, state: TrainerState, experience: Slot, behaviour_version: int, publish_to: Slot, version: int
+    ) -> LearnReport:
+        """One epoch of learning. Raises WorkerCrashed when the learner dies."""
+        request = LearnRequest(
+            state=state,
+            experience=self._learner_slots.ref(EXPERIENCE, experience),
+            behaviour_version=behaviour_version,
+            publish_to=self._learner_slots.ref(POLICY, publish_to),
+            version=version,
+            rollout_start=self._config.staleness > 0,
+        )
+        return await self._learner.call("learn", request)
+
+    async def _collect(self, collector: _Collector, experience: Slot, policy: Slot) -> CollectReport:
+        while True:
+            request = CollectRequest(
+                experience=collector.slots.ref(EXPERIENCE, experience), policy=collector.slots.ref(POLICY, policy)
+            )
+            try:
+                return await collector.worker.call("collect", request)
+            except WorkerCrashed as error:
+                collector.restarts += 1
+                if collector.restarts > MAX_RESTARTS:
+                    raise
+                _log.warning(
+                    "%s; starting it again (%d of %d): its episodes begin anew",
+                    error,
+                    collector.restarts,
+                    MAX_RESTARTS,
+                )
+                await collector.worker.aclose(0)
+                collector.worker = await self._start_collector(collector.index, collector.restarts)
+                collector.slots = SlotSender()
+                await self._prepare(collector.worker)
+
+    async def _start_collector(self, index: int, restarts: int) -> Worker:
+        config = self._config.collection
+        count = config.environments // config.collectors
+        plan = CollectorPlan(
+            environment=self._config.environment,
+            count=count,
+            horizon=config.horizon,
+            # Collectors draw from streams of their own, and a restarted one must not repeat its first episodes.
+            seed=self._config.seed + 1_000_003 * index + 7_919 * restarts,
+            first_row=index * count,
+            options=config.environment_options,
+            mode=config.mode,
+        )
+        return await self._open(f"collector-{index}", 1, CollectorService, plan, self._interrupt)
+
+    async def _prepare(self, worker: Worker) -> None:
+        await worker.call("prepare", self._config.policy, self.spec, self._config.learning.discount)
+
+    async def _open(self, name: str, threads: int, factory: Any, *args: object) -> Worker:
+        worker = await open_worker(self._config.collection.backend, name, factory, *args, threads=threads)
+        self._cleanup.push_async_callback(worker.aclose)
+        return worker
+
+    def _learner_threads(self) -> int:
+        config = self._config
+        if config.learning.threads is not None:
+            return config.learning.threads
+        cores = available_cores()
+        # Taking turns, the learner has the machine to itself; overlapping, it has what the collectors leave.
+        return cores if config.staleness == 0 else max(1, cores - config.collection.collectors)
+
+
+@asynccontextmanager
+async def crew(config: TrainerConfig, losses: Sequence[Loss], interrupt: Interrupt) -> AsyncGenerator[Crew]:
+    """The run's workers, all ended when the context is left: by request first, after some seconds by force."""
+    async with AsyncExitStack() as cleanup:
+        workers = Crew(config, interrupt, cleanup)
+        try:
+            await workers.assemble(losses)
+            yield workers
+        finally:
+            interrupt.set()
+
+
+def available_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resolve_device(device: str) -> str:
+    """The device that `auto` stands for here."""
+    if device != "auto":
+        return device
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

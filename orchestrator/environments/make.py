@@ -1,0 +1,107 @@
+"""Makes the copies of an environment that one worker steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec
+
+from orchestrator.environments.native import NativeEnvironment
+from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
+from orchestrator.environments.serial import SerialEnvironment
+from orchestrator.environments.spaces import InvalidEnvironment
+from orchestrator.environments.vector import VectorEnvironment
+
+Mode = Literal["auto", "native", "sync"]
+
+
+def make_vector(
+    environment: str, count: int, options: Mapping[str, object] | None = None, mode: Mode = "auto"
+) -> VectorEnvironment:
+    """`count` copies of `environment`, each made with `options` as keyword arguments.
+
+    "native" takes the environment's own vectorised form, "sync" steps single ones in order, and "auto" is native
+    where a form in numpy exists and takes the options. Raises InvalidEnvironment naming the environment for one that
+    is unknown, whose constructor fails, or whose spaces are not supported.
+    """
+    if count < 1:
+        raise ValueError(f"{count} copies of environment {environment!r} were asked for, expected at least 1")
+    found = find(environment)
+    keywords = dict(options or {})
+    if mode == "native":
+        return _make_native(environment, found, count, keywords)
+    if mode == "auto" and _has_numpy_form(found):
+        try:
+            return _make_native(environment, found, count, keywords)
+        except InvalidEnvironment:
+            # The vectorised form may know fewer options; if the single one fails too, its reason is the better.
+            pass
+    return _make_serial(environment, found, count, keywords)
+
+
+def _has_numpy_form(found: EnvSpec | EnvironmentFunction) -> bool:
+    if not isinstance(found, EnvSpec) or found.vector_entry_point is None or found.additional_wrappers:
+        return False
+    # A form in jax compiles for many seconds and copies every step's arrays from its device: only when asked for.
+    return "jax" not in str(found.vector_entry_point).lower()
+
+
+def _make_native(
+    environment: str, found: EnvSpec | EnvironmentFunction, count: int, options: dict[str, Any]
+) -> VectorEnvironment:
+    if not isinstance(found, EnvSpec) or found.vector_entry_point is None:
+        raise InvalidEnvironment(
+            f"environment {environment!r} has no vectorised form of its own (a vector_entry_point registered with"
+            " gymnasium); use the mode 'sync' or 'auto'"
+        )
+    try:
+        vector = gymnasium.make_vec(found, num_envs=count, vectorization_mode="vector_entry_point", **options)
+    except Exception as error:
+        raise _cannot_make(environment, options, error) from error
+    try:
+        return NativeEnvironment(environment, vector)
+    except BaseException:
+        vector.close()
+        raise
+
+
+def _make_serial(
+    environment: str, found: EnvSpec | EnvironmentFunction, count: int, options: dict[str, Any]
+) -> VectorEnvironment:
+    copies: list[gymnasium.Env[Any, Any]] = []
+    try:
+        while len(copies) < count:
+            copies.append(_make_one(environment, found, options))
+        return SerialEnvironment(environment, copies)
+    except BaseException:
+        for copy in copies:
+            copy.close()
+        raise
+
+
+def _make_one(
+    environment: str, found: EnvSpec | EnvironmentFunction, options: dict[str, Any]
+) -> gymnasium.Env[Any, Any]:
+    try:
+        if isinstance(found, EnvSpec):
+            # SerialEnvironment checks what matters to it; gymnasium's checker warns about much that does not.
+            return gymnasium.make(found, **({"disable_env_checker": True} | options))
+        made = found(**options)
+    except Exception as error:
+        raise _cannot_make(environment, options, error) from error
+    if not isinstance(made, gymnasium.Env):
+        raise InvalidEnvironment(
+            f"environment {environment!r} returned a {type(made).__name__}, expected a gymnasium.Env"
+        )
+    return cast("gymnasium.Env[Any, Any]", made)
+
+
+def _cannot_make(environment: str, options: dict[str, Any], error: Exception) -> InvalidEnvironment:
+    if isinstance(error, (ImportError, gymnasium.error.DependencyNotInstalled)):
+        return InvalidEnvironment(missing_package(environment, error))
+    given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "none"
+    return InvalidEnvironment(
+        f"environment {environment!r} could not be made with the options ({given}): {type(error).__name__}: {error}"
+    )

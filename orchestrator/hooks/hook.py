@@ -1,0 +1,201 @@
+"""What the author of a hook writes, and what a hook can ask for."""
+
+from __future__ import annotations
+
+import re
+from contextlib import AbstractAsyncContextManager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from orchestrator.workers import Worker
+    from state.eval_rewards import EvalRewardSummary
+    from state.trainer_state import TrainerState
+
+# The events of a run as the loop's pseudocode. With staleness 0 this is also their order in time; with more, the
+# collection of an epoch goes on while earlier epochs are learned from, and so do its two events.
+#
+#     on_new_training_run                      once
+#     for each epoch:
+#         on_rollout_start
+#             collect
+#         on_rollout_end                       rollout statistics and experience are in the state
+#             learn
+#         on_train_phase_end                   inside the training timer
+#         epoch += 1
+#         on_epoch_end                         everything is in the state
+#     on_checkpoint_committed                  whenever a checkpoint really exists
+#     on_training_end | on_failure             once
+EPOCH_EVENTS = ("on_rollout_start", "on_rollout_end", "on_train_phase_end", "on_epoch_end")
+EVENTS = (
+    "on_new_training_run",
+    *EPOCH_EVENTS,
+    "on_checkpoint_committed",
+    "on_training_end",
+    "on_failure",
+)
+
+Overflow: TypeAlias = Literal["block", "coalesce", "drop", "error"]
+OnError: TypeAlias = Literal["log", "disable", "stop", "raise"]
+Outcome: TypeAlias = Literal["handled", "failed", "skipped"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Every:
+    """The distance between deliveries of one event: give exactly one of epochs, agent steps or seconds."""
+
+    epochs: int | None = None
+    agent_steps: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateUpdate:
+    """What a hook wants to see in the next published state, or wants the run to do."""
+
+    eval_scores: EvalRewardSummary | None = None
+    latest_checkpoint_uri: str | None = None
+    latest_wandb_uri: str | None = None
+    results: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Under names of the hook's own; they must be immutable, since every hook may read them."""
+    stop: bool = False
+    """Finish the epoch and end the run."""
+    save_now: bool = False
+    """Take a checkpoint at the end of the epoch."""
+
+
+class RunContext(Protocol):
+    """The run as a hook sees it. All methods return at once and can be called from any thread."""
+
+    run_id: str
+    run_dir: Path | None
+
+    def stop(self, reason: str = "") -> None:
+        """Finish the present epoch and end the run."""
+        ...
+
+    def stop_now(self, reason: str = "") -> None:
+        """End the run after the present minibatch."""
+        ...
+
+    def pause(self) -> None:
+        """Begin no further epoch until `resume`."""
+        ...
+
+    def resume(self) -> None: ...
+
+    def request_checkpoint(self) -> None:
+        """Take a checkpoint at the end of the present epoch."""
+        ...
+
+    def start_worker(self, name: str, factory: Any, *args: object) -> AbstractAsyncContextManager[Worker]:
+        """A worker (see `orchestrator.workers`) on the run's backend, for heavy computation."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryInfo:
+    """What a callback can know about the delivery it is handling."""
+
+    idempotency_key: str
+    """The same for every attempt at one delivery: run, hook, event, number of the event."""
+    attempt: int
+    outcomes: Mapping[str, Outcome]
+    """How the hooks named in `after` fared with the same event."""
+
+
+current_delivery: ContextVar[DeliveryInfo] = ContextVar("current_delivery")
+
+
+class Hook:
+    """Override any of the callbacks; they run beside the training and can neither slow nor change it.
+
+    The attributes say how events are delivered; the defaults suit a hook that reports or measures. See
+    `docs/hooks.md`.
+    """
+
+    name: str = ""
+    """Unique in a run; by default the class's name in snake_case."""
+    every: int | Every = 1
+    """Epochs between deliveries, or an `Every`."""
+    after: tuple[str, ...] = ()
+    """Names of hooks that handle the same event first; what they return is visible."""
+    overflow: Overflow = "coalesce"
+    """When `max_lag` events wait: the training waits (block), waiting events of the same kind give way (coalesce),
+    the new event is dropped (drop), the run fails (error)."""
+    max_lag: int = 2
+    """Events that may wait while the hook is at work."""
+    timeout: float | None = None
+    """Seconds that one attempt may take."""
+    retries: int = 0
+    """Further attempts after one of the `transient` errors, on the same state."""
+    backoff: float = 0.5
+    """Seconds before the first retry, doubled for each further one."""
+    transient: tuple[type[Exception], ...] = (TimeoutError, ConnectionError)
+    """Errors that are worth a retry."""
+    on_error: OnError = "log"
+    """After the last attempt: log it, disable the hook after `disable_after` failures in a row, stop the run after
+    the epoch, or raise out of the run at once."""
+    disable_after: int = 3
+    """Failures in a row that disable a hook whose `on_error` is "disable"."""
+    drain: bool = True
+    """Whether the end of the run waits for the hook's queue."""
+
+    run: RunContext
+    """The run; set before the first event."""
+
+    lifecycle_events: ClassVar[frozenset[str]] = frozenset(EVENTS) - frozenset(EPOCH_EVENTS)
+
+    def resources(self) -> AbstractAsyncContextManager[object]:
+        """What the hook needs while the run lasts: entered before its first event, left after its last."""
+        return nullcontext()
+
+    def state_dict(self) -> Mapping[str, object]:
+        """What a checkpoint keeps of this hook: anything that JSON can say."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Take over what `state_dict` returned in an earlier run."""
+
+    @property
+    def delivery(self) -> DeliveryInfo:
+        """The delivery that is being handled; only inside a callback."""
+        return current_delivery.get()
+
+    async def on_new_training_run(self, state: TrainerState) -> StateUpdate | None:
+        """Once, before the first epoch."""
+
+    async def on_rollout_start(self, state: TrainerState) -> StateUpdate | None:
+        """The collection of an epoch begins."""
+
+    async def on_rollout_end(self, state: TrainerState) -> StateUpdate | None:
+        """An epoch's experience is complete."""
+
+    async def on_train_phase_end(self, state: TrainerState) -> StateUpdate | None:
+        """An epoch's last minibatch is done."""
+
+    async def on_epoch_end(self, state: TrainerState) -> StateUpdate | None:
+        """An epoch is over; everything about it is in the state."""
+
+    async def on_checkpoint_committed(self, state: TrainerState) -> StateUpdate | None:
+        """A checkpoint exists, at `state.latest_checkpoint_uri`."""
+
+    async def on_training_end(self, state: TrainerState) -> StateUpdate | None:
+        """Once, after the last epoch."""
+
+    async def on_failure(self, state: TrainerState) -> StateUpdate | None:
+        """Once, instead of `on_training_end`, when the run fails."""
+
+
+def hook_name(hook: Hook) -> str:
+    """The hook's explicit name, or its class's in snake_case."""
+    return hook.name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(hook).__name__).lower()
+
+
+def overridden_events(hook: Hook) -> frozenset[str]:
+    """The events that this hook handles."""
+    return frozenset(event for event in EVENTS if getattr(type(hook), event) is not getattr(Hook, event))

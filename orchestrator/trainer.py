@@ -1,0 +1,268 @@
+"""Training as something to await: the trainer, and the handle of a run that is going on."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from orchestrator.config import TrainerConfig
+from orchestrator.config_check import check_config, check_losses
+from orchestrator.control import RunControl
+from orchestrator.crew import crew
+from orchestrator.default_hooks import default_hooks
+from orchestrator.default_losses import default_losses
+from orchestrator.hooks.engine import HookEngine, check_hooks
+from orchestrator.hooks.function_hook import function_hook
+from orchestrator.hooks.runner import HookFailed
+from orchestrator.training_loop import TrainingLoop
+from orchestrator.workers import Interrupt, start_worker
+from state.stopwatch import Stopwatch
+from state.trainer_state import TrainerState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from pathlib import Path
+
+    from losses import Loss
+    from orchestrator.hooks.engine import EngineStatistics
+    from orchestrator.hooks.hook import Hook
+    from orchestrator.workers import Worker
+
+_log = logging.getLogger("orchestrator")
+DRAIN_SECONDS = 60.0
+"""Seconds that hooks have to finish after the training has ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatistics:
+    """What a run is doing; `engine` tells how each hook keeps up."""
+
+    epoch: int
+    agent_step: int
+    paused: bool
+    stop_requested: str
+    engine: EngineStatistics
+
+
+class Run:
+    """A run that is going on: watch it, pause it, stop it. Made by `Trainer.start()`."""
+
+    def __init__(self, config: TrainerConfig, hooks: Sequence[Hook]) -> None:
+        self.run_id = uuid.uuid4().hex[:12]
+        self.run_dir: Path | None = config.run_dir
+        self.config = config
+        self.control = RunControl(Interrupt())
+        self.engine = HookEngine(hooks, self)
+        self._state = TrainerState()
+        self._changed = anyio.Event()
+        self._ended = anyio.Event()
+        self._error: BaseException | None = None
+
+    def __repr__(self) -> str:
+        return f"<Run {self.run_id}: epoch {self._state.epoch}, {self.control!r}>"
+
+    @property
+    def state(self) -> TrainerState:
+        """The newest state of a completed epoch."""
+        return self._state
+
+    async def states(self) -> AsyncIterator[TrainerState]:
+        """The state after each epoch, up to the last. A slow reader misses states; it never holds up the run."""
+        seen: TrainerState | None = None
+        while True:
+            if self._state is not seen and self._state.epoch:
+                seen = self._state
+                yield seen
+            elif self._ended.is_set():
+                return
+            else:
+                await self._changed.wait()
+
+    async def result(self) -> TrainerState:
+        """Wait for the end: the last state, or what the run failed with."""
+        await self._ended.wait()
+        if self._error is not None:
+            raise self._error
+        return self._state
+
+    def pause(self) -> None:
+        """Begin no further epoch until `resume`; what has been collected is still learned from."""
+        self.control.pause()
+
+    def resume(self) -> None:
+        self.control.resume()
+
+    def stop(self, reason: str = "") -> None:
+        """Finish the present epoch and end the run."""
+        self.control.stop(reason)
+
+    def stop_now(self, reason: str = "") -> None:
+        """End the run after the present minibatch; what it had learned of the unfinished epoch is dropped."""
+        self.control.stop_now(reason)
+
+    def request_checkpoint(self) -> None:
+        """Take a checkpoint at the end of the present epoch."""
+        self.control.request_checkpoint()
+
+    def start_worker(
+        self, name: str, factory: Callable[..., object], *args: object
+    ) -> AbstractAsyncContextManager[Worker]:
+        """A worker on the run's backend, for a hook's heavy computation."""
+        return start_worker(self.config.collection.backend, name, factory, *args)
+
+    def statistics(self) -> RunStatistics:
+        return RunStatistics(
+            epoch=self._state.epoch,
+            agent_step=self._state.agent_step,
+            paused=self.control.paused,
+            stop_requested=self.control.stop_requested,
+            engine=self.engine.statistics(),
+        )
+
+    def take_state(self, state: TrainerState) -> None:
+        """For the trainer: a new state is there."""
+        self._state = state
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def end(self, error: BaseException | None) -> None:
+        """For the trainer: the run is over."""
+        self._error = error
+        self._ended.set()
+        self._changed.set()
+
+
+class Trainer:
+    """Trains a policy as `config` says; `hooks` run beside it, `losses` replace the configured ones.
+
+    Raises ConfigurationError, HookConfigurationError or ValueError for what can be known to be wrong before the start.
+    """
+
+    def __init__(
+        self, config: TrainerConfig | None = None, *, hooks: Sequence[Hook] = (), losses: Sequence[Loss] | None = None
+    ) -> None:
+        self.config = config or TrainerConfig()
+        self.losses = tuple(losses) if losses is not None else None
+        self.hooks: list[Hook] = [*default_hooks(self.config), *hooks]
+        self._run: Run | None = None
+        check_hooks(self.hooks)
+
+    def __repr__(self) -> str:
+        return f"<Trainer of {self.config.environment!r}: {self._run!r}>"
+
+    async def run(self) -> TrainerState:
+        """Train to the end; the last state. Cancelling this ends all workers before it returns."""
+        async with self.start() as run:
+            return await run.result()
+
+    @asynccontextmanager
+    async def start(self) -> AsyncGenerator[Run]:
+        """Train in the background while the context is entered; leaving it waits for the run's end.
+
+        An error in the context's body, or cancellation, ends the run at once.
+        """
+        check_config(self.config, losses=self.losses)
+        losses = self.losses if self.losses is not None else default_losses(self.config)
+        check_losses(losses, self.config.staleness)
+        run = self._run = Run(self.config, self.hooks)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._train, run, losses, name="train")
+                yield run
+        except BaseExceptionGroup as group:
+            raise _only_error(group) from None
+        if run._error is not None:  # pyright: ignore[reportPrivateUsage]
+            await run.result()
+
+    async def _train(self, run: Run, losses: Sequence[Loss]) -> None:
+        error: BaseException | None = None
+        try:
+            async with run.engine.running():
+                await self._train_with_hooks(run, losses)
+            failure = run.engine.failure()
+            if failure is not None:
+                raise HookFailed(f"the run was stopped: {run.control.reason}") from failure
+        except Exception as caught:
+            error = _only_error(caught) if isinstance(caught, BaseExceptionGroup) else caught
+        except BaseException as caught:
+            error = caught
+            raise
+        finally:
+            run.end(error)
+
+    async def _train_with_hooks(self, run: Run, losses: Sequence[Loss]) -> None:
+        loop: TrainingLoop | None = None
+        try:
+            async with crew(self.config, losses, run.control.interrupt) as workers:
+                loop = TrainingLoop(self.config, workers, run.engine, run.control, Stopwatch(), run.take_state)
+                await loop.run()
+            await self._finish(run, "on_training_end", loop.state)
+        except Exception:
+            with anyio.CancelScope(shield=True):
+                await self._finish(run, "on_failure", run.state)
+            raise
+        finally:
+            if loop is not None:
+                loop.close()
+
+    async def _finish(self, run: Run, event: str, state: TrainerState) -> None:
+        await run.engine.publish(event, state)
+        late = await run.engine.drain(DRAIN_SECONDS)
+        if late:
+            _log.warning("hooks %s had not finished %s seconds after the training; they are ended", late, DRAIN_SECONDS)
+        run.take_state(run.engine.fold(state))
+
+    # Hooks from functions.
+
+    def on_new_training_run(self, function: Any = None, **settings: Any) -> Any:
+        """Make a hook of a function of the state, async or plain; `settings` are those of `Hook`."""
+        return self._decorate("on_new_training_run", function, settings)
+
+    def on_rollout_start(self, function: Any = None, **settings: Any) -> Any:
+        """As `on_new_training_run`."""
+        return self._decorate("on_rollout_start", function, settings)
+
+    def on_rollout_end(self, function: Any = None, **settings: Any) -> Any:
+        """As `on_new_training_run`."""
+        return self._decorate("on_rollout_end", function, settings)
+
+    def on_train_phase_end(self, function: Any = None, **settings: Any) -> Any:
+        """As `on_new_training_run`."""
+        return self._decorate("on_train_phase_end", function, settings)
+
+    def on_epoch_end(self, function: Any = None, **settings: Any) -> Any:
+        """As `on_new_training_run`."""
+        return self._decorate("on_epoch_end", function, settings)
+
+    def on_checkpoint_committed(self, function: Any = None, **settings: Any) -> Any:
+        """As `on_new_training_run`."""
+        return self._decorate("on_checkpoint_committed", function, settings)
+
+    def on_training_end(self, function: Any = None, **settings: Any) -> Any:
+        """As `on_new_training_run`."""
+        return self._decorate("on_training_end", function, settings)
+
+    def on_failure(self, function: Any = None, **settings: Any) -> Any:
+        """As `on_new_training_run`."""
+        return self._decorate("on_failure", function, settings)
+
+    def _decorate(self, event: str, function: Any, settings: dict[str, Any]) -> Any:
+        def register(target: Any) -> Any:
+            hook = function_hook(event, target, settings)
+            check_hooks([*self.hooks, hook])
+            self.hooks.append(hook)
+            return target
+
+        return register if function is None else register(function)
+
+
+def _only_error(group: BaseException) -> BaseException:
+    """The one error at the bottom of nested groups, or the group if there are several."""
+    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
+        group = group.exceptions[0]
+    return group

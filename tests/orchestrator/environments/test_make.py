@@ -1,0 +1,131 @@
+"""Names of environments, what they stand for, and what is said about wrong ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from orchestrator.environments import InvalidEnvironment, check_environment, make_vector
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CartPole-v1",
+        "Acrobot-v1",
+        "tests.environments:make_counting",
+        "tests.environments:Counting",
+        "tests.environments:Counting/NextStep-v0",
+        "orchestrator.environments.memory:make",
+    ],
+)
+def test_known_environments_have_no_problems_and_can_be_made(name: str) -> None:
+    assert check_environment(name) == []
+    environment = make_vector(name, 2)
+    environment.reset(0)
+    environment.step(np.zeros(2, np.int64))
+    environment.close()
+    environment.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("CartPol-v1", "did you mean 'CartPole-v1'"),
+        ("cartpole-v1", "did you mean 'CartPole-v1'"),
+        ("CartPole", "did you mean 'CartPole-v"),
+        ("lunarlander-v3", "did you mean 'LunarLander-v3'"),
+        ("tests.environments:make_countin", "did you mean 'make_counting'"),
+        ("tests.environments:Countin/NextStep-v0", "did you mean 'Counting/NextStep-v0'"),
+        ("tests.environments:OBSERVATION_SPACES", "'OBSERVATION_SPACES' is a dict, expected a function"),
+        ("no_such_package:make", "importing 'no_such_package' failed with ModuleNotFoundError"),
+        (":make", "importing '' failed"),
+        ("", "is not registered with gymnasium"),
+        ("quite another thing", "is not registered with gymnasium; an environment of your own"),
+    ],
+)
+def test_an_unknown_environment_is_reported_with_the_nearest_names(name: str, message: str) -> None:
+    (problem,) = check_environment(name)
+    assert message in problem
+    assert repr(name) in problem
+    with pytest.raises(InvalidEnvironment, match=r"^environment"):
+        make_vector(name, 1)
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it() -> None:
+    def entry_point(**_: Any) -> Any:
+        raise gymnasium.error.DependencyNotInstalled("Box2D is not installed")
+
+    gymnasium.register("NeedsBox2D-v0", entry_point)
+    try:
+        with pytest.raises(InvalidEnvironment, match=r"pip install 'async-rl-orchestrator\[box2d\]'"):
+            make_vector("NeedsBox2D-v0", 1)
+    finally:
+        del gymnasium.registry["NeedsBox2D-v0"]
+
+
+def test_a_missing_module_of_a_registered_environment_is_found_without_making_it() -> None:
+    gymnasium.register("NeedsMore-v0", "no_such_package.environments:Environment")
+    try:
+        assert "No module named 'no_such_package'" in check_environment("NeedsMore-v0")[0]
+    finally:
+        del gymnasium.registry["NeedsMore-v0"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("tests.environments:make_faulty", {"fault": "constructor"}, "OSError: the level file is missing"),
+        ("tests.environments:make_counting", {"colour": "red"}, r"\(colour='red'\).*unexpected keyword"),
+        ("CartPole-v1", {"colour": "red"}, r"\(colour='red'\).*unexpected keyword"),
+        ("tests.environments:make_nothing", {}, "returned a NoneType, expected a gymnasium.Env"),
+    ],
+)
+def test_a_constructor_that_fails_is_reported_with_name_and_options(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidEnvironment, match=message) as caught:
+        make_vector(name, 2, options)
+    assert caught.match(f"^environment '{name}'")
+
+
+@pytest.mark.parametrize("action", ["multibinary"])
+def test_an_unsupported_action_space_is_named_with_what_is_supported(action: str) -> None:
+    message = r"action space MultiBinary\(3\), which is not supported; supported are Discrete, MultiDiscrete"
+    with pytest.raises(InvalidEnvironment, match=message):
+        make_vector("tests.environments:make_wandering", 1, {"action": action})
+
+
+def test_an_unsupported_observation_space_is_named_with_what_is_supported() -> None:
+    message = r"observation space Tuple\(.*which is not supported; supported are Box, Discrete"
+    with pytest.raises(InvalidEnvironment, match=message):
+        make_vector("tests.environments:make_wandering", 1, {"observation": "tuple"})
+
+
+def test_modes_choose_how_copies_are_stepped() -> None:
+    assert make_vector("CartPole-v1", 2).native
+    assert make_vector("CartPole-v1", 2, mode="native").native
+    assert not make_vector("CartPole-v1", 2, mode="sync").native
+    assert not make_vector("Acrobot-v1", 2).native
+    with pytest.raises(InvalidEnvironment, match="'Acrobot-v1' has no vectorised form"):
+        make_vector("Acrobot-v1", 2, mode="native")
+    with pytest.raises(InvalidEnvironment, match="no vectorised form"):
+        make_vector("tests.environments:make_counting", 2, mode="native")
+
+
+def test_the_single_form_is_taken_where_only_it_knows_an_option() -> None:
+    environment = make_vector("CartPole-v1", 2, {"disable_env_checker": True})
+    assert not environment.native
+
+
+def test_a_vector_environment_that_does_not_reset_its_copies_is_refused() -> None:
+    with pytest.raises(InvalidEnvironment, match=r"supported are AutoresetMode.SAME_STEP and AutoresetMode.NEXT_STEP"):
+        make_vector("tests.environments:Counting/Disabled-v0", 2, mode="native")
+
+
+def test_no_copies_are_no_environment() -> None:
+    with pytest.raises(ValueError, match="0 copies of environment 'CartPole-v1'"):
+        make_vector("CartPole-v1", 0)
