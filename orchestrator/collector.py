@@ -79,12 +79,15 @@ class Collector:
         return Spaces(self._environment.observation_space, self._environment.action_space)
 
     def prepare(self, policy_config: PolicyConfig, spec: ExperienceSpec, discount: float = 0.99) -> None:
-        """Build the policy that acts. Raises ValueError for a field of `spec` that no environment can fill."""
-        if spec.horizon != self._plan.horizon:
-            raise ValueError(f"the experience has a horizon of {spec.horizon}, the collector of {self._plan.horizon}")
+        """Build the policy that acts; its parameters come with each rollout.
+
+        Raises ValueError when `spec` has no room for what this collector writes, or wants what it cannot give.
+        """
         policy = build_policy(policy_config, self.spaces(), self._plan.seed, discount).eval()
-        own = {known.name for known in experience_fields(self.spaces(), policy.state_size)}
-        self._extras = tuple(extra for extra in spec.fields if extra.name not in own)
+        own = experience_fields(self.spaces(), policy.state_size)
+        names = {one.name for one in own}
+        self._check_spec(spec, own)
+        self._extras = tuple(one for one in spec.fields if one.name not in names)
         for extra in self._extras:
             if extra.per != "step":
                 raise ValueError(
@@ -178,6 +181,20 @@ class Collector:
             raise RuntimeError("the collector has no policy yet: call prepare() first")
         return self._actor
 
+    def _check_spec(self, spec: ExperienceSpec, own: list[FieldSpec]) -> None:
+        plan = self._plan
+        end = plan.first_row + plan.count
+        if spec.horizon != plan.horizon or spec.segments < end:
+            raise ValueError(
+                f"the experience is {spec.segments} segments by {spec.horizon} steps, the collector writes the"
+                f" segments {plan.first_row} to {end - 1} by {plan.horizon} steps"
+            )
+        missing = [one.name for one in own if one not in spec.fields]
+        if missing:
+            raise ValueError(
+                f"the experience lacks the fields {missing} as {plan.environment!r} and its policy need them"
+            )
+
     def _reset(self) -> Observation:
         return self._environment.reset(self._environment_seed())
 
@@ -219,10 +236,10 @@ class Collector:
             array = slot[name]
             # The extremes are NaN if anything is, and need no temporary of the array's size.
             if not np.isfinite(array.min()) or not np.isfinite(array.max()):
-                copy, step = np.argwhere(~np.isfinite(array))[0][:2]
+                index = tuple(np.argwhere(~np.isfinite(array))[0])
                 raise EnvironmentFailed(
-                    f"environment {self._environment.name!r} gave a {name} that is not finite ({array[copy, step]})"
-                    f" in copy {copy}, step {step} of the rollout"
+                    f"environment {self._environment.name!r} gave {array[index]} in the {name} of copy {index[0]},"
+                    f" step {index[1]} of the rollout; expected finite numbers"
                 )
 
 

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestrator.evaluation import EvaluationPlan
+from orchestrator.hooks.checkpoint import CheckpointHook
+from orchestrator.hooks.evaluation import EvaluationHook
+from orchestrator.hooks.metrics import MetricsHook
+
 if TYPE_CHECKING:
     from orchestrator.config import TrainerConfig
     from orchestrator.hooks.hook import Hook
 
 
 def default_hooks(config: TrainerConfig) -> list[Hook]:
-    """Metrics and checkpoints where the run has a folder, evaluation where it is switched on."""
-    return []
+    """Evaluation where it is switched on; checkpoints and metrics where the run has a folder."""
+    hooks: list[Hook] = []
+    if config.evaluation.every:
+        hooks.append(EvaluationHook(EvaluationPlan.of(config), config.evaluation.every))
+    if config.run_dir is not None and config.checkpoints.enabled:
+        hooks.append(CheckpointHook(config.run_dir / "checkpoints", config.checkpoints.every, config.checkpoints.keep))
+    if config.run_dir is not None and config.metrics.jsonl:
+        hooks.append(MetricsHook(config.run_dir / "metrics.jsonl"))
+    return hooks

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 
 from orchestrator.config import TrainerConfig
 from orchestrator.config_check import check_config, check_losses
+from orchestrator.config_file import write_config
 from orchestrator.control import RunControl
 from orchestrator.crew import crew
 from orchestrator.default_hooks import default_hooks
@@ -21,21 +23,21 @@ from orchestrator.hooks.function_hook import function_hook
 from orchestrator.hooks.runner import HookFailed
 from orchestrator.training_loop import TrainingLoop
 from orchestrator.workers import Interrupt, start_worker
+from orchestrator.workers.worker import open_worker
 from state.stopwatch import Stopwatch
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from losses import Loss
     from orchestrator.hooks.engine import EngineStatistics
     from orchestrator.hooks.hook import Hook
+    from orchestrator.hooks.runner import HookStatistics
     from orchestrator.workers import Worker
 
 _log = logging.getLogger("orchestrator")
-DRAIN_SECONDS = 60.0
-"""Seconds that hooks have to finish after the training has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,8 @@ class Run:
     def __init__(self, config: TrainerConfig, hooks: Sequence[Hook]) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self.run_dir: Path | None = config.run_dir
+        self.drain_seconds = 60.0
+        """Seconds that hooks have to finish after the training has ended."""
         self.config = config
         self.control = RunControl(Interrupt())
         self.engine = HookEngine(hooks, self)
@@ -115,6 +119,14 @@ class Run:
         """A worker on the run's backend, for a hook's heavy computation."""
         return start_worker(self.config.collection.backend, name, factory, *args)
 
+    async def open_worker(self, name: str, factory: Callable[..., object], *args: object) -> Worker:
+        """As `start_worker`, for a hook that closes the worker itself."""
+        return await open_worker(self.config.collection.backend, name, factory, *args)
+
+    def hook_statistics(self) -> Mapping[str, HookStatistics]:
+        """How each hook keeps up, by name."""
+        return self.engine.statistics().hooks
+
     def statistics(self) -> RunStatistics:
         return RunStatistics(
             epoch=self._state.epoch,
@@ -169,6 +181,8 @@ class Trainer:
         check_config(self.config, losses=self.losses)
         losses = self.losses if self.losses is not None else default_losses(self.config)
         check_losses(losses, self.config.staleness)
+        if self.config.run_dir is not None:
+            await anyio.to_thread.run_sync(_begin_folder, self.config, self.config.run_dir)
         run = self._run = Run(self.config, self.hooks)
         try:
             async with anyio.create_task_group() as tasks:
@@ -212,9 +226,13 @@ class Trainer:
 
     async def _finish(self, run: Run, event: str, state: TrainerState) -> None:
         await run.engine.publish(event, state)
-        late = await run.engine.drain(DRAIN_SECONDS)
+        late = await run.engine.drain(run.drain_seconds)
         if late:
-            _log.warning("hooks %s had not finished %s seconds after the training; they are ended", late, DRAIN_SECONDS)
+            _log.warning(
+                "%g seconds after the training, these hooks have not finished, and are ended: %s",
+                run.drain_seconds,
+                ", ".join(late),
+            )
         run.take_state(run.engine.fold(state))
 
     # Hooks from functions.
@@ -259,6 +277,11 @@ class Trainer:
             return target
 
         return register if function is None else register(function)
+
+
+def _begin_folder(config: TrainerConfig, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, folder / "config.toml")
 
 
 def _only_error(group: BaseException) -> BaseException:

@@ -196,7 +196,7 @@ class TrainingLoop:
         self.state = state
         self._wake_collector()
         self._on_state(state)
-        await self._engine.publish("on_epoch_end", state)
+        await self._engine.publish("on_epoch_end", state, save=self._control.take_checkpoint_request())
         return True
 
     def _wake_collector(self) -> None:

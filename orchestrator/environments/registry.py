@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Iterable
+from functools import reduce
+from typing import cast
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
@@ -36,9 +38,9 @@ def find(environment: str) -> EnvSpec | EnvironmentFunction:
             f"environment {environment!r}: importing {module_name!r} failed with {type(error).__name__}: {error};"
             " expected 'package.module:function' or 'module:id' of a module that can be imported from here"
         ) from error
-    if not name.isidentifier():
+    if not all(part.isidentifier() for part in name.split(".")):
         return _registered(name, environment)
-    found: object = getattr(module, name, None)
+    found: object = reduce(lambda holder, part: getattr(holder, part, None), name.split("."), cast(object, module))
     if callable(found):
         return found
     if name in gymnasium.registry:

@@ -88,10 +88,10 @@ class HookEngine:
                 for runner in self._runners.values():
                     runner.end(self._grace)
 
-    async def publish(self, event: str, state: TrainerState) -> None:
+    async def publish(self, event: str, state: TrainerState, *, save: bool = False) -> None:
         """Put an event into the mailboxes; waits only for hooks whose `overflow` is "block" and whose mailbox is full.
 
-        Raises HookOverflow for a hook whose `overflow` is "error" and whose mailbox is full.
+        With `save`, hooks that take checkpoints get it even where it is not their turn. Raises HookOverflow for a hook whose `overflow` is "error" and whose mailbox is full.
         """
         listeners = self._listeners.get(event)
         if not listeners:
@@ -99,7 +99,7 @@ class HookEngine:
         async with self._lock:  # two publishers must not overtake each other at a mailbox that is full
             occurrence = Occurrence(self._events, event, state)
             self._events += 1
-            due = [runner for runner in listeners if runner.due(event, state)]
+            due = [runner for runner in listeners if runner.due(event, state, save=save)]
             occurrence.waiting = {runner.name for runner in due}
             full = [runner for runner in due if not self._offer(runner, occurrence)]
             for runner in full:

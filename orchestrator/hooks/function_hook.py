@@ -10,7 +10,7 @@ from orchestrator.hooks.hook import EVENTS, Hook
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SETTINGS = frozenset(name for name in Hook.__annotations__ if name not in ("run", "lifecycle_events"))
+_SETTINGS = frozenset(name for name in Hook.__annotations__ if name not in ("run", "saves", "lifecycle_events"))
 
 
 def function_hook(event: str, function: Callable[..., Any], settings: dict[str, Any]) -> Hook:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from orchestrator.hooks.runner import HookStatistics
     from orchestrator.workers import Worker
     from state.eval_rewards import EvalRewardSummary
     from state.trainer_state import TrainerState
@@ -69,7 +70,7 @@ class StateUpdate:
 
 
 class RunContext(Protocol):
-    """The run as a hook sees it. All methods return at once and can be called from any thread."""
+    """The run as a hook sees it. What controls it returns at once and can be called from any thread."""
 
     run_id: str
     run_dir: Path | None
@@ -94,6 +95,14 @@ class RunContext(Protocol):
 
     def start_worker(self, name: str, factory: Any, *args: object) -> AbstractAsyncContextManager[Worker]:
         """A worker (see `orchestrator.workers`) on the run's backend, for heavy computation."""
+        ...
+
+    async def open_worker(self, name: str, factory: Any, *args: object) -> Worker:
+        """As `start_worker`, for a hook that closes the worker itself."""
+        ...
+
+    def hook_statistics(self) -> Mapping[str, HookStatistics]:
+        """How each hook keeps up, by name."""
         ...
 
 
@@ -144,6 +153,9 @@ class Hook:
     """Failures in a row that disable a hook whose `on_error` is "disable"."""
     drain: bool = True
     """Whether the end of the run waits for the hook's queue."""
+
+    saves: bool = False
+    """Whether it takes checkpoints: it is then also given the epochs for which one was asked for."""
 
     run: RunContext
     """The run; set before the first event."""

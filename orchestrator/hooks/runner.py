@@ -89,8 +89,10 @@ class HookRunner:
     def idle(self) -> bool:
         return self._at_work is None and not len(self.mailbox)
 
-    def due(self, event: str, state: TrainerState) -> bool:
-        return not self.mailbox.closed and self._pace.due(event, state)
+    def due(self, event: str, state: TrainerState, *, save: bool) -> bool:
+        if self.mailbox.closed:
+            return False
+        return self._pace.due(event, state) or (save and self.hook.saves)
 
     def offer(self, occurrence: Occurrence) -> Offer:
         offer = self.mailbox.offer(occurrence)

@@ -1,0 +1,216 @@
+"""What a policy's outputs mean: distributions of actions, one class per kind of action space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+if TYPE_CHECKING:
+    import gymnasium
+    from torch import Tensor
+
+
+class ActionDistribution(Protocol):
+    """A family of distributions over actions: `[..., parameters]` numbers make actions `[..., *action_shape]`.
+
+    It holds no tensors. Log-probabilities and entropies are `[...]`, in nats.
+    """
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that a network must give per action."""
+        ...
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        """Shape of one action."""
+        ...
+
+    @property
+    def action_dtype(self) -> torch.dtype:
+        """Of the actions."""
+        ...
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+        """The randomness of `shape` samples, `[*shape, ...]`, on the generator's device.
+
+        It does not depend on the parameters, so that a whole rollout's can be drawn at once.
+        """
+        ...
+
+    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        """The actions that `noise` picks."""
+        ...
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        """The likeliest actions."""
+        ...
+
+    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
+        """Log-probability of each action."""
+        ...
+
+    def log_prob_and_entropy(self, parameters: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_prob`, and the entropy of the whole distribution, sharing their common parts."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Categorical:
+    """One of `parameters` choices, for `Discrete`; the parameters are unnormalised log-probabilities."""
+
+    parameters: int
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def action_dtype(self) -> torch.dtype:
+        return torch.int64
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+        return _gumbel((*shape, self.parameters), generator)
+
+    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        # The largest of the log-probabilities plus Gumbel noise is an exact sample (Maddison et al. 2014).
+        return torch.add(parameters, noise).argmax(-1)
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        return parameters.argmax(-1)
+
+    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
+        return _log_probs(parameters).gather(0, action.unsqueeze(0)).squeeze(0)
+
+    def log_prob_and_entropy(self, parameters: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        log_probs = _log_probs(parameters)
+        log_prob = log_probs.gather(0, action.unsqueeze(0)).squeeze(0)
+        return log_prob, _entropy(log_probs)
+
+
+@dataclass(frozen=True, slots=True)
+class MultiCategorical:
+    """Independent choices, each of `sizes[i]`, for `MultiDiscrete`; the parameters are theirs, one after another."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def parameters(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        return (len(self.sizes),)
+
+    @property
+    def action_dtype(self) -> torch.dtype:
+        return torch.int64
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+        return _gumbel((*shape, self.parameters), generator)
+
+    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        return self.mode(torch.add(parameters, noise))
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        return torch.stack([part.argmax(-1) for part in parameters.split(self.sizes, -1)], -1)
+
+    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
+        return self._log_prob(self._log_probs(parameters), action)
+
+    def log_prob_and_entropy(self, parameters: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        parts = self._log_probs(parameters)
+        return self._log_prob(parts, action), _entropy(torch.cat(parts))
+
+    def _log_probs(self, parameters: Tensor) -> list[Tensor]:
+        return [_log_probs(part) for part in parameters.split(self.sizes, -1)]
+
+    @staticmethod
+    def _log_prob(parts: list[Tensor], action: Tensor) -> Tensor:
+        chosen = action.movedim(-1, 0).split(1)
+        return torch.cat([part.gather(0, index) for part, index in zip(parts, chosen, strict=True)]).sum(0)
+
+
+@dataclass(frozen=True, slots=True)
+class DiagonalGaussian:
+    """Independent normal numbers, for `Box`; the parameters are the means, then the log standard deviations.
+
+    Actions are `[..., dimensions]` whatever the shape of the box, and not limited to its bounds.
+    """
+
+    dimensions: int
+
+    @property
+    def parameters(self) -> int:
+        return 2 * self.dimensions
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        return (self.dimensions,)
+
+    @property
+    def action_dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+        device = None if generator is None else generator.device
+        return torch.randn((*shape, self.dimensions), generator=generator, device=device)
+
+    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        mean, log_std = parameters.chunk(2, -1)
+        return torch.addcmul(mean, log_std.exp(), noise)
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        return parameters[..., : self.dimensions]
+
+    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
+        mean, log_std = parameters.chunk(2, -1)
+        return self._log_prob(mean, log_std, log_std.sum(-1), action)
+
+    def log_prob_and_entropy(self, parameters: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        mean, log_std = parameters.chunk(2, -1)
+        total_log_std = log_std.sum(-1)
+        entropy = total_log_std + 0.5 * self.dimensions * (1.0 + math.log(2.0 * math.pi))
+        return self._log_prob(mean, log_std, total_log_std, action), entropy
+
+    def _log_prob(self, mean: Tensor, log_std: Tensor, total_log_std: Tensor, action: Tensor) -> Tensor:
+        squares = ((action - mean) * (-log_std).exp()).square().sum(-1)
+        constant = 0.5 * self.dimensions * math.log(2.0 * math.pi)
+        return torch.add(total_log_std + constant, squares, alpha=0.5).neg()
+
+
+def distribution_for(action_space: gymnasium.Space[Any]) -> ActionDistribution:
+    """The distribution for `action_space`; raises ValueError naming the space where there is none."""
+    match action_space:
+        case spaces.Discrete():
+            return Categorical(int(action_space.n))
+        case spaces.MultiDiscrete() if action_space.nvec.ndim == 1:
+            return MultiCategorical(tuple(int(size) for size in action_space.nvec))
+        case spaces.Box() if np.issubdtype(action_space.dtype, np.floating):
+            return DiagonalGaussian(math.prod(action_space.shape))
+        case _:
+            raise ValueError(
+                f"the action space {action_space} is not supported; supported are Discrete, MultiDiscrete with one"
+                " axis, and Box of floats"
+            )
+
+
+def _gumbel(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    # Minus the logarithm of an exponentially distributed number.
+    device = None if generator is None else generator.device
+    return torch.empty(shape, device=device).exponential_(generator=generator).log_().neg_()
+
+
+def _log_probs(parameters: Tensor) -> Tensor:
+    # [choices, ...]: with few choices, reductions over the first dimension are several times faster than over
+    # the last one, because they are vectorised over the batch; that is more than the transposition costs.
+    return torch.log_softmax(parameters.movedim(-1, 0), 0)
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    return (log_probs.exp() * log_probs).sum(0).neg()

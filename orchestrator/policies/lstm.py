@@ -1,0 +1,93 @@
+"""The recurrent network: an encoder of observations, an LSTM over time, and linear outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from orchestrator.policies.cnn import ImageEncoder, has_images
+from orchestrator.policies.flatten import FlatObservation
+from orchestrator.policies.heads import ActionHead
+from orchestrator.policies.lstm_scan import lstm_scan
+from orchestrator.policies.mlp import ACTOR_GAIN, CRITIC_GAIN, Dense
+from orchestrator.policies.network import Observation, Spaces
+
+
+class VectorEncoder(nn.Module):
+    """Fully connected layers over the flattened observation: `[n, ...]` to `[n, size]`."""
+
+    def __init__(self, spaces: Spaces, hidden: Sequence[int], activation: str) -> None:
+        super().__init__()
+        self._flatten = FlatObservation(spaces.observation)
+        self.layers = Dense((self._flatten.size, *hidden), activation)
+        self.size = hidden[-1] if hidden else self._flatten.size
+
+    def forward(self, observation: Observation) -> Tensor:
+        return self.layers(self._flatten(observation))
+
+
+class LSTM(nn.Module):
+    """Observations are encoded by convolutions where there are images, else by layers of the widths `hidden`.
+
+    The state is the LSTM's hidden state followed by its cell state.
+    """
+
+    def __init__(
+        self, spaces: Spaces, hidden: Sequence[int] = (64, 64), activation: str = "tanh", lstm_size: int = 64
+    ) -> None:
+        super().__init__()
+        self.state_size = 2 * lstm_size
+        self.encoder: ImageEncoder | VectorEncoder = (
+            ImageEncoder(spaces) if has_images(spaces.observation) else VectorEncoder(spaces, hidden, activation)
+        )
+        self.lstm = nn.LSTM(self.encoder.size, lstm_size, batch_first=True)
+        self.head = ActionHead(spaces)
+        self.actor = Dense((lstm_size, self.head.outputs), activation, ACTOR_GAIN)
+        self.critic = Dense((lstm_size, 1), activation, CRITIC_GAIN)
+        self._initialize()
+
+    def forward(self, observation: Observation, state: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch, time = episode_start.shape
+        if isinstance(observation, Tensor):
+            observation = observation.flatten(0, 1)
+        else:
+            observation = {key: part.flatten(0, 1) for key, part in observation.items()}
+        encoded = self.encoder(observation)
+        outputs, hidden, cell = self._recur(encoded.view(batch, time, -1), state, episode_start)
+        outputs = outputs.reshape(batch * time, -1)
+        parameters = self.head(self.actor(outputs))
+        value = self.critic(outputs)
+        return parameters.view(batch, time, -1), value.view(batch, time), torch.cat((hidden, cell), -1)
+
+    def _recur(self, encoded: Tensor, state: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[batch, time, inputs]` to `[batch, time, lstm_size]`, and the last hidden and cell state."""
+        input_weight, weight, input_bias, bias = cast("list[Tensor]", list(self.lstm.parameters()))
+        if episode_start.shape[1] == 1:
+            hidden, cell = state.masked_fill(episode_start, 0.0).chunk(2, -1)
+            hidden, cell = torch.lstm_cell(encoded[:, 0], (hidden, cell), input_weight, weight, input_bias, bias)
+            return hidden.unsqueeze(1), hidden, cell
+        # Torch's own is three times faster, but knows no resets. To look for one is free only where it waits for no
+        # device.
+        if encoded.device.type == "cpu" and not bool(episode_start[:, 1:].any()):
+            state = state.masked_fill(episode_start[:, :1], 0.0)
+            hidden, cell = (part.contiguous() for part in state.unsqueeze(0).chunk(2, -1))
+            outputs, (hidden, cell) = self.lstm(encoded, (hidden, cell))
+            return outputs, hidden[0], cell[0]
+        hidden, cell = state.chunk(2, -1)
+        projected = nn.functional.linear(encoded.transpose(0, 1), input_weight, input_bias + bias)
+        keep = episode_start.t().logical_not().to(encoded.dtype).unsqueeze(-1)
+        outputs, hidden, cell = lstm_scan(projected, hidden, cell, weight, keep)
+        return outputs.transpose(0, 1), hidden, cell
+
+    def _initialize(self) -> None:
+        input_weight, weight, input_bias, bias = cast("list[Tensor]", list(self.lstm.parameters()))
+        with torch.no_grad():
+            for gate in (*input_weight.chunk(4), *weight.chunk(4)):
+                nn.init.orthogonal_(gate)
+            input_bias.zero_()
+            bias.zero_()
+            # To remember is the better start than to forget (Jozefowicz et al. 2015).
+            input_bias.chunk(4)[1].fill_(1.0)

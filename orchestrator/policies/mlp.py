@@ -1,0 +1,89 @@
+"""Fully connected networks: the policy for vectors, with an actor and a critic that share nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from orchestrator.policies.flatten import FlatObservation
+from orchestrator.policies.heads import ActionHead
+from orchestrator.policies.network import Observation, Spaces
+
+# In place where the gradient needs only the result: less memory to touch, which is half the time of such an operation.
+ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh_,
+    "relu": torch.relu_,
+    "silu": F.silu,
+}
+"""Nonlinearities by name; they may write to their argument."""
+
+HIDDEN_GAIN = math.sqrt(2.0)
+ACTOR_GAIN = 0.01
+CRITIC_GAIN = 1.0
+"""Scales of the orthogonal initial weights (Andrychowicz et al. 2021 for the small one of the actor's output)."""
+
+
+class Dense(nn.Module):
+    """Fully connected layers of the widths `sizes`, of which the first is the input's; `[n, inputs]` to `[n, outputs]`.
+
+    The initial weights are orthogonal. `output_gain` is their scale in the last layer, which has no nonlinearity;
+    None makes the last layer one like the others. Weights are stored `[inputs, outputs]`, the transpose of
+    `nn.Linear`'s, so that a layer is one operation: at 8 rows that is a quarter of the time.
+    """
+
+    def __init__(self, sizes: Sequence[int], activation: str, output_gain: float | None = None) -> None:
+        super().__init__()
+        self._activation = ACTIVATIONS[activation]
+        self._linear_output = output_gain is not None
+        layers = len(sizes) - 1
+        for index, (inputs, outputs) in enumerate(pairwise(sizes)):
+            gain = HIDDEN_GAIN if output_gain is None or index < layers - 1 else output_gain
+            weight = nn.init.orthogonal_(torch.empty(inputs, outputs), gain)
+            self.register_parameter(f"weight_{index}", nn.Parameter(weight))
+            self.register_parameter(f"bias_{index}", nn.Parameter(torch.zeros(outputs)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        activation = self._activation
+        # All parameters at once: looking one up by its name costs a tenth of a small layer.
+        parameters = cast("list[Tensor]", list(self._parameters.values()))
+        hidden = len(parameters) - 2 if self._linear_output else len(parameters)
+        for index in range(0, hidden, 2):
+            x = activation(torch.addmm(parameters[index + 1], x, parameters[index]))
+        return torch.addmm(parameters[-1], x, parameters[-2]) if self._linear_output else x
+
+
+class MLP(nn.Module):
+    """An actor and a critic of fully connected layers, each with layers of its own, over the flattened observation."""
+
+    def __init__(self, spaces: Spaces, hidden: Sequence[int] = (64, 64), activation: str = "tanh") -> None:
+        super().__init__()
+        flatten = FlatObservation(spaces.observation)
+        self._flatten = None if flatten.identity else flatten
+        self.head = ActionHead(spaces)
+        self._completes = self.head.completes
+        self.actor = Dense((flatten.size, *hidden, self.head.outputs), activation, ACTOR_GAIN)
+        self.critic = Dense((flatten.size, *hidden, 1), activation, CRITIC_GAIN)
+
+    def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        x = self._flat(observation)
+        return self._act(x), self.critic.forward(x).squeeze(-1)
+
+    def action_parameters(self, observation: Observation) -> Tensor:
+        return self._act(self._flat(observation))
+
+    def value(self, observation: Observation) -> Tensor:
+        return self.critic.forward(self._flat(observation)).squeeze(-1)
+
+    def _flat(self, observation: Observation) -> Tensor:
+        return cast("Tensor", observation) if self._flatten is None else self._flatten(observation)
+
+    def _act(self, x: Tensor) -> Tensor:
+        # Not through nn.Module.__call__, which takes as long as a small operation.
+        outputs = self.actor.forward(x)
+        return self.head.forward(outputs) if self._completes else outputs

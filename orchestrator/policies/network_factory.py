@@ -1,0 +1,206 @@
+"""Networks by name: the built-in ones and those of one's own, and the check that a network fits the spaces."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import traceback
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from gymnasium import spaces as gymnasium_spaces
+from torch import Tensor, nn
+
+from orchestrator.policies.cnn import CNN, has_images
+from orchestrator.policies.lstm import LSTM
+from orchestrator.policies.mlp import MLP
+from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import gymnasium
+
+    from orchestrator.config import PolicyConfig
+
+_NAMES = ("auto", "mlp", "cnn", "lstm")
+_BATCH, _TIME = 2, 3
+
+
+def make_network(config: PolicyConfig, spaces: Spaces) -> nn.Module:
+    """The network called `config.network`, with new weights.
+
+    Raises NetworkError where the name is unknown, cannot be imported, or what it names does not return a module.
+    """
+    name = config.network
+    if name == "auto":
+        name = "cnn" if has_images(spaces.observation) else "mlp"
+    match name:
+        case "mlp":
+            return MLP(spaces, config.hidden, config.activation)
+        case "cnn":
+            return CNN(spaces)
+        case "lstm":
+            return LSTM(spaces, config.hidden, config.activation, config.lstm_size)
+        case _ if ":" in name:
+            return _own_network(name, spaces)
+        case _:
+            raise NetworkError(
+                f"there is no network {name!r}{_nearest(name, _NAMES)}; expected one of {', '.join(_NAMES)},"
+                " or 'package.module:function' for one of your own"
+            )
+
+
+def check_network(network: nn.Module, spaces: Spaces, name: str) -> None:
+    """Run `network`, called `name`, once on observations of zeros.
+
+    Raises NetworkError naming what came and what is needed where it fails or does not fit the spaces.
+    """
+    learned = [(path, parameter) for path, parameter in network.named_parameters() if parameter.requires_grad]
+    if not learned:
+        raise NetworkError(f"the network {name!r} has no parameters to learn: assign its layers to attributes")
+    for path, parameter in learned:
+        if parameter.dtype != torch.float32:
+            raise NetworkError(f"the parameter {path} of the network {name!r} is {parameter.dtype}, expected float32")
+    state_size: object = getattr(network, "state_size", None)
+    if state_size is not None and not (isinstance(state_size, int) and state_size > 0):
+        raise NetworkError(f"the state_size of the network {name!r} is {state_size!r}, expected an int of at least 1")
+    was_training = network.training
+    network.eval()  # a layer with running statistics must not take the zeros for data
+    try:
+        with torch.no_grad():
+            if isinstance(state_size, int):
+                _check_recurrent(network, spaces, name, state_size)
+            else:
+                _check_feed_forward(network, spaces, name)
+    finally:
+        network.train(was_training)
+
+
+def _check_feed_forward(network: nn.Module, spaces: Spaces, name: str) -> None:
+    observation = _zeros(spaces.observation, (_BATCH,))
+    want_parameters = ("action parameters", (_BATCH, spaces.action_parameters))
+    want_value = ("value", (_BATCH,))
+    given = _call(network, name, "forward", observation)
+    _compare(given, name, "forward", observation, want_parameters, want_value)
+    if isinstance(network, SeparateNetwork):
+        given = _call(network.action_parameters, name, "action_parameters", observation)
+        _compare((given,), name, "action_parameters", observation, want_parameters)
+        given = _call(network.value, name, "value", observation)
+        _compare((given,), name, "value", observation, want_value)
+
+
+def _check_recurrent(network: nn.Module, spaces: Spaces, name: str, state_size: int) -> None:
+    observation = _zeros(spaces.observation, (_BATCH, _TIME))
+    state = torch.zeros(_BATCH, state_size)
+    episode_start = torch.zeros(_BATCH, _TIME, dtype=torch.bool)
+    _compare(
+        _call(network, name, "forward", observation, state, episode_start),
+        name,
+        "forward",
+        observation,
+        ("action parameters", (_BATCH, _TIME, spaces.action_parameters)),
+        ("value", (_BATCH, _TIME)),
+        ("state", (_BATCH, state_size)),
+    )
+
+
+def _call(function: Callable[..., object], name: str, method: str, *arguments: Any) -> object:
+    try:
+        return function(*arguments)
+    except Exception as error:  # whatever somebody else's network raises is what the user must know
+        raise NetworkError(
+            f"{method} of the network {name!r} failed on observations of {_describe(arguments[0])}"
+            f" at {_place(error)}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _compare(
+    given: object, name: str, method: str, observation: Observation, *wanted: tuple[str, tuple[int, ...]]
+) -> None:
+    tensors = cast("tuple[object, ...]", given) if isinstance(given, (tuple, list)) else (given,)
+    fits = len(tensors) == len(wanted) and all(
+        isinstance(tensor, Tensor)
+        and tensor.is_floating_point()
+        and (tuple(tensor.shape) == shape or (role == "value" and tuple(tensor.shape) == (*shape, 1)))
+        for tensor, (role, shape) in zip(tensors, wanted, strict=False)
+    )
+    if not fits:
+        expected = ", ".join(f"{role} {list(shape)}" for role, shape in wanted)
+        raise NetworkError(
+            f"{method} of the network {name!r} returned {', '.join(map(_describe, tensors))} for observations of"
+            f" {_describe(observation)}; expected {expected}, of floats"
+        )
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_describe(part)}" for key, part in cast("dict[str, object]", value).items())
+    if isinstance(value, Tensor):
+        return f"{list(value.shape)} {str(value.dtype).removeprefix('torch.')}"
+    return type(value).__name__
+
+
+def _zeros(space: gymnasium.Space[Any], leading: tuple[int, ...]) -> Observation:
+    """Observations in `space` that are as near to 0 as it allows, with `leading` dimensions."""
+    if isinstance(space, gymnasium_spaces.Dict):
+        return {key: cast("Tensor", _zeros(part, leading)) for key, part in space.items()}
+    lowest: Any = 0
+    if isinstance(space, gymnasium_spaces.Box):
+        lowest = np.clip(np.zeros(space.shape), space.low, space.high)
+    elif isinstance(space, (gymnasium_spaces.Discrete, gymnasium_spaces.MultiDiscrete)):
+        lowest = space.start
+    dtype = np.float32 if space.dtype == np.float64 else space.dtype
+    one = np.broadcast_to(np.asarray(lowest, dtype), (*leading, *(space.shape or ())))
+    return torch.from_numpy(one.copy())
+
+
+def _own_network(name: str, spaces: Spaces) -> nn.Module:
+    function = _import(name)
+    try:
+        network = function(spaces)
+    except NetworkError:
+        raise
+    except Exception as error:  # whatever somebody else's function raises is what the user must know
+        raise NetworkError(
+            f"{name} failed at {_place(error)}: {type(error).__name__}: {error}; it is called with the"
+            " Spaces and returns the network"
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"{name} returned {type(network).__name__}, expected a torch.nn.Module")
+    return network
+
+
+def _import(name: str) -> Callable[..., object]:
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise NetworkError(
+            f"the network {name!r} cannot be imported: there is no module {error.name!r}; install it, or start in the"
+            " folder that it is in"
+        ) from error
+    except Exception as error:  # whatever a module of somebody else's raises is what the user must know
+        raise NetworkError(
+            f"the network {name!r} cannot be imported: {type(error).__name__} at {_place(error)}: {error}"
+        ) from error
+    try:
+        function = cast("object", functools.reduce(getattr, attribute.split("."), module))
+    except AttributeError as error:
+        public = [entry for entry in dir(module) if not entry.startswith("_") and callable(getattr(module, entry))]
+        raise NetworkError(f"{module_name} has no {attribute!r}{_nearest(attribute, public)}") from error
+    if not callable(function):
+        raise NetworkError(f"{name} is of type {type(function).__name__}, expected a function of the Spaces")
+    return function
+
+
+def _place(error: BaseException) -> str:
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
+def _nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
+    near = get_close_matches(name, known, 3)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

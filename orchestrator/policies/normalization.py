@@ -1,0 +1,150 @@
+"""Running statistics of observations and rewards, and the scaling by them; all of it float32 buffers of the policy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from losses.advantage import discounted_scan
+from orchestrator.policies.network import Observation
+
+_VARIANCE_FLOOR = 1e-8
+
+
+class RunningNormalizer(nn.Module):
+    """Shifts and scales tensors `[..., *shape]` to mean 0 and standard deviation 1 over all data seen in `update`.
+
+    The result is limited to `clip` standard deviations. Without data it is the identity (but for the limit).
+    The buffers are updated in place.
+    """
+
+    count: Tensor
+    mean: Tensor
+    scale: Tensor
+    variance: Tensor
+    origin: Tensor
+    offset: Tensor
+
+    def __init__(self, shape: tuple[int, ...], clip: float = 10.0) -> None:
+        super().__init__()
+        self._clip = clip
+        self._dimensions = len(shape)
+        self.register_buffer("count", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("variance", torch.ones(shape))
+        self.register_buffer("scale", torch.ones(shape))
+        # The mean is `origin`, a value near the first data, plus `offset`. Sums of differences from the origin
+        # stay exact in float32 (which every device has) even where the mean is large beside the deviations.
+        self.register_buffer("origin", torch.zeros(shape))
+        self.register_buffer("offset", torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sub(x, self.mean).mul_(self.scale).clamp_(-self._clip, self._clip)
+
+    @torch.no_grad()
+    def update(self, x: Tensor, valid: Tensor | None = None) -> None:
+        """Add the data `x` `[..., *shape]`; rows where `valid` `[...]` is False are left out (None: all count).
+
+        Batches are merged as by Chan et al. 1983, equation 2.1; nothing is read back from the device.
+        """
+        x = x.flatten(0, x.dim() - self._dimensions - 1) if x.dim() > self._dimensions else x.unsqueeze(0)
+        if valid is None:
+            mask = torch.ones(1, dtype=torch.bool, device=x.device)
+            added = torch.full_like(self.count, len(x))
+        else:
+            mask = valid.flatten()
+            added = mask.sum(dtype=self.count.dtype)
+        mask = mask.view(-1, *(1,) * self._dimensions)
+        divisor = added.clamp(min=1.0)
+        zero = torch.zeros((), device=x.device)
+
+        rough_mean = torch.where(mask, x, zero).sum(0) / divisor
+        self.origin.copy_(torch.where(self.count == 0, rough_mean, self.origin))
+        centred = x - self.origin
+        batch_offset = torch.where(mask, centred, zero).sum(0) / divisor
+        batch_variance = torch.where(mask, (centred - batch_offset).square_(), zero).sum(0) / divisor
+
+        total = self.count + added
+        share = added / total.clamp(min=1.0)
+        step = batch_offset - self.offset
+        self.offset.add_(step * share)
+        self.variance.copy_(torch.lerp(self.variance, batch_variance, share) + step.square() * (share * (1.0 - share)))
+        self.count.copy_(total)
+        self.mean.copy_(self.origin + self.offset)
+        self.scale.copy_(torch.rsqrt(self.variance + _VARIANCE_FLOOR))
+
+
+class ObservationNormalizer(nn.Module):
+    """A `RunningNormalizer` for every part of an observation that is a Box of floats; other parts pass unchanged."""
+
+    def __init__(self, space: gymnasium.Space[Any], clip: float = 10.0) -> None:
+        super().__init__()
+        parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
+        shapes = {
+            key: part.shape
+            for key, part in sorted(parts.items())
+            if isinstance(part, spaces.Box) and np.issubdtype(part.dtype, np.floating)
+        }
+        self._keys = tuple(shapes)
+        # Not a ModuleDict: a key may have a dot, which names of modules may not.
+        self.parts = nn.ModuleList(RunningNormalizer(shape, clip) for shape in shapes.values())
+
+    def forward(self, observation: Observation) -> Observation:
+        if isinstance(observation, Tensor):
+            return self.parts[0](observation) if self._keys else observation
+        normalized = {key: part(observation[key]) for key, part in zip(self._keys, self.parts, strict=True)}
+        return {**observation, **normalized}
+
+    def update(self, observation: Observation, valid: Tensor | None = None) -> None:
+        """Add observations `[..., *shape]` of the steps where `valid` `[...]` is True (None: all)."""
+        for key, part in zip(self._keys, self.parts, strict=True):
+            assert isinstance(part, RunningNormalizer)
+            part.update(observation if isinstance(observation, Tensor) else observation[key], valid)
+
+
+class RewardNormalizer(nn.Module):
+    """Divides rewards by the running standard deviation of the discounted sum of past rewards (Engstrom et al. 2020).
+
+    The sum restarts with each episode. Results are limited to `clip`.
+    """
+
+    def __init__(self, discount: float, clip: float = 10.0) -> None:
+        super().__init__()
+        self._discount = discount
+        self._clip = clip
+        self.statistics = RunningNormalizer(())
+        """Of the discounted sums; the mean is not used."""
+        self.carry: Tensor | None = None
+        """`[segments]`: the discounted sum of each unfinished episode after the last batch. It belongs to the episodes
+        under way and not to the policy: part of a checkpoint, not of `state_dict`."""
+
+    @torch.no_grad()
+    def update_and_scale(self, reward: Tensor, episode_end: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Add a batch of rewards `[segments, horizon]` to the statistics and return it scaled by them.
+
+        The segments go on from those of the last call, so their number must stay the same (else ValueError).
+        `episode_end` is True where the episode terminated or was truncated. Steps where `valid` is False
+        (None: nowhere) do not count, and their result is 0.
+        """
+        carry = reward.new_zeros(len(reward)) if self.carry is None else self.carry.to(reward.device)
+        if len(carry) != len(reward):
+            raise ValueError(
+                f"a batch of {len(reward)} segments cannot continue one of {len(carry)}; set carry to None where the"
+                " environments start anew"
+            )
+        if valid is not None:
+            reward = torch.where(valid, reward, 0.0)
+        coefficient = episode_end.logical_not() * self._discount
+        delta = reward.clone()
+        delta[:, 0] += self._discount * carry
+        # The sum runs forward in time; the scan runs backward.
+        before = torch.nn.functional.pad(coefficient[:, :-1], (1, 0))
+        sums = discounted_scan(delta.flip(1), before.flip(1)).flip(1)
+        self.carry = torch.where(episode_end[:, -1], 0.0, sums[:, -1])
+        self.statistics.update(sums, valid)
+        return (reward * self.statistics.scale).clamp_(-self._clip, self._clip)

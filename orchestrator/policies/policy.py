@@ -1,0 +1,153 @@
+"""The policy: a network, the distribution of actions it parameterises, and the normalisation around it."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from losses.minibatch import PolicyEvaluation
+from orchestrator.policies.distributions import distribution_for
+from orchestrator.policies.network import Observation, SeparateNetwork, Spaces
+from orchestrator.policies.network_factory import check_network, make_network
+from orchestrator.policies.normalization import ObservationNormalizer, RewardNormalizer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from orchestrator.config import PolicyConfig
+
+# Initial weights come from torch's global generator: two threads must not seed and draw from it at the same time.
+_global_generator = threading.Lock()
+
+
+class Policy(nn.Module):
+    """What acts and what learns; for a network with memory (`recurrent`), observations have a time axis too.
+
+    Buffers are updated in place, so that parameters and buffers may be views of memory that somebody else owns.
+    """
+
+    def __init__(
+        self,
+        spaces: Spaces,
+        network: nn.Module,
+        *,
+        normalize_observations: bool = False,
+        normalize_rewards: bool = False,
+        discount: float = 0.99,
+    ) -> None:
+        super().__init__()
+        self.spaces = spaces
+        self.distribution = distribution_for(spaces.action)
+        self.network = network
+        self.state_size = int(getattr(network, "state_size", 0))
+        """Numbers of recurrent state; 0 for a network without memory."""
+        self.recurrent = self.state_size > 0
+        self.separate = not self.recurrent and isinstance(network, SeparateNetwork)
+        """Whether `action_parameters` and `value` each cost less than `forward`."""
+        self.observation_normalizer = ObservationNormalizer(spaces.observation) if normalize_observations else None
+        self.reward_normalizer = RewardNormalizer(discount) if normalize_rewards else None
+
+    def forward(
+        self, observation: Observation, state: Tensor | None = None, episode_start: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Action parameters, values, and the next recurrent state (None without memory).
+
+        Without memory: observations `[n, ...]` to `[n, P]` and `[n]`. With: observations `[n, time, ...]`, the state
+        before the first step `[n, state_size]` (None: 0) and `episode_start` `[n, time]` (None: nowhere), where the
+        state is 0 before the step, to `[n, time, P]`, `[n, time]` and the state after the last step.
+        """
+        observation = self._normalized(observation)
+        if not self.recurrent:
+            parameters, value = self.network(observation)
+            return parameters, _without_last_axis(value, parameters), None
+        some = observation if isinstance(observation, Tensor) else next(iter(observation.values()))
+        if state is None:
+            state = torch.zeros(len(some), self.state_size, device=some.device)
+        if episode_start is None:
+            episode_start = torch.zeros(some.shape[:2], dtype=torch.bool, device=some.device)
+        parameters, value, state = self.network(observation, state, episode_start)
+        return parameters, _without_last_axis(value, parameters), state
+
+    def action_parameters(self, observation: Observation) -> Tensor:
+        """`[n, P]` for observations `[n, ...]`, of a network without memory; the hot loop of acting."""
+        if self.separate:
+            return cast("SeparateNetwork", self.network).action_parameters(self._normalized(observation))
+        return self.forward(observation)[0]
+
+    def value(self, observation: Observation) -> Tensor:
+        """`[n]` for observations `[n, ...]`, of a network without memory."""
+        if not self.separate:
+            return self.forward(observation)[1]
+        value = cast("SeparateNetwork", self.network).value(self._normalized(observation))
+        return value.squeeze(-1) if value.dim() > 1 else value
+
+    def evaluate(
+        self,
+        observation: Observation,
+        action: Tensor,
+        state: Tensor | None = None,
+        episode_start: Tensor | None = None,
+    ) -> PolicyEvaluation:
+        """The policy on recorded steps, with gradients: `[n, ...]`, or whole segments `[n, horizon, ...]`.
+
+        A policy with memory needs segments, the `state` `[n, state_size]` that each began with and `episode_start`
+        `[n, horizon]`.
+        """
+        parameters, value = self._evaluate(observation, action, state, episode_start)
+        log_prob, entropy = self.distribution.log_prob_and_entropy(parameters, action)
+        return PolicyEvaluation(log_prob=log_prob, entropy=entropy, value=value, action_parameters=parameters)
+
+    def update_normalizers(self, observation: Observation, valid: Tensor | None = None) -> None:
+        """Add the observations `[segments, horizon, ...]` of a batch that has been learned from to the statistics.
+
+        Called after learning, so that acting and learning see the same statistics. Steps where `valid` is False
+        are left out. (Rewards are added by `reward_normalizer.update_and_scale`.)
+        """
+        if self.observation_normalizer is not None:
+            self.observation_normalizer.update(observation, valid)
+
+    def _evaluate(
+        self, observation: Observation, action: Tensor, state: Tensor | None, episode_start: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        segments = action.dim() - len(self.distribution.action_shape) > 1
+        if self.recurrent or not segments:
+            return self.forward(observation, state, episode_start)[:2]
+        if isinstance(observation, Tensor):
+            steps: Observation = observation.flatten(0, 1)
+        else:
+            steps = {key: part.flatten(0, 1) for key, part in observation.items()}
+        parameters, value, _ = self.forward(steps)
+        return parameters.unflatten(0, action.shape[:2]), value.unflatten(0, action.shape[:2])
+
+    def _normalized(self, observation: Observation) -> Observation:
+        return observation if self.observation_normalizer is None else self.observation_normalizer(observation)
+
+
+def build_policy(config: PolicyConfig, spaces: Spaces, seed: int, discount: float = 0.99) -> Policy:
+    """The policy that `config` describes; its weights depend on `seed` only, and no generator is disturbed.
+
+    Raises NetworkError where the network is unknown, cannot be imported or made, or does not fit the spaces, and
+    ValueError where the spaces are not supported.
+    """
+    network = _with_seed(seed, lambda: make_network(config, spaces))
+    check_network(network, spaces, config.network)
+    return Policy(
+        spaces,
+        network,
+        normalize_observations=config.normalize_observations,
+        normalize_rewards=config.normalize_rewards,
+        discount=discount,
+    )
+
+
+def _with_seed(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+    with _global_generator, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return make()
+
+
+def _without_last_axis(value: Tensor, parameters: Tensor) -> Tensor:
+    return value.squeeze(-1) if value.dim() == parameters.dim() else value

@@ -1,0 +1,76 @@
+"""A training run as a script: progress on the terminal, signals, a summary, an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import anyio
+
+from orchestrator.hooks.progress import ProgressHook, progress
+from orchestrator.trainer import Trainer
+
+if TYPE_CHECKING:
+    from orchestrator.config import TrainerConfig
+    from orchestrator.trainer import Run
+    from state.trainer_state import TrainerState
+
+GRACE = 10.0
+"""Seconds that hooks have to finish after a signal."""
+
+
+def run_training(config: TrainerConfig) -> int:
+    """Train to the end and say what came of it. Returns 0, or 128 + the signal's number after a signal.
+
+    SIGINT and SIGTERM: the first ends the run after its minibatch, with a final checkpoint; the second cancels; the
+    third exits at once. Errors of the run are raised.
+    """
+    return anyio.run(_run, config)
+
+
+async def _run(config: TrainerConfig) -> int:
+    mode = config.metrics.progress
+    hooks = [] if mode == "off" else [ProgressHook(config.total_agent_steps, mode)]
+    trainer = Trainer(config, hooks=hooks)
+    received: list[int] = []
+    final: TrainerState | None = None
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as training:
+            async with trainer.start() as run:
+                tasks.start_soon(_obey_signals, run, training, received)
+                final = await run.result()
+        tasks.cancel_scope.cancel()
+    if final is not None and mode != "off":
+        _summarise(config, final)
+    return 128 + received[0] if received else 0
+
+
+async def _obey_signals(run: Run, training: anyio.CancelScope, received: list[int]) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            received.append(number)
+            name = signal.Signals(number).name
+            if len(received) == 1:
+                print(f"{name}: stopping after this minibatch; once more to stop at once", file=sys.stderr)
+                run.drain_seconds = GRACE
+                run.stop_now(name)
+            elif len(received) == 2:
+                print(f"{name}: stopping at once", file=sys.stderr)
+                training.cancel()
+            else:
+                os._exit(128 + number)
+
+
+def _summarise(config: TrainerConfig, state: TrainerState) -> None:
+    shown = progress(state, config.total_agent_steps)
+    returns = shown["return"]
+    print(
+        f"trained {shown['steps']} agent steps in {shown.get('time', '?')} ({shown.get('rate', '?')}), "
+        f"return {returns} over the last 100 episodes"
+    )
+    if state.latest_checkpoint_uri is not None:
+        print(f"checkpoint {state.latest_checkpoint_uri}")
+    if config.run_dir is not None:
+        print(f"evaluate it with: orchestrator eval {config.run_dir}")

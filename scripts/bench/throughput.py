@@ -1,0 +1,123 @@
+"""Agent steps per second of the whole training loop, beside stable-baselines3's PPO: the same network, environments
+and hyperparameters, both in one run and in turn.
+
+    python scripts/bench/throughput.py [--environments 8 64 512] [--repeats 5]
+
+Needs the `bench` dependency group. stable-baselines3 gets the number of torch threads with which it is fastest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import describe_machine, in_subprocess, spread
+
+HORIZON, MINIBATCHES, UPDATE_EPOCHS = 128, 4, 4
+WARM_UP = 3
+
+
+def epochs_for(environments: int) -> int:
+    """Epochs to measure: a few seconds' worth."""
+    return {8: 60, 64: 30}.get(environments, 10) + WARM_UP
+
+
+def ours(environments: int, staleness: int) -> list[float]:
+    """Seconds of each epoch."""
+    import anyio
+
+    from orchestrator import CollectionConfig, LearningConfig, Trainer, TrainerConfig
+
+    config = TrainerConfig(
+        total_agent_steps=environments * HORIZON * 10_000,
+        staleness=staleness,
+        collection=CollectionConfig(environments=environments, horizon=HORIZON),
+        learning=LearningConfig(update_epochs=UPDATE_EPOCHS, minibatches=MINIBATCHES, learning_rate=3e-4),
+    )
+    ends: list[tuple[float, int]] = []
+
+    async def main() -> None:
+        async with Trainer(config).start() as run:
+            async for state in run.states():
+                ends.append((time.perf_counter(), state.agent_step))
+                if len(ends) == epochs_for(environments):
+                    run.stop()
+
+    anyio.run(main)
+    return [
+        (after[0] - before[0]) / (after[1] - before[1])
+        for before, after in zip(ends[WARM_UP:], ends[WARM_UP + 1 :], strict=False)
+    ]
+
+
+def stable_baselines3(environments: int, threads: int) -> list[float]:
+    """Seconds per agent step of each iteration."""
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    torch.set_num_threads(threads)
+    starts: list[float] = []
+
+    class Clock(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            starts.append(time.perf_counter())
+
+    steps = environments * HORIZON
+    model = PPO(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", environments, seed=1),
+        n_steps=HORIZON,
+        batch_size=steps // MINIBATCHES,
+        n_epochs=UPDATE_EPOCHS,
+        learning_rate=3e-4,
+        ent_coef=0.01,
+        policy_kwargs={"net_arch": {"pi": [64, 64], "vf": [64, 64]}},
+        device="cpu",
+        seed=1,
+    )
+    model.learn(steps * max(4, epochs_for(environments) // 3), callback=Clock())
+    return [(after - before) / steps for before, after in zip(starts[1:], starts[2:], strict=False)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--environments", type=int, nargs="+", default=[8, 64, 512])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--one", nargs=3, metavar=("WHO", "ENVIRONMENTS", "VARIANT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        who, environments, variant = arguments.one
+        seconds = (ours if who == "ours" else stable_baselines3)(int(environments), int(variant))
+        print(json.dumps(1.0 / statistics.median(seconds)))
+        return
+    print(describe_machine())
+    print(f"CartPole-v1, MLP 64-64, horizon {HORIZON}, {MINIBATCHES} minibatches, {UPDATE_EPOCHS} update epochs")
+    for environments in arguments.environments:
+        contenders = {
+            "ours, staleness 1": ("ours", environments, 1),
+            "ours, staleness 0": ("ours", environments, 0),
+            "stable-baselines3, 1 thread": ("sb3", environments, 1),
+            "stable-baselines3, 2 threads": ("sb3", environments, 2),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in contenders}
+        for _ in range(arguments.repeats):
+            for name, contender in contenders.items():
+                rates[name].append(in_subprocess(__file__, "--one", *contender))
+        peer = max(statistics.median(values) for name, values in rates.items() if "sb3" in name or "stable" in name)
+        for name, values in rates.items():
+            ratio = statistics.median(values) / peer
+            print(f"{environments:4} environments  {name:28}  {spread(values)} steps/s  {ratio:.2f} x", flush=True)
+
+
+if __name__ == "__main__":
+    main()
