@@ -8,6 +8,8 @@ import anyio
 import anyio.from_thread
 import anyio.lowlevel
 
+from orchestrator.wakeup import Wakeup
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,12 +19,13 @@ StopRequest: TypeAlias = Literal["no", "after_epoch", "now"]
 
 
 class RunControl:
-    """Wishes are kept here and met by the training loop; every method can be called from any thread."""
+    """Wishes are kept here and met by the training loop. They can be made from any thread, also after the run's end,
+    where they do nothing. Made inside the event loop of the run."""
 
     def __init__(self, interrupt: Interrupt) -> None:
         self.interrupt = interrupt
         self._token = anyio.lowlevel.current_token()
-        self._changed = anyio.Event()
+        self._changed = Wakeup()
         self.paused = False
         self.stop_requested: StopRequest = "no"
         self.reason = ""
@@ -32,6 +35,7 @@ class RunControl:
         return f"<RunControl: {'paused' if self.paused else 'running'}, stop {self.stop_requested}>"
 
     def pause(self) -> None:
+        """Begin no further epoch until `resume`."""
         self.paused = True
         self._wake()
 
@@ -40,17 +44,21 @@ class RunControl:
         self._wake()
 
     def stop(self, reason: str = "") -> None:
+        """Finish the present epoch and end the run. The first reason is kept."""
         if self.stop_requested == "no":
             self.stop_requested, self.reason = "after_epoch", reason
         self._wake()
 
     def stop_now(self, reason: str = "") -> None:
+        """End the run after the present minibatch."""
         self.stop_requested, self.reason = "now", reason or self.reason
         self.interrupt.set()
         self._wake()
 
     def request_checkpoint(self) -> None:
+        """Take a checkpoint at the end of the present epoch."""
         self._checkpoint_requested = True
+        self._wake()
 
     def take_checkpoint_request(self) -> bool:
         """Whether a checkpoint was asked for since the last call."""
@@ -67,20 +75,19 @@ class RunControl:
         return not self.stopping
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Waits for a change after which `condition` holds."""
+        """Waits for a wish after which `condition` holds."""
         while not condition():
             await self._changed.wait()
 
     def _wake(self) -> None:
         try:
             here = anyio.lowlevel.current_token() == self._token
-        except (RuntimeError, anyio.NoEventLoopError):
+        except RuntimeError:  # no event loop in this thread
             here = False
         if here:
-            self._notify()
-        else:
-            anyio.from_thread.run_sync(self._notify, token=self._token)
-
-    def _notify(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+            self._changed.set()
+            return
+        try:
+            anyio.from_thread.run_sync(self._changed.set, token=self._token)
+        except RuntimeError:
+            return  # the event loop has ended, and the run with it: nobody is left to wake

@@ -88,9 +88,12 @@ class Crew:
             seed=config.seed,
             device=resolve_device(config.device),
             total_agent_steps=config.total_agent_steps,
+            threads=config.learning.threads,
+            max_threads=self._cores_for_learning(),
+            minibatch_steps=config.steps_per_epoch // config.learning.minibatches,
             interrupt=self._interrupt,
         )
-        self._learner = await self._open("learner", self._learner_threads(), Learner, plan)
+        self._learner = await self._open("learner", 1, Learner, plan)
         self.description = await self._learner.call("describe")
         self.spec = ExperienceSpec.merge(
             config.collection.environments,
@@ -186,13 +189,10 @@ class Crew:
         self._cleanup.push_async_callback(worker.aclose)
         return worker
 
-    def _learner_threads(self) -> int:
-        config = self._config
-        if config.learning.threads is not None:
-            return config.learning.threads
+    def _cores_for_learning(self) -> int:
+        """Taking turns, the learner has the machine to itself; overlapping, it has what the collectors leave."""
         cores = available_cores()
-        # Taking turns, the learner has the machine to itself; overlapping, it has what the collectors leave.
-        return cores if config.staleness == 0 else max(1, cores - config.collection.collectors)
+        return cores if self._config.staleness == 0 else max(1, cores - self._config.collection.collectors)
 
 
 @asynccontextmanager

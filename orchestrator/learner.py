@@ -46,6 +46,10 @@ class LearnerPlan:
     seed: int
     device: str
     total_agent_steps: int
+    threads: int | None
+    """None: as many of `max_threads` as the work of a minibatch is worth."""
+    max_threads: int
+    minibatch_steps: int
     interrupt: Interrupt
 
 
@@ -96,6 +100,7 @@ class Learner:
         self._device = torch.device(plan.device)
         self.policy: Policy = build_policy(plan.policy, plan.spaces, plan.seed, config.discount)
         self.policy.to(self._device)
+        torch.set_num_threads(plan.threads or _threads_for(self.policy, plan))
         self.arena = ParameterArena(self.policy, self._device)
         self._losses = LossSet(plan.losses)
         self._statistics = LossStatistics(self._device)
@@ -311,6 +316,16 @@ class Learner:
 
         factory = partial(build_policy, plan.policy, plan.spaces, plan.seed, plan.learning.discount)
         return PolicySnapshot(version, self.arena.layout, factory, BufferView(self._slots.buffer(ref)))
+
+
+_WORK_PER_THREAD = 64_000_000
+"""Weights times steps of a minibatch that make a further thread worth what it costs to wait for it: below, on the
+two-core machine this was measured on, a second thread made small networks slower."""
+
+
+def _threads_for(policy: Policy, plan: LearnerPlan) -> int:
+    work = sum(parameter.numel() for parameter in policy.parameters()) * plan.minibatch_steps
+    return max(1, min(plan.max_threads, work // _WORK_PER_THREAD))
 
 
 def _batch_stats(batch: dict[str, Tensor], valid: Tensor) -> dict[str, float]:

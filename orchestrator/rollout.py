@@ -68,10 +68,11 @@ class Rollout:
     ) -> None:
         """Record the step that `action` led to; `episode_start` is of the observation that was acted on."""
         index = self.steps
-        self._parameters.append(parameters)
+        # A network of somebody's own may return views of the observation, or the same tensor at every call.
+        self._parameters.append(parameters.clone())
         self._actions.append(action)
         if value is not None:
-            self._values.append(value)
+            self._values.append(value.clone())
         self._episode_start[index] = episode_start
         self._reward[index] = step.reward
         self._terminated[index] = step.terminated

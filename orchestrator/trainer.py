@@ -28,7 +28,7 @@ from state.stopwatch import Stopwatch
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
     from pathlib import Path
 
     from losses import Loss
@@ -65,7 +65,8 @@ class Run:
         self._state = TrainerState()
         self._changed = anyio.Event()
         self._ended = anyio.Event()
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
+        """What the run failed with, once it has ended."""
 
     def __repr__(self) -> str:
         return f"<Run {self.run_id}: epoch {self._state.epoch}, {self.control!r}>"
@@ -75,23 +76,23 @@ class Run:
         """The newest state of a completed epoch."""
         return self._state
 
-    async def states(self) -> AsyncIterator[TrainerState]:
+    def states(self) -> States:
         """The state after each epoch, up to the last. A slow reader misses states; it never holds up the run."""
-        seen: TrainerState | None = None
-        while True:
-            if self._state is not seen and self._state.epoch:
-                seen = self._state
-                yield seen
-            elif self._ended.is_set():
-                return
-            else:
-                await self._changed.wait()
+        return States(self)
+
+    async def next_state(self, seen: TrainerState | None) -> TrainerState | None:
+        """The newest state of a completed epoch as soon as it is not `seen`; None after the last."""
+        while self._state is seen or not self._state.epoch:
+            if self._ended.is_set():
+                return None
+            await self._changed.wait()
+        return self._state
 
     async def result(self) -> TrainerState:
         """Wait for the end: the last state, or what the run failed with."""
         await self._ended.wait()
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         return self._state
 
     def pause(self) -> None:
@@ -144,9 +145,27 @@ class Run:
 
     def end(self, error: BaseException | None) -> None:
         """For the trainer: the run is over."""
-        self._error = error
+        self.error = error
         self._ended.set()
         self._changed.set()
+
+
+class States:
+    """Iterates over the newest states of a run. (Not a generator: leaving one half-way needs closing.)"""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._seen: TrainerState | None = None
+
+    def __aiter__(self) -> States:
+        return self
+
+    async def __anext__(self) -> TrainerState:
+        state = await self._run.next_state(self._seen)
+        if state is None:
+            raise StopAsyncIteration
+        self._seen = state
+        return state
 
 
 class Trainer:
@@ -184,14 +203,16 @@ class Trainer:
         if self.config.run_dir is not None:
             await anyio.to_thread.run_sync(_begin_folder, self.config, self.config.run_dir)
         run = self._run = Run(self.config, self.hooks)
+        error: BaseException | None = None
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._train, run, losses, name="train")
                 yield run
         except BaseExceptionGroup as group:
-            raise _only_error(group) from None
-        if run._error is not None:  # pyright: ignore[reportPrivateUsage]
-            await run.result()
+            error = _only_error(group)
+        error = error or run.error
+        if error is not None:  # outside of the handler, which would change the error's cause or context
+            raise error
 
     async def _train(self, run: Run, losses: Sequence[Loss]) -> None:
         error: BaseException | None = None
@@ -225,7 +246,13 @@ class Trainer:
                 loop.close()
 
     async def _finish(self, run: Run, event: str, state: TrainerState) -> None:
-        await run.engine.publish(event, state)
+        """The last event, once hooks have done what they have in hand, so that its state has their results."""
+        await self._drain(run)
+        await run.engine.publish(event, run.engine.fold(state))
+        await self._drain(run)
+        run.take_state(run.engine.fold(state))
+
+    async def _drain(self, run: Run) -> None:
         late = await run.engine.drain(run.drain_seconds)
         if late:
             _log.warning(
@@ -233,7 +260,6 @@ class Trainer:
                 run.drain_seconds,
                 ", ".join(late),
             )
-        run.take_state(run.engine.fold(state))
 
     # Hooks from functions.
 

@@ -70,7 +70,7 @@ class NativeEnvironment(VectorEnvironment):
         if self._resetting is not None:
             # The call only reset these copies. Most environments report nothing for them; make sure.
             valid = ~self._resetting
-            reward = reward * valid
+            reward = np.where(valid, reward, np.float32(0.0))
             terminated = terminated & valid
             truncated = truncated & valid
         ended = terminated | truncated

@@ -1,66 +1,90 @@
 """Delivers events to hooks: one task and one mailbox each, in order for each hook, concurrent between hooks.
 
-What is decided about an event is decided in `mailbox`; here is only the awaiting.
+Everything about an event is decided in one step when it is published; only then does anyone wait. So a publisher
+that is cancelled leaves nothing half done.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections import Counter
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import anyio
 
-from orchestrator.hooks.hook import Every, hook_name, overridden_events
-from orchestrator.hooks.mailbox import Occurrence
-from orchestrator.hooks.runner import HookOverflow, HookRunner, HookStatistics
+from orchestrator.hooks.check import HookConfigurationError, check_hooks, predecessors
+from orchestrator.hooks.hook import hook_name
+from orchestrator.hooks.mailbox import ACCEPTED, Occurrence
+from orchestrator.hooks.runner import HookOverflow, HookRunner
+from orchestrator.hooks.updates import Updates, changes_of, with_changes
+from orchestrator.wakeup import Wakeup
 from state.frozen_mapping import FrozenMapping
-from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from orchestrator.hooks.hook import Hook, RunContext, StateUpdate
+    from orchestrator.hooks.statistics import HookStatistics
+    from state.trainer_state import TrainerState
+
+__all__ = ["EngineStatistics", "HookConfigurationError", "HookEngine", "check_hooks"]
 
 _log = logging.getLogger("orchestrator.hooks")
-_STATE_FIELDS = ("eval_scores", "latest_checkpoint_uri", "latest_wandb_uri")
-
-
-class HookConfigurationError(ValueError):
-    """The hooks as given cannot be run together; the message lists every problem."""
+_at_work: set[int] = set()
+"""Identities of the hooks of all engines that run now."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStatistics:
     events: int
+    """Events published that some hook listens to."""
     hooks: Mapping[str, HookStatistics]
 
 
-class HookEngine:
-    """The hooks of one run. Use: `async with engine.running(): await engine.publish(...); await engine.drain(...)`."""
+@dataclass(frozen=True, slots=True)
+class _Listeners:
+    """Who handles an event. Where all get it each time, as is usual, there is nothing to find out per event."""
 
-    def __init__(self, hooks: Sequence[Hook], run: RunContext, *, grace: float = 5.0) -> None:
+    runners: tuple[HookRunner, ...]
+    names: frozenset[str]
+    unpaced: bool
+
+
+class HookEngine:
+    """The hooks of one run. Use: `async with engine.running(): await engine.publish(...); await engine.drain(...)`.
+
+    `grace` is the time in seconds that hooks have to leave their resources, `clock` measures `Every(seconds=…)`.
+    Raises HookConfigurationError.
+    """
+
+    def __init__(
+        self,
+        hooks: Sequence[Hook],
+        run: RunContext,
+        *,
+        grace: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         check_hooks(hooks)
         self.run = run
+        self.progress = Wakeup()
+        """Set whenever a hook is done with an event."""
+        self.newest_epoch = 0
         self._grace = grace
-        self._lock = anyio.Lock()
-        self._settled = anyio.Event()
         self._events = 0
-        self._known: dict[str, tuple[int, Any]] = {}
-        self._results: dict[str, tuple[int, Any]] = {}
-        self._committed: list[TrainerState] = []
-        self._has_committed = anyio.Event()
-        self._updates: list[tuple[int, int, StateUpdate]] = []
-        order = {hook_name(hook): index for index, hook in enumerate(hooks)}
-        self._runners = {name: HookRunner(name, hook, self) for name, hook in zip(order, hooks, strict=True)}
-        self._order = order
-        self._listeners = {
-            event: tuple(runner for runner in self._runners.values() if event in runner.events)
-            for event in sorted({event for runner in self._runners.values() for event in runner.events})
-        }
+        self._updates = Updates()
+        self._newest_commit: str | None = None
+        self._blocking = True
+        self._over: set[HookRunner] = set()
+        self._room = Wakeup()
+        before = predecessors(hooks)
+        self._runners = {name: HookRunner(name, hook, self, before[name], clock) for name, hook in _named(hooks)}
+        self._order = {name: place for place, name in enumerate(self._runners)}
+        self._listeners: dict[str, _Listeners] = {}
+        self._find_listeners()
         for hook in hooks:
             hook.run = run
 
@@ -73,63 +97,57 @@ class HookEngine:
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[None]:
-        """While entered, hooks receive what is published. Leaving cancels what has not been drained."""
-        async with anyio.create_task_group() as tasks:
-            for runner in self._runners.values():
-                tasks.start_soon(runner.serve, name=f"hook {runner.name}")
-            announcer = anyio.CancelScope()
-            if self.listens("on_checkpoint_committed"):
-                tasks.start_soon(self._announce_commits, announcer, name="announce commits")
-            try:
-                yield
-            finally:
-                # Hooks are shielded, so that they can leave their resources in order: end them explicitly.
-                announcer.cancel()
+        """While entered, hooks receive what is published. Leaving cancels what has not been drained.
+
+        Raises an ExceptionGroup with HookFailed where a hook whose `on_error` is "raise" has failed, and
+        HookConfigurationError where a hook is at work in another run.
+        """
+        hooks = [runner.hook for runner in self._runners.values()]
+        busy = [hook_name(hook) for hook in hooks if id(hook) in _at_work]
+        if busy:
+            raise HookConfigurationError(f"hooks {busy} are at work in another run; give each run instances of its own")
+        _at_work.update(map(id, hooks))
+        try:
+            async with anyio.create_task_group() as tasks:
                 for runner in self._runners.values():
-                    runner.end(self._grace)
+                    tasks.start_soon(runner.serve, name=f"hook {runner.name}")
+                try:
+                    yield
+                except BaseException:
+                    self._end(complain=False)
+                    raise
+                self._end(complain=True)
+        finally:
+            _at_work.difference_update(map(id, hooks))
 
     async def publish(self, event: str, state: TrainerState, *, save: bool = False) -> None:
-        """Put an event into the mailboxes; waits only for hooks whose `overflow` is "block" and whose mailbox is full.
+        """Put an event into the mailboxes; then wait while a hook whose `overflow` is "block" has too much to do.
 
-        With `save`, hooks that take checkpoints get it even where it is not their turn. Raises HookOverflow for a hook whose `overflow` is "error" and whose mailbox is full.
+        With `save`, hooks that take checkpoints get it even where it is not their turn. Raises HookOverflow for a
+        hook whose `overflow` is "error" and whose mailbox is full; the others have got the event all the same.
         """
-        listeners = self._listeners.get(event)
-        if not listeners:
-            return
-        async with self._lock:  # two publishers must not overtake each other at a mailbox that is full
-            occurrence = Occurrence(self._events, event, state)
-            self._events += 1
-            due = [runner for runner in listeners if runner.due(event, state, save=save)]
-            occurrence.waiting = {runner.name for runner in due}
-            full = [runner for runner in due if not self._offer(runner, occurrence)]
-            for runner in full:
-                await self._offer_when_there_is_room(runner, occurrence)
+        overflown = self._put(event, state, save=save)
+        if overflown:
+            raise _overflow(event, state, overflown)
+        if self._over and self._blocking:
+            await self._wait_for_room()
+
+    def unblock(self) -> None:
+        """From now on no publisher waits for a hook: the run is to end, and must not depend on one that hangs."""
+        self._blocking = False
+        self._room.set()
 
     async def drain(self, seconds: float) -> tuple[str, ...]:
         """Wait until all hooks with `drain` have handled what waits for them; returns the names of those who did not
         within `seconds`."""
         with anyio.move_on_after(seconds):
             while self._undrained():
-                await self._settled.wait()
+                await self.progress.wait()
         return self._undrained()
 
     def fold(self, state: TrainerState) -> TrainerState:
         """`state` with everything that hooks have returned so far: newest event first, then registration order."""
-        if self._updates:
-            self._updates.sort(key=lambda entry: entry[:2])
-            for number, _, update in self._updates:
-                for name in _STATE_FIELDS:
-                    value = getattr(update, name)
-                    if value is not None and self._known.get(name, (-1, None))[0] <= number:
-                        self._known[name] = number, value
-                for name, value in update.results.items():
-                    if self._results.get(name, (-1, None))[0] <= number:
-                        self._results[name] = number, value
-            self._updates.clear()
-        if not self._known and not self._results:
-            return state
-        results = FrozenMapping({name: value for name, (_, value) in self._results.items()}) or None
-        return replace(state, results=results, **{name: value for name, (_, value) in self._known.items()})
+        return self._updates.fold(state)
 
     def statistics(self) -> EngineStatistics:
         return EngineStatistics(
@@ -138,149 +156,145 @@ class HookEngine:
 
     def holders(self) -> tuple[str, ...]:
         """Names of hooks that are at work or have mail, those with the oldest first: who may be holding views."""
-        busy = [runner for runner in self._runners.values() if runner.oldest is not None]
-        return tuple(runner.name for runner in sorted(busy, key=lambda runner: runner.oldest or 0))
+        held = {name: oldest.number for name, runner in self._runners.items() if (oldest := runner.oldest) is not None}
+        return tuple(sorted(held, key=held.__getitem__))
 
     def failure(self) -> BaseException | None:
-        """The error of the first hook that failed with `on_error` "stop": the run ends, and is not a success."""
-        return next((runner.error for runner in self._runners.values() if runner.hook.on_error == "stop"), None)
+        """The error of the first hook that failed with `on_error` "stop" or "raise": the run is not a success."""
+        decisive = (runner for runner in self._runners.values() if runner.hook.on_error in ("stop", "raise"))
+        return next((runner.error for runner in decisive if runner.error is not None), None)
 
     def hook_states(self) -> dict[str, Mapping[str, object]]:
-        """What each hook wants a checkpoint to keep, by name; hooks without state are left out."""
-        states = {name: runner.hook.state_dict() for name, runner in self._runners.items()}
-        return {name: state for name, state in states.items() if state}
+        """What each hook wants a checkpoint to keep, by name; hooks without state are left out, and so, with an error
+        in the log, are those that fail to give it or give what JSON can't say."""
+        states: dict[str, Mapping[str, object]] = {}
+        for name, runner in self._runners.items():
+            try:
+                state = json.loads(json.dumps(dict(runner.hook.state_dict())))
+            except Exception as error:
+                _log.error(
+                    "the checkpoint is without the state of hook %r, which failed to give it", name, exc_info=error
+                )
+                continue
+            if state:
+                states[name] = state
+        return states
+
+    def load_hook_states(self, states: Mapping[str, Mapping[str, object]]) -> None:
+        """Give hooks what `hook_states` returned in an earlier run. Raises what a hook raises, with its name."""
+        unknown = sorted(states.keys() - self._runners.keys())
+        if unknown:
+            _log.warning("the checkpoint has state of hooks that this run does not have: %s", ", ".join(unknown))
+        for name, state in states.items():
+            if name in self._runners:
+                try:
+                    self._runners[name].hook.load_state_dict(state)
+                except Exception as error:
+                    error.add_note(f"while hook {name!r} took over its state from a checkpoint")
+                    raise
 
     # For the runners.
 
-    def settle(self, occurrence: Occurrence, name: str, outcome: Any) -> None:
-        """A hook is done with an event: let those who wait for it go on."""
-        occurrence.settle(name, outcome)
-        self._settled.set()
-        self._settled = anyio.Event()
+    def has_taken(self, runner: HookRunner) -> None:
+        """A runner has taken from its mailbox, or closed it."""
+        if self._over and runner in self._over and not runner.mailbox.over:
+            self._over.discard(runner)
+            self._room.set()
 
-    async def predecessors(self, occurrence: Occurrence, names: tuple[str, ...]) -> None:
-        """Wait until the named hooks are done with the event."""
-        while not occurrence.waiting.isdisjoint(names):
-            await self._settled.wait()
+    def forget(self, runner: HookRunner) -> None:
+        """A runner takes no further events."""
+        self.has_taken(runner)
+        self._find_listeners()
 
     def state_for(self, occurrence: Occurrence, names: tuple[str, ...]) -> TrainerState:
-        """The event's state, with what the named predecessors have returned for it."""
+        """The event's state, with what the named predecessors have returned for it, in registration order."""
         state = occurrence.state
-        for name in sorted(set(names) & occurrence.updates.keys(), key=self._order.__getitem__):
-            state = _apply(state, occurrence.updates[name])
+        for name in names:
+            if name in occurrence.changes:
+                state = with_changes(state, occurrence.changes[name])
         return state
 
     def take_update(self, occurrence: Occurrence, name: str, update: StateUpdate) -> None:
         """Keep what a hook has returned for the next published state, and do at once what it asks of the run."""
-        occurrence.updates[name] = update
-        self._updates.append((occurrence.number, self._order[name], update))
+        changes = changes_of(update, name, occurrence.state)
+        occurrence.changes[name] = changes
+        self._updates.take((occurrence.number, self._order[name]), changes)
         if update.stop:
             self.run.stop(f"hook {name!r} asked for it")
         if update.save_now:
             self.run.request_checkpoint()
-        if update.latest_checkpoint_uri is not None:
-            self._committed.append(_apply(occurrence.state, update))
-            self._has_committed.set()
+        if update.latest_checkpoint_uri not in (None, self._newest_commit):
+            self._newest_commit = update.latest_checkpoint_uri
+            # Not back to whoever reported it: a hook that copies checkpoints would copy its copies.
+            state = with_changes(occurrence.state, changes)
+            for other in self._put("on_checkpoint_committed", state, but=name):
+                self._runners[other].fail_run(_overflow("on_checkpoint_committed", state, [other]))
 
     # How.
 
-    def _offer(self, runner: HookRunner, occurrence: Occurrence) -> bool:
-        offer = runner.offer(occurrence)
-        for displaced in offer.displaced:
-            self.settle(displaced, runner.name, "skipped")
-        if offer.verdict == "dropped":
-            self.settle(occurrence, runner.name, "skipped")
-        elif offer.verdict == "error":
-            raise HookOverflow(
-                f"hook {runner.name!r} has {len(runner.mailbox)} events waiting when {occurrence.event} of epoch "
-                f"{occurrence.state.epoch} comes, and its overflow is 'error'; make it faster, raise its max_lag, or "
-                "choose another overflow"
-            )
-        return offer.verdict != "full"
+    def _put(self, event: str, state: TrainerState, *, save: bool = False, but: str = "") -> list[str]:
+        """Offer an event to everyone it is due for; returns the names of those who can't bear it."""
+        listeners = self._listeners.get(event)
+        if listeners is None:
+            return []
+        due, names = listeners.runners, listeners.names
+        if but or not listeners.unpaced:
+            due = [runner for runner in due if runner.name != but and runner.due(event, state, save=save)]
+            names = frozenset([runner.name for runner in due])
+        occurrence = Occurrence(self._events, event, state, names)
+        self._events += 1
+        self.newest_epoch = state.epoch
+        overflown: list[str] = []
+        for runner in due:
+            offer = runner.offer(occurrence)
+            if offer is not ACCEPTED:
+                if offer.verdict == "over":
+                    self._over.add(runner)
+                elif offer.verdict == "error":
+                    overflown.append(runner.name)
+        return overflown
 
-    async def _offer_when_there_is_room(self, runner: HookRunner, occurrence: Occurrence) -> None:
-        begin = time.perf_counter()
+    def _find_listeners(self) -> None:
+        open_runners = [runner for runner in self._runners.values() if not runner.mailbox.closed]
+        self._listeners = {
+            event: _Listeners(
+                listening := tuple(runner for runner in open_runners if event in runner.events),
+                frozenset(runner.name for runner in listening),
+                all(runner.unpaced for runner in listening),
+            )
+            for event in {event for runner in open_runners for event in runner.events}
+        }
+
+    async def _wait_for_room(self) -> None:
+        # A snapshot: whoever fills a mailbox while we wait is the one who waits for it.
+        blocking = list(self._over)
+        for runner in blocking:
+            runner.meter.begin_block()
         try:
-            while not self._offer(runner, occurrence):
-                await runner.room.wait()
+            while blocking and self._blocking:
+                await self._room.wait()
+                for runner in [runner for runner in blocking if runner not in self._over]:
+                    blocking.remove(runner)
+                    runner.meter.end_block()
         finally:
-            runner.blocked_seconds += time.perf_counter() - begin
+            for runner in blocking:
+                runner.meter.end_block()
 
     def _undrained(self) -> tuple[str, ...]:
-        return tuple(runner.name for runner in self._runners.values() if runner.hook.drain and not runner.idle)
+        return tuple(name for name, runner in self._runners.items() if runner.hook.drain and not runner.idle)
 
-    async def _announce_commits(self, scope: anyio.CancelScope) -> None:
-        with scope:
-            while True:
-                await self._has_committed.wait()
-                self._has_committed = anyio.Event()
-                while self._committed:
-                    await self.publish("on_checkpoint_committed", self._committed.pop(0))
+    def _end(self, *, complain: bool) -> None:
+        # Hooks are shielded, so that they can leave their resources in order: end them explicitly.
+        for runner in self._runners.values():
+            runner.end(self._grace, complain=complain)
 
 
-def _apply(state: TrainerState, update: StateUpdate) -> TrainerState:
-    fields = {name: getattr(update, name) for name in _STATE_FIELDS if getattr(update, name) is not None}
-    if update.results:
-        fields["results"] = FrozenMapping({**(state.results or {}), **update.results})
-    return replace(state, **fields) if fields else state
+def _overflow(event: str, state: TrainerState, names: Sequence[str]) -> HookOverflow:
+    return HookOverflow(
+        f"hook {', '.join(map(repr, names))} is too far behind when {event} of epoch {state.epoch} comes, and its "
+        "`overflow` is 'error'; make it faster, raise its `max_lag`, or choose another `overflow`"
+    )
 
 
-def check_hooks(hooks: Sequence[Hook]) -> None:
-    """Raises HookConfigurationError listing names given twice, unknown or circular predecessors, bad settings."""
-    names = [hook_name(hook) for hook in hooks]
-    problems = [
-        f"{count} hooks are called {name!r}; give each its own `name`"
-        for name, count in Counter(names).items()
-        if count > 1
-    ]
-    after = dict(zip(names, (hook.after for hook in hooks), strict=True))
-    for name, hook in zip(names, hooks, strict=True):
-        if isinstance(hook.after, str):
-            problems.append(f"hook {name!r}: `after` must be a tuple of names, such as ({hook.after!r},)")
-            continue
-        problems += [
-            f"hook {name!r} comes after {other!r}, and there is no such hook; there are {names}"
-            for other in hook.after
-            if other not in after
-        ]
-        if not overridden_events(hook):
-            problems.append(f"hook {name!r} overrides no callback, so it would never be called")
-        problems += _check_settings(name, hook)
-    cycle = _cycle(after)
-    if cycle:
-        problems.append(f"hooks wait for each other in a circle: {' after '.join(cycle)}")
-    if problems:
-        raise HookConfigurationError("; ".join(problems))
-
-
-def _check_settings(name: str, hook: Hook) -> list[str]:
-    every = Every(epochs=hook.every) if isinstance(hook.every, int) else hook.every
-    given = [value for value in (every.epochs, every.agent_steps, every.seconds) if value is not None]
-    rules = [
-        (len(given) == 1 and given[0] > 0, f"`every` must be one positive distance, not {hook.every!r}"),
-        (hook.max_lag >= 1, f"`max_lag` must be at least 1, not {hook.max_lag}"),
-        (hook.timeout is None or hook.timeout > 0, f"`timeout` must be positive seconds, not {hook.timeout}"),
-        (hook.retries >= 0, f"`retries` must not be negative, but is {hook.retries}"),
-        (hook.overflow in ("block", "coalesce", "drop", "error"), f"unknown `overflow` {hook.overflow!r}"),
-        (hook.on_error in ("log", "disable", "stop", "raise"), f"unknown `on_error` {hook.on_error!r}"),
-    ]
-    return [f"hook {name!r}: {problem}" for holds, problem in rules if not holds]
-
-
-def _cycle(after: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """The names along a circle, the first repeated at the end; empty when there is none."""
-    settled: set[str] = set()
-
-    def visit(name: str, path: list[str]) -> list[str]:
-        if name in path:
-            return [*path[path.index(name) :], name]
-        if name in settled or name not in after:
-            return []
-        for other in after[name]:
-            found = visit(other, [*path, name])
-            if found:
-                return found
-        settled.add(name)
-        return []
-
-    return next((found for name in after if (found := visit(name, []))), [])
+def _named(hooks: Sequence[Hook]) -> list[tuple[str, Hook]]:
+    return [(hook_name(hook), hook) for hook in hooks]

@@ -6,15 +6,17 @@ import re
 from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+
+from state.eval_rewards import EvalRewardSummary
+from state.frozen_mapping import freeze
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from orchestrator.hooks.runner import HookStatistics
+    from orchestrator.hooks.statistics import HookStatistics
     from orchestrator.workers import Worker
-    from state.eval_rewards import EvalRewardSummary
     from state.trainer_state import TrainerState
 
 # The events of a run as the loop's pseudocode. With staleness 0 this is also their order in time; with more, the
@@ -29,16 +31,12 @@ if TYPE_CHECKING:
 #         on_train_phase_end                   inside the training timer
 #         epoch += 1
 #         on_epoch_end                         everything is in the state
-#     on_checkpoint_committed                  whenever a checkpoint really exists
 #     on_training_end | on_failure             once
+#
+#     on_checkpoint_committed                  whenever a hook has reported a checkpoint; also after the end
 EPOCH_EVENTS = ("on_rollout_start", "on_rollout_end", "on_train_phase_end", "on_epoch_end")
-EVENTS = (
-    "on_new_training_run",
-    *EPOCH_EVENTS,
-    "on_checkpoint_committed",
-    "on_training_end",
-    "on_failure",
-)
+ONCE_EVENTS = ("on_new_training_run", "on_training_end", "on_failure")
+EVENTS = ("on_new_training_run", *EPOCH_EVENTS, "on_checkpoint_committed", "on_training_end", "on_failure")
 
 Overflow: TypeAlias = Literal["block", "coalesce", "drop", "error"]
 OnError: TypeAlias = Literal["log", "disable", "stop", "raise"]
@@ -56,17 +54,43 @@ class Every:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateUpdate:
-    """What a hook wants to see in the next published state, or wants the run to do."""
+    """What a hook wants to see in the next published state, or wants the run to do.
+
+    Raises TypeError for a value of the wrong type.
+    """
 
     eval_scores: EvalRewardSummary | None = None
     latest_checkpoint_uri: str | None = None
+    """A checkpoint that exists now, here or elsewhere: other hooks get `on_checkpoint_committed`."""
     latest_wandb_uri: str | None = None
     results: Mapping[str, object] = field(default_factory=dict[str, object])
-    """Under names of the hook's own; they must be immutable, since every hook may read them."""
+    """Under names of the hook's own: small plain data, since every hook reads it and every epoch carries it to the
+    learner. Mappings, lists and sets are frozen. Others find each as a `HookResult` in `state.results`."""
     stop: bool = False
     """Finish the epoch and end the run."""
     save_now: bool = False
     """Take a checkpoint at the end of the epoch."""
+
+    def __post_init__(self) -> None:
+        expected = {"eval_scores": EvalRewardSummary, "latest_checkpoint_uri": str, "latest_wandb_uri": str}
+        for name, kind in expected.items():
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(f"{name} must be of type {kind.__name__}, not {type(value).__name__}: {value!r}")
+        object.__setattr__(self, "results", freeze(self.results))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookResult:
+    """A named result in `state.results`, and what it speaks of."""
+
+    value: Any
+    hook: str
+    """Who returned it."""
+    epoch: int
+    """Epochs completed in the state that the hook had before it."""
+    policy_version: int
+    """Policy version of that state; the run is past it by the time others read the result."""
 
 
 class RunContext(Protocol):
@@ -113,11 +137,13 @@ class DeliveryInfo:
     idempotency_key: str
     """The same for every attempt at one delivery: run, hook, event, number of the event."""
     attempt: int
+    """0 for the first."""
     outcomes: Mapping[str, Outcome]
-    """How the hooks named in `after` fared with the same event."""
+    """How the hooks named in `after` fared with the same event; "skipped" where it was not delivered to them."""
 
 
-current_delivery: ContextVar[DeliveryInfo] = ContextVar("current_delivery")
+# A function, because few callbacks ask.
+current_delivery: ContextVar[Callable[[], DeliveryInfo]] = ContextVar("current_delivery")
 
 
 class Hook:
@@ -128,16 +154,18 @@ class Hook:
     """
 
     name: str = ""
-    """Unique in a run; by default the class's name in snake_case."""
+    """Unique in a run; by default the class's name in snake_case. A hook with a `state_dict` must give one."""
     every: int | Every = 1
-    """Epochs between deliveries, or an `Every`."""
+    """Epochs between deliveries, or an `Every`. Events that are not of an epoch are delivered whenever they come."""
     after: tuple[str, ...] = ()
-    """Names of hooks that handle the same event first; what they return is visible."""
+    """Names of hooks that handle the same event first, and those that come before them in turn; what they return is
+    in the state, how they fared is in `delivery.outcomes`."""
     overflow: Overflow = "coalesce"
-    """When `max_lag` events wait: the training waits (block), waiting events of the same kind give way (coalesce),
-    the new event is dropped (drop), the run fails (error)."""
+    """What happens when `max_lag` events of the same kind wait and another comes: it replaces them (coalesce), the
+    training waits until one is taken (block), it is dropped (drop), the run fails (error). The start, the end and
+    the failure of the run always get in."""
     max_lag: int = 2
-    """Events that may wait while the hook is at work."""
+    """Events of each kind that may wait while the hook is at work: so many epochs it can be behind."""
     timeout: float | None = None
     """Seconds that one attempt may take."""
     retries: int = 0
@@ -145,10 +173,10 @@ class Hook:
     backoff: float = 0.5
     """Seconds before the first retry, doubled for each further one."""
     transient: tuple[type[Exception], ...] = (TimeoutError, ConnectionError)
-    """Errors that are worth a retry."""
+    """Errors that are worth a retry; an attempt that exceeds `timeout` ends in a TimeoutError."""
     on_error: OnError = "log"
     """After the last attempt: log it, disable the hook after `disable_after` failures in a row, stop the run after
-    the epoch, or raise out of the run at once."""
+    the epoch (it then ends in HookFailed), or raise HookFailed out of the run at once."""
     disable_after: int = 3
     """Failures in a row that disable a hook whose `on_error` is "disable"."""
     drain: bool = True
@@ -160,14 +188,13 @@ class Hook:
     run: RunContext
     """The run; set before the first event."""
 
-    lifecycle_events: ClassVar[frozenset[str]] = frozenset(EVENTS) - frozenset(EPOCH_EVENTS)
-
     def resources(self) -> AbstractAsyncContextManager[object]:
-        """What the hook needs while the run lasts: entered before its first event, left after its last."""
+        """What the hook needs while the run lasts: entered before its first event, left after its last, in one task
+        and also when the run fails or is cancelled. Leaving may take the engine's `grace`, 5 seconds."""
         return nullcontext()
 
     def state_dict(self) -> Mapping[str, object]:
-        """What a checkpoint keeps of this hook: anything that JSON can say."""
+        """What a checkpoint keeps of this hook: anything that JSON can say. Called between two steps of a callback."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
@@ -176,7 +203,10 @@ class Hook:
     @property
     def delivery(self) -> DeliveryInfo:
         """The delivery that is being handled; only inside a callback."""
-        return current_delivery.get()
+        try:
+            return current_delivery.get()()
+        except LookupError:
+            raise RuntimeError("there is a delivery only inside a callback that the engine has called") from None
 
     async def on_new_training_run(self, state: TrainerState) -> StateUpdate | None:
         """Once, before the first epoch."""
@@ -194,7 +224,7 @@ class Hook:
         """An epoch is over; everything about it is in the state."""
 
     async def on_checkpoint_committed(self, state: TrainerState) -> StateUpdate | None:
-        """A checkpoint exists, at `state.latest_checkpoint_uri`."""
+        """A checkpoint exists, at `state.latest_checkpoint_uri`; not told to the hook that reported it."""
 
     async def on_training_end(self, state: TrainerState) -> StateUpdate | None:
         """Once, after the last epoch."""

@@ -1,18 +1,19 @@
-"""What happens to an event on its way to one hook: all decisions, and nothing that waits."""
+"""What happens to an event on its way to one hook: all decisions are made here, and none of them waits."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator.hooks.hook import EPOCH_EVENTS, Every, Outcome
+from orchestrator.hooks.hook import EPOCH_EVENTS, ONCE_EVENTS, Every, Outcome
+from orchestrator.wakeup import Wakeup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
 
-    from orchestrator.hooks.hook import Overflow, StateUpdate
+    from orchestrator.hooks.hook import Overflow
     from state.trainer_state import TrainerState
 
 
@@ -23,62 +24,89 @@ class Occurrence:
     number: int
     event: str
     state: TrainerState
+    expected: frozenset[str] = frozenset()
+    """Names of the hooks it is offered to; each settles it exactly once."""
     outcomes: dict[str, Outcome] = field(default_factory=dict[str, Outcome])
-    updates: dict[str, StateUpdate] = field(default_factory=dict[str, "StateUpdate"])
-    waiting: set[str] = field(default_factory=set[str])
-    """Hooks that will handle it and have not yet."""
+    changes: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, "Mapping[str, Any]"])
+    """By hook, the fields of the state that it has returned."""
+    news: Wakeup | None = None
 
     def settle(self, hook: str, outcome: Outcome) -> None:
+        """The hook is done with this event."""
         self.outcomes[hook] = outcome
-        self.waiting.discard(hook)
+        if self.news is not None:
+            self.news.set()
+
+    async def wait_for(self, hooks: Collection[str]) -> None:
+        """Wait until the hooks are done with it, as far as it was offered to them."""
+        while not all(name in self.outcomes or name not in self.expected for name in hooks):
+            self.news = self.news or Wakeup()
+            await self.news.wait()
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What became of an offered event. `displaced` are those that gave way to it."""
+    """What became of an offered event: it waits ("accepted", or "over": but the caller must now wait until the
+    mailbox is within its bound again), or not. `displaced` are those that gave way to it."""
 
-    verdict: Literal["accepted", "dropped", "full", "error"]
+    verdict: Literal["accepted", "over", "dropped", "error"]
     displaced: tuple[Occurrence, ...] = ()
 
 
+ACCEPTED, OVER, DROPPED, ERROR = Offer("accepted"), Offer("over"), Offer("dropped"), Offer("error")
+
+
 class Mailbox:
-    """The events that wait for one hook, at most `max_lag`; lifecycle events are never lost and never displaced."""
+    """The events that wait for one hook: at most `max_lag` of each kind.
+
+    Events that come once in a run always get in. So does an event that makes its sender wait ("block"), which
+    is why cancelling a sender can't lose it: the bound is exceeded by one event per sender at most.
+    """
 
     def __init__(self, overflow: Overflow, max_lag: int) -> None:
         self.overflow = overflow
         self.max_lag = max_lag
-        self._waiting: deque[Occurrence] = deque()
         self.closed = False
+        self._waiting: deque[Occurrence] = deque()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"{len(self._waiting)}/{self.max_lag}"
-        return f"<Mailbox {self.overflow}: {state}>"
+        return f"<Mailbox {self.overflow}: {'closed' if self.closed else f'{len(self._waiting)} waiting'}>"
 
     def offer(self, occurrence: Occurrence) -> Offer:
-        """Put an event in, or say why not: "full" means that the caller waits for room and offers it again."""
+        """Put an event in, or say why not."""
+        waiting, event = self._waiting, occurrence.event
         if self.closed:
-            return Offer("dropped")
-        must_arrive = occurrence.event not in EPOCH_EVENTS
-        if len(self._waiting) < self.max_lag:
-            self._waiting.append(occurrence)
-            return Offer("accepted")
-        if self.overflow == "coalesce" or (must_arrive and self.overflow == "drop"):
-            # The newest says it all: waiting events of the same kind give way, or else the oldest that may.
-            displaced = [waiting for waiting in self._waiting if waiting.event == occurrence.event and not must_arrive]
-            if not displaced:
-                displaced = [waiting for waiting in self._waiting if waiting.event in EPOCH_EVENTS][:1]
-            for waiting in displaced:
-                self._waiting.remove(waiting)
-            self._waiting.append(occurrence)
-            return Offer("accepted", tuple(displaced))
-        if self.overflow == "drop":
-            return Offer("dropped")
-        if self.overflow == "error" and not must_arrive:
-            return Offer("error")
-        return Offer("full")
+            return DROPPED
+        if len(waiting) < self.max_lag or event in ONCE_EVENTS:
+            waiting.append(occurrence)
+            return ACCEPTED
+        same = [other for other in waiting if other.event == event]
+        if len(same) < self.max_lag:
+            waiting.append(occurrence)
+            return ACCEPTED
+        if self.overflow == "block":
+            waiting.append(occurrence)
+            return OVER
+        if self.overflow == "coalesce":  # the newest says it all
+            for other in same:
+                waiting.remove(other)
+            waiting.append(occurrence)
+            return Offer("accepted", tuple(same))
+        return DROPPED if self.overflow == "drop" else ERROR
+
+    @property
+    def over(self) -> bool:
+        """Whether more events of a kind wait than `max_lag`."""
+        return len(self._waiting) > self.max_lag and any(
+            count > self.max_lag for count in Counter(waiting.event for waiting in self._waiting).values()
+        )
+
+    @property
+    def oldest(self) -> Occurrence | None:
+        return self._waiting[0] if self._waiting else None
 
     def take(self) -> Occurrence | None:
         """The event that has waited longest."""
@@ -93,28 +121,31 @@ class Mailbox:
 
 
 class Pace:
-    """Decides which of a hook's epoch events are due, by its `every`."""
+    """Decides which of a hook's epoch events are due, by its `every`. Each kind of event is paced by itself."""
 
     def __init__(self, every: int | Every, clock: Callable[[], float] = time.monotonic) -> None:
         self._every = Every(epochs=every) if isinstance(every, int) else every
+        self._always = self._every.epochs == 1
         self._clock = clock
         self._last: dict[str, float] = {}
 
     def due(self, event: str, state: TrainerState) -> bool:
-        """Whether to deliver `event` now; if so, the next distance is counted from here."""
-        if event not in EPOCH_EVENTS:
+        """Whether to deliver `event` now."""
+        if self._always or event not in EPOCH_EVENTS:
             return True
-        if self._every.epochs is not None:
+        every = self._every
+        if every.epochs is not None:
             # The events of one epoch belong together: epochs count from 1, and on_epoch_end has counted already.
             epoch = state.epoch if event == "on_epoch_end" else state.epoch + 1
-            return epoch % self._every.epochs == 0
-        if self._every.agent_steps is not None:
-            position, distance = float(state.agent_step), float(self._every.agent_steps)
-            last = self._last.get(event, 0.0)
-        else:
-            position, distance = self._clock(), self._every.seconds or 0.0
-            last = self._last.setdefault(event, position)
-        if position - last < distance:
-            return False
-        self._last[event] = position
-        return True
+            return epoch % every.epochs == 0
+        if every.agent_steps is not None:
+            # Whenever a multiple is passed, so that long epochs don't stretch the distance.
+            passed = state.agent_step // every.agent_steps
+            due = passed > self._last.get(event, 0)
+            self._last[event] = passed
+            return due
+        now = self._clock()
+        due = now - self._last.setdefault(event, now) >= (every.seconds or 0.0)
+        if due:
+            self._last[event] = now
+        return due

@@ -16,9 +16,10 @@ async def run_in_worker(function: Callable[..., T], *args: object) -> T:
     """`function(*args)` in a new process, which is killed when the caller is cancelled.
 
     Views of experience and policy can be arguments: the process maps the same memory. Starting the process takes
-    about 40 ms. Raises what the function raises, and WorkerCrashed when the process dies.
+    about 40 ms. Raises what the function raises, and WorkerCrashed, with the function's name, when the process dies.
     """
-    async with start_worker("process", "hook", _Call, grace=0.0) as worker:
+    name = getattr(function, "__qualname__", None) or repr(function)
+    async with start_worker("process", name, _Call, grace=0.0) as worker:
         return cast("T", await worker.call("run", function, args))
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import logging
-import time
-from collections import Counter
-from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.to_thread
 
+from orchestrator.hooks.function_thread import FunctionThread
 from orchestrator.hooks.hook import DeliveryInfo, Outcome, StateUpdate, current_delivery, overridden_events
-from orchestrator.hooks.mailbox import Mailbox, Occurrence, Offer, Pace
+from orchestrator.hooks.mailbox import ACCEPTED, Mailbox, Occurrence, Pace
+from orchestrator.hooks.statistics import HookStatistics, Meter
+from orchestrator.wakeup import Wakeup
 from state.frozen_mapping import FrozenMapping
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from orchestrator.hooks.engine import HookEngine
     from orchestrator.hooks.hook import Hook
+    from orchestrator.hooks.mailbox import Offer
     from state.trainer_state import TrainerState
 
 _log = logging.getLogger("orchestrator.hooks")
@@ -33,208 +36,270 @@ class HookOverflow(RuntimeError):
     """A hook whose `overflow` is "error" fell behind."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HookStatistics:
-    """How a hook keeps up. `lag` is the number of the run's events since the one it is at, or last was."""
-
-    state: str
-    queue: int
-    lag: int
-    delivered: int
-    handled: int
-    coalesced: int
-    dropped: int
-    failed: int
-    retried: int
-    busy_seconds: float
-    """Time in callbacks."""
-    blocked_seconds: float
-    """Time that the training waited for room in the mailbox: the exposed part of the hook's work."""
-
-    @property
-    def hidden_seconds(self) -> float:
-        """Time in callbacks that cost the training nothing."""
-        return max(0.0, self.busy_seconds - self.blocked_seconds)
-
-
 class HookRunner:
     """Owns a hook's mailbox, task and counters."""
 
-    def __init__(self, name: str, hook: Hook, engine: HookEngine) -> None:
+    def __init__(
+        self, name: str, hook: Hook, engine: HookEngine, predecessors: tuple[str, ...], clock: Callable[[], float]
+    ) -> None:
         self.name = name
         self.hook = hook
         self.events = overridden_events(hook)
+        self.unpaced = hook.every == 1
         self.mailbox = Mailbox(hook.overflow, hook.max_lag)
-        self.room = anyio.Event()
-        self.counts: Counter[str] = Counter()
-        self.busy_seconds = 0.0
-        self.blocked_seconds = 0.0
-        self.oldest: int | None = None
-        self.error: BaseException | None = None
+        self.meter = Meter()
+        self.error: Exception | None = None
+        """The first failure."""
         self._engine = engine
-        self._pace = Pace(hook.every)
-        self._mail = anyio.Event()
+        self._predecessors = predecessors
+        self._pace = Pace(hook.every, clock)
+        self._thread = FunctionThread(f"hook {name}")
+        self._callbacks = {event: self._awaitable(getattr(hook, event)) for event in self.events}
+        self._mail = Wakeup()
         self._failures_in_a_row = 0
-        self._newest_offered = self._newest_taken = 0
         self._at_work: Occurrence | None = None
+        self._closed = ""
+        self._fatal: Exception | None = None
         # The outer scope lets a hook leave its resources in order whatever happens to the run.
         self._life = anyio.CancelScope(shield=True)
         self._work = anyio.CancelScope()
-        self._limiter = anyio.CapacityLimiter(1)
+        self._cancelled: type[BaseException] = asyncio.CancelledError
+        self._native_task: asyncio.Task[Any] | None = None
 
     def __repr__(self) -> str:
-        return f"<HookRunner {self.name!r}: {self._state()}, {self.mailbox!r}>"
+        return f"<HookRunner {self.name!r}: {self._state()}, {len(self.mailbox)} waiting>"
+
+    # The mailbox: all of this happens at once, nothing waits.
+
+    def due(self, event: str, state: TrainerState, *, save: bool) -> bool:
+        return self._pace.due(event, state) or (save and self.hook.saves)
+
+    def offer(self, occurrence: Occurrence) -> Offer:
+        """Put an event into the mailbox, or settle it; what gives way to it is settled."""
+        offer = self.mailbox.offer(occurrence)
+        if offer is ACCEPTED or offer.verdict in ("accepted", "over"):
+            self.meter.delivered += 1
+            self._mail.set()
+            for displaced in offer.displaced:
+                self.meter.coalesced += 1
+                self._settle(displaced, "skipped")
+        else:
+            self.meter.dropped += 1
+            self._settle(occurrence, "skipped")
+        return offer
 
     @property
     def idle(self) -> bool:
         return self._at_work is None and not len(self.mailbox)
 
-    def due(self, event: str, state: TrainerState, *, save: bool) -> bool:
+    @property
+    def oldest(self) -> Occurrence | None:
+        """The oldest event that it is not done with."""
+        return self._at_work or self.mailbox.oldest
+
+    def close(self, why: str) -> None:
+        """Take no further events, and forget those that wait."""
         if self.mailbox.closed:
-            return False
-        return self._pace.due(event, state) or (save and self.hook.saves)
+            return
+        self._closed = why
+        for waiting in self.mailbox.close():
+            self.meter.abandoned += 1
+            self._settle(waiting, "skipped")
+        self._engine.forget(self)
+        self._mail.set()
 
-    def offer(self, occurrence: Occurrence) -> Offer:
-        offer = self.mailbox.offer(occurrence)
-        self.counts["coalesced"] += len(offer.displaced)
-        if offer.verdict == "accepted":
-            self.counts["delivered"] += 1
-            self._newest_offered = occurrence.number
-            self.oldest = occurrence.number if self.oldest is None else self.oldest
-            self._mail.set()
-        elif offer.verdict == "dropped":
-            self.counts["dropped"] += 1
-        return offer
+    def fail_run(self, error: Exception) -> None:
+        """Make `serve` raise `error` after the hook has left its resources, where nothing of the hook can catch it."""
+        self._fatal = self._fatal or error
+        self.close("failed")
 
-    def end(self, grace: float) -> None:
-        """Cancel what is going on; the hook has `grace` seconds to leave its resources."""
-        self._abandon()
-        self._life.deadline = anyio.current_time() + grace
+    def end(self, grace: float, *, complain: bool) -> None:
+        """Cancel what is going on; the hook has `grace` seconds to leave its resources.
+
+        With `complain`, unfinished work of a hook that the run depends on counts as its failure.
+        """
+        if complain and not self.idle and self.hook.drain and self.hook.on_error in ("stop", "raise"):
+            self.error = self.error or TimeoutError(f"hook {self.name!r} had not finished when the run ended")
+        self.close("ended")
         self._work.cancel()
+        self._life.deadline = anyio.current_time() + grace
+
+    # The task.
 
     async def serve(self) -> None:
-        """Handle events until `end`."""
-        with self._life:
-            async with AsyncExitStack() as stack:
-                try:
-                    await stack.enter_async_context(self.hook.resources())
-                except Exception as error:
-                    self._abandon()
-                    self._failed(error, "enter its resources", fatal=True)
-                    return
-                with self._work:
-                    while True:
-                        await self._handle(await self._next())
+        """Handle events until `end`. Raises HookFailed where the hook's `on_error` is "raise"."""
+        self._cancelled = anyio.get_cancelled_exc_class()
+        if self._cancelled is asyncio.CancelledError:
+            self._native_task = asyncio.current_task()
+        doing = "enter its resources"
+        try:
+            if self.mailbox.closed:  # the run has ended before this task began
+                return
+            with self._life:
+                async with self.hook.resources():
+                    doing = "go on"
+                    with self._work:
+                        await self._handle_all()
+                    doing = "leave its resources"
+            if self._life.cancelled_caught:
+                _log.warning("hook %r was cancelled: it took too long to %s", self.name, doing)
+        except BaseException as error:
+            own = self._hooks_own(error)
+            if own is None:
+                raise
+            self._fail(own, doing)
+        finally:
+            self.close("ended" if self.error is None else "failed")
+            self._thread.close()
+        if self._fatal is not None:
+            raise self._fatal
 
-    async def _next(self) -> Occurrence:
+    async def _handle_all(self) -> None:
         while True:
             occurrence = self.mailbox.take()
             if occurrence is not None:
-                self._at_work, self.oldest = occurrence, occurrence.number
-                self._newest_taken = occurrence.number
-                self.room.set()
-                self.room = anyio.Event()
-                return occurrence
-            self.oldest = None
-            self._mail = anyio.Event()
-            await self._mail.wait()
+                self._engine.has_taken(self)
+                await self._handle(occurrence)
+            elif self.mailbox.closed:
+                return
+            else:
+                try:
+                    await self._mail.wait()
+                except BaseException as error:
+                    if self._must_end(error) or self._hooks_own(error) is None:
+                        raise
+                    _log.warning("hook %r has cancelled the task that it runs in; it goes on", self.name)
 
     async def _handle(self, occurrence: Occurrence) -> None:
-        outcome = "failed"
+        meter = self.meter
+        outcome: Outcome = "skipped"
+        self._at_work = occurrence
         try:
-            await self._engine.predecessors(occurrence, self.hook.after)
+            if self._predecessors:
+                await occurrence.wait_for(self._predecessors)
             update = await self._attempts(occurrence)
+            self._forget_native_cancellation()
             if update is not None:
                 self._engine.take_update(occurrence, self.name, update)
-            self._failures_in_a_row = 0
-            self.counts["handled"] += 1
+            meter.handled += 1
             outcome = "handled"
-        except Exception as error:
-            self.counts["failed"] += 1
+            self._failures_in_a_row = 0
+        except BaseException as error:
+            own = None if self._must_end(error) else self._hooks_own(error)
+            if own is None:
+                meter.abandoned += 1
+                raise
+            meter.failed += 1
+            outcome = "failed"
             self._failures_in_a_row += 1
-            self._failed(error, f"handle {occurrence.event} of epoch {occurrence.state.epoch}")
+            self._fail(own, f"handle {occurrence.event} of epoch {occurrence.state.epoch}")
         finally:
             self._at_work = None
-            self._engine.settle(occurrence, self.name, outcome)
+            self._settle(occurrence, outcome)
 
     async def _attempts(self, occurrence: Occurrence) -> StateUpdate | None:
-        hook = self.hook
-        state = self._engine.state_for(occurrence, hook.after)
-        key = f"{self._engine.run.run_id}/{self.name}/{occurrence.event}/{occurrence.number}"
-        outcomes: FrozenMapping[str, Outcome] = FrozenMapping(
-            {name: occurrence.outcomes.get(name, "skipped") for name in hook.after}
-        )
+        hook, meter = self.hook, self.meter
+        callback = self._callbacks[occurrence.event]
+        state = self._engine.state_for(occurrence, self._predecessors) if self._predecessors else occurrence.state
         attempt = 0
         while True:
-            begin = time.perf_counter()
+            current_delivery.set(partial(self._delivery, occurrence, attempt))
+            meter.begin_work()
             try:
-                with anyio.fail_after(hook.timeout):
-                    current_delivery.set(DeliveryInfo(key, attempt, outcomes))
-                    return await self._call(occurrence.event, state)
+                if hook.timeout is None:
+                    update = await callback(state)
+                else:
+                    with anyio.fail_after(hook.timeout):
+                        update = await callback(state)
+                if update is not None and not isinstance(update, StateUpdate):
+                    raise TypeError(
+                        f"{occurrence.event} must return None or a StateUpdate, not {type(update).__name__}"
+                    )
+                return update
             except hook.transient as error:
                 if attempt >= hook.retries:
                     raise
                 _log.warning("hook %r: attempt %d failed, trying again: %r", self.name, attempt + 1, error)
             finally:
-                self.busy_seconds += time.perf_counter() - begin
-            self.counts["retried"] += 1
+                meter.end_work()
+            meter.retried += 1
             await anyio.sleep(hook.backoff * 2**attempt)
             attempt += 1
 
-    async def _call(self, event: str, state: TrainerState) -> StateUpdate | None:
-        callback = getattr(self.hook, event)
-        try:
-            if inspect.iscoroutinefunction(callback):
-                update = await callback(state)
-            else:
-                # A plain function may block: it gets a thread, one at a time.
-                update = await anyio.to_thread.run_sync(callback, state, abandon_on_cancel=True, limiter=self._limiter)
-                if inspect.isawaitable(update):
-                    update = await update
-        except anyio.get_cancelled_exc_class():
-            if self._work.cancel_called or anyio.current_effective_deadline() <= anyio.current_time():
-                raise
-            # Nobody cancelled it: the hook raised this itself, say by awaiting a task that was cancelled.
-            raise RuntimeError("the callback ended as if cancelled, and nobody had cancelled it") from None
-        if update is not None and not isinstance(update, StateUpdate):
-            raise TypeError(f"{event} must return None or a StateUpdate, not {type(update).__name__}")
-        return update
+    def _awaitable(self, callback: Callable[[TrainerState], Any]) -> Callable[[TrainerState], Awaitable[Any]]:
+        """The callback itself, or one that calls it in a thread, since a plain function may block."""
+        if inspect.iscoroutinefunction(callback):
+            return callback
 
-    def _failed(self, error: Exception, doing: str, *, fatal: bool = False) -> None:
+        async def in_thread(state: TrainerState) -> Any:
+            update = await self._thread.call(callback, state)
+            return await update if inspect.isawaitable(update) else update
+
+        return in_thread
+
+    def _delivery(self, occurrence: Occurrence, attempt: int) -> DeliveryInfo:
+        outcomes: dict[str, Outcome] = {name: occurrence.outcomes.get(name, "skipped") for name in self.hook.after}
+        key = f"{self._engine.run.run_id}/{self.name}/{occurrence.event}/{occurrence.number}"
+        return DeliveryInfo(key, attempt, FrozenMapping(outcomes))
+
+    def _settle(self, occurrence: Occurrence, outcome: Outcome) -> None:
+        occurrence.settle(self.name, outcome)
+        self._engine.progress.set()
+
+    # Errors.
+
+    def _fail(self, error: Exception, doing: str) -> None:
         policy = self.hook.on_error
-        self.error = error
+        self.error = self.error or error
         if policy == "raise":
-            raise HookFailed(f"hook {self.name!r} failed to {doing}") from error
-        _log.error("hook %r failed to %s", self.name, doing, exc_info=error)
+            failed = HookFailed(f"hook {self.name!r} failed to {doing}")
+            failed.__cause__ = error
+            self.fail_run(failed)
+            return
+        # The traceback once in a row: a hook that always fails would fill the log with it.
+        _log.error("hook %r failed to %s: %r", self.name, doing, error, exc_info=self._failures_in_a_row <= 1 and error)
         if policy == "stop":
             self._engine.run.stop(f"hook {self.name!r} failed to {doing}: {error!r}")
-        elif policy == "disable" and self._failures_in_a_row >= self.hook.disable_after and not fatal:
+        elif policy == "disable" and self._failures_in_a_row >= self.hook.disable_after:
             _log.error("hook %r is disabled after %d failures in a row", self.name, self._failures_in_a_row)
-            self._abandon()
+            self.close("disabled")
 
-    def _abandon(self) -> None:
-        for waiting in self.mailbox.close():
-            self.counts["dropped"] += 1
-            self._engine.settle(waiting, self.name, "skipped")
-        self.room.set()
+    def _must_end(self, error: BaseException) -> bool:
+        """Whether `error` is the cancellation of a scope around this point."""
+        return not isinstance(error, Exception) and anyio.current_effective_deadline() <= anyio.current_time()
+
+    def _hooks_own(self, error: BaseException) -> Exception | None:
+        """The error as a failure of the hook; None for what ends the program.
+
+        A callback can end as if cancelled though nobody cancelled it, say by awaiting a task that was.
+        """
+        self._forget_native_cancellation()
+        if isinstance(error, Exception):
+            return error
+        if isinstance(error, BaseExceptionGroup):
+            if error.split((self._cancelled, Exception))[1] is not None:
+                return None
+        elif not isinstance(error, self._cancelled):
+            return None
+        own = RuntimeError("it ended as if cancelled, and nobody had cancelled it")
+        own.__cause__ = error
+        return own
+
+    def _forget_native_cancellation(self) -> None:
+        # A callback that has cancelled its own asyncio task leaves a mark there, which the scopes around would take
+        # for a cancellation of their own.
+        task = self._native_task
+        while task is not None and task.cancelling():
+            task.uncancel()
+
+    # What can be seen.
 
     def _state(self) -> str:
-        if self.mailbox.closed:
-            return "closed"
-        return "idle" if self._at_work is None else f"at {self._at_work.event} of epoch {self._at_work.state.epoch}"
+        if self._at_work is not None:
+            return f"at {self._at_work.event} of epoch {self._at_work.state.epoch}"
+        return self._closed or ("idle" if self.idle else "behind")
 
     def statistics(self) -> HookStatistics:
-        counts = self.counts
-        return HookStatistics(
-            state=self._state(),
-            queue=len(self.mailbox),
-            lag=0 if self.idle else self._newest_offered - self._newest_taken,
-            delivered=counts["delivered"],
-            handled=counts["handled"],
-            coalesced=counts["coalesced"],
-            dropped=counts["dropped"],
-            failed=counts["failed"],
-            retried=counts["retried"],
-            busy_seconds=self.busy_seconds,
-            blocked_seconds=self.blocked_seconds,
-        )
+        at = self.oldest
+        lag = 0 if at is None else max(0, self._engine.newest_epoch - at.state.epoch)
+        return self.meter.read(state=self._state(), queue=len(self.mailbox), lag=lag)

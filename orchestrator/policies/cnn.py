@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from orchestrator.policies.flatten import FlatObservation
 from orchestrator.policies.heads import ActionHead
-from orchestrator.policies.mlp import ACTOR_GAIN, CRITIC_GAIN, HIDDEN_GAIN, Dense
+from orchestrator.policies.initialization import ACTOR_GAIN, CRITIC_GAIN, HIDDEN_GAIN, orthogonal
+from orchestrator.policies.mlp import Dense
 from orchestrator.policies.network import NetworkError, Observation, Spaces
 
 _SMALLEST_SIDE = 5
@@ -102,7 +103,7 @@ class Convolutions(nn.Module):
         channels, height, width = layout.channels, layout.height, layout.width
         for step in self._plan:
             layer = nn.Conv2d(channels, step.channels, step.kernel, step.stride, step.padding)
-            nn.init.orthogonal_(layer.weight, HIDDEN_GAIN)
+            layer.weight = nn.Parameter(orthogonal(*layer.weight.shape, gain=HIDDEN_GAIN))
             nn.init.zeros_(cast("Tensor", layer.bias))
             self.layers.append(layer)
             channels, height, width = step.channels, step.output_side(height), step.output_side(width)

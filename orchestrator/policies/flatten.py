@@ -81,7 +81,7 @@ def _numbers(x: Tensor) -> Tensor:
 
 
 def _bytes(x: Tensor) -> Tensor:
-    return _numbers(x).mul_(1.0 / 255.0)
+    return _numbers(x) * (1.0 / 255.0)
 
 
 class _OneHot:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import cast
@@ -13,20 +12,16 @@ from torch.nn import functional as F
 
 from orchestrator.policies.flatten import FlatObservation
 from orchestrator.policies.heads import ActionHead
-from orchestrator.policies.network import Observation, Spaces
+from orchestrator.policies.initialization import ACTOR_GAIN, CRITIC_GAIN, HIDDEN_GAIN, orthogonal
+from orchestrator.policies.network import NetworkError, Observation, Spaces
 
-# In place where the gradient needs only the result: less memory to touch, which is half the time of such an operation.
+# In place where the gradient needs only the result: on a CPU, new memory costs more than the computation.
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh_,
     "relu": torch.relu_,
     "silu": F.silu,
 }
 """Nonlinearities by name; they may write to their argument."""
-
-HIDDEN_GAIN = math.sqrt(2.0)
-ACTOR_GAIN = 0.01
-CRITIC_GAIN = 1.0
-"""Scales of the orthogonal initial weights (Andrychowicz et al. 2021 for the small one of the actor's output)."""
 
 
 class Dense(nn.Module):
@@ -39,13 +34,14 @@ class Dense(nn.Module):
 
     def __init__(self, sizes: Sequence[int], activation: str, output_gain: float | None = None) -> None:
         super().__init__()
+        if activation not in ACTIVATIONS:
+            raise NetworkError(f"the activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
         self._activation = ACTIVATIONS[activation]
         self._linear_output = output_gain is not None
         layers = len(sizes) - 1
         for index, (inputs, outputs) in enumerate(pairwise(sizes)):
             gain = HIDDEN_GAIN if output_gain is None or index < layers - 1 else output_gain
-            weight = nn.init.orthogonal_(torch.empty(inputs, outputs), gain)
-            self.register_parameter(f"weight_{index}", nn.Parameter(weight))
+            self.register_parameter(f"weight_{index}", nn.Parameter(orthogonal(inputs, outputs, gain=gain)))
             self.register_parameter(f"bias_{index}", nn.Parameter(torch.zeros(outputs)))
 
     def forward(self, x: Tensor) -> Tensor:

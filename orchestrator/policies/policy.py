@@ -42,7 +42,7 @@ class Policy(nn.Module):
         self.spaces = spaces
         self.distribution = distribution_for(spaces.action)
         self.network = network
-        self.state_size = int(getattr(network, "state_size", 0))
+        self.state_size = int(getattr(network, "state_size", None) or 0)
         """Numbers of recurrent state; 0 for a network without memory."""
         self.recurrent = self.state_size > 0
         self.separate = not self.recurrent and isinstance(network, SeparateNetwork)

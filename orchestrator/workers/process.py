@@ -34,7 +34,15 @@ _context = multiprocessing.get_context("forkserver")
 def warm_up() -> None:
     """Start the fork server without waiting for it, so that it imports torch while the caller does something else."""
     _context.set_forkserver_preload(_PRELOAD)
-    forkserver.ensure_running()
+    # Threads of one computation wait for each other by spinning unless OpenMP is told otherwise when it is loaded; on
+    # a machine whose cores are all busy, spinning makes the computation many times slower.
+    chosen = os.environ.get("OMP_WAIT_POLICY")
+    os.environ["OMP_WAIT_POLICY"] = chosen or "PASSIVE"
+    try:
+        forkserver.ensure_running()
+    finally:
+        if chosen is None:
+            del os.environ["OMP_WAIT_POLICY"]
 
 
 async def start(name: str, threads: int) -> Worker:

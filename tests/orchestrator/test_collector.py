@@ -14,11 +14,12 @@ import torch
 
 from orchestrator.collector import Collector, CollectorPlan, CollectReport
 from orchestrator.config import PolicyConfig
-from orchestrator.environments import EnvironmentFailed, make_vector
+from orchestrator.environments import EnvironmentFailed
 from orchestrator.environments.vector import copy_seeds
 from orchestrator.experience_fields import experience_fields
 from orchestrator.policies.policy import Policy
 from state.experience import ExperienceSpec, FieldSpec
+from tests.environments import Wandering
 from tests.small_networks import STATE_SIZE
 
 COUNT, HORIZON = 3, 25
@@ -69,17 +70,13 @@ class Run:
 class Reference:
     """The same rollouts, naively: one environment after another, one step at a time, in float64."""
 
-    def __init__(self, run: Run, single: Callable[[], gymnasium.Env[Any, Any]]) -> None:
-        assert run.policy is not None
-        self.weights = {
-            name.rpartition("network.")[2]: tensor.detach().double().numpy()
-            for name, tensor in run.policy.named_parameters()
-        }
-        self.recurrent = run.policy.recurrent
-        self.next_step = run.plan.environment == NEXT_STEP
-        count = run.plan.count
-        seed = Collector(run.plan)._environment_seed()  # pyright: ignore[reportPrivateUsage]
-        seeds = copy_seeds(seed, count) if run.plan.mode == "sync" else range(seed, seed + count)
+    def __init__(self, plan: CollectorPlan, single: Callable[[], gymnasium.Env[Any, Any]]) -> None:
+        count = plan.count
+        self.weights: dict[str, Any] = {}
+        self.recurrent = False
+        self.next_step = plan.environment == NEXT_STEP
+        seed = Collector(plan)._environment_seed()  # pyright: ignore[reportPrivateUsage]
+        seeds = copy_seeds(seed, count) if plan.mode == "sync" else range(seed, seed + count)
         self.environments = [single() for _ in range(count)]
         self.observations = [
             environment.reset(seed=one)[0] for environment, one in zip(self.environments, seeds, strict=True)
@@ -101,9 +98,13 @@ class Reference:
         output = self.weights["layer.weight"] @ features + self.weights["layer.bias"]
         return output[:-1], output[-1], state
 
-    def rollout(self, actions: Any, log_prob: Callable[[Any, Any], float]) -> tuple[list[list[Any]], list[Any]]:
-        """Rows of (field values by name) and the episodes that ended, as (step, copy, return, length)."""
-        rows: list[list[Any]] = []
+    def rollout(
+        self, policy: Policy, actions: Any, log_prob: Callable[[Any, Any], float]
+    ) -> tuple[list[list[dict[str, Any]]], list[Any]]:
+        """Rows of steps (values by field) and the episodes that ended, as (step, copy, return, length)."""
+        self.recurrent = policy.recurrent
+        self.weights = {name: tensor.detach().double().numpy() for name, tensor in policy.network.named_parameters()}
+        rows: list[list[dict[str, Any]]] = []
         episodes: list[Any] = []
         for copy, environment in enumerate(self.environments):
             row = []
@@ -184,17 +185,15 @@ class Agent(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation.astype(np.float32)
 
 
-def assert_agrees(arrays: Arrays, rows: list[list[Any]]) -> None:
-    for copy, row in enumerate(rows):
-        for step, expected in enumerate(row):
-            for name, value in expected.items():
-                if name == "observation" and isinstance(value, dict):
-                    for key, leaf in value.items():
-                        np.testing.assert_array_equal(arrays[f"observation/{key}"][copy, step], leaf)
-                else:
-                    np.testing.assert_allclose(
-                        arrays[name][copy, step], value, rtol=1e-5, atol=2e-6, err_msg=f"{name} {copy} {step}"
-                    )
+def assert_agrees(arrays: Arrays, rows: list[list[dict[str, Any]]]) -> None:
+    for name in rows[0][0]:
+        expected = [[step[name] for step in row] for row in rows]
+        if name == "observation" and isinstance(expected[0][0], dict):
+            for key in expected[0][0]:
+                leaves = np.array([[observation[key] for observation in row] for row in expected])
+                np.testing.assert_array_equal(arrays[f"observation/{key}"], leaves)
+        else:
+            np.testing.assert_allclose(arrays[name], np.array(expected), rtol=1e-5, atol=2e-6, err_msg=name)
 
 
 @pytest.mark.parametrize(("environment", "mode"), KINDS)
@@ -210,24 +209,22 @@ def assert_agrees(arrays: Arrays, rows: list[list[Any]]) -> None:
 def test_rollouts_agree_with_a_naive_one_at_a_time_reference(
     environment: str, mode: Any, network: str, observation: str, action: str, log_prob: Any
 ) -> None:
-    options = {"observation": observation, "action": action}
-    run = Run(environment, mode, f"tests.small_networks:{network}", options=options)
-    reference: Reference | None = None
+    run = Run(
+        environment,
+        mode,
+        f"tests.small_networks:{network}",
+        options={"observation": observation, "action": action},
+    )
+    reference = Reference(run.plan, lambda: Agent(Wandering(observation, action)))
     ends = {"terminated": 0, "truncated": 0}
-    at_the_end = 0
-    for rollout in range(4):
-        recurrent_state = None if reference is None else np.where(
-            np.array(reference.starts)[:, None], 0.0, reference.states
-        )  # fmt: skip
+    for _ in range(3):
         arrays, report = run.collect()
-        if reference is None:
-            inner = make_vector(SERIAL, 1, options)._environments[0]  # type: ignore[attr-defined]
-            reference = Reference(run, lambda inner=inner: Agent(type(inner)(**options)))
-            recurrent_state = reference.states.copy()
-        rows, episodes = reference.rollout(arrays["action"], log_prob)
-        assert_agrees(arrays, rows)
         if network == "make_recurrent":
-            np.testing.assert_allclose(arrays["recurrent_state"], recurrent_state, rtol=1e-5, atol=1e-6)
+            before = np.where(np.array(reference.starts)[:, None], 0.0, reference.states)
+            np.testing.assert_allclose(arrays["recurrent_state"], before, rtol=1e-5, atol=1e-6)
+        assert run.policy is not None
+        rows, episodes = reference.rollout(run.policy, arrays["action"], log_prob)
+        assert_agrees(arrays, rows)
         assert report.agent_steps == arrays["valid"].sum()
         assert not report.interrupted
         np.testing.assert_allclose(report.rollout_stats["episode_return"], [one[2] for one in episodes], atol=1e-9)
@@ -235,10 +232,7 @@ def test_rollouts_agree_with_a_naive_one_at_a_time_reference(
         assert report.rollout_stats["steps"] == report.rollout_stats["episode_length"]
         for name in ends:
             ends[name] += int(arrays[name].sum())
-        at_the_end += int((arrays["truncated"] & ~arrays["terminated"])[:, -1].sum())
-        assert rollout >= 0
-    assert ends["terminated"] > 5
-    assert ends["truncated"] > 5
+    assert min(ends.values()) > 5
 
 
 @pytest.mark.parametrize(("environment", "mode"), KINDS)
@@ -290,21 +284,11 @@ def test_the_learner_finds_the_recorded_probabilities_and_values_again(
             observation = {
                 name.partition("/")[2]: tensor for name, tensor in tensors.items() if name.startswith("observation/")
             }
-        shape = arrays["value"].shape
+        state = (tensors["recurrent_state"], tensors["episode_start"]) if policy.recurrent else ()
         with torch.no_grad():
-            if policy.recurrent:
-                found = policy.evaluate(
-                    observation, tensors["action"], tensors["recurrent_state"], tensors["episode_start"]
-                )
-            else:
-                flat: Any = (
-                    {key: tensor.flatten(0, 1) for key, tensor in observation.items()}
-                    if isinstance(observation, dict)
-                    else observation.flatten(0, 1)
-                )
-                found = policy.evaluate(flat, tensors["action"].flatten(0, 1))
-        np.testing.assert_allclose(found.log_prob.view(shape), arrays["log_prob"], rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(found.value.view(shape), arrays["value"], rtol=1e-4, atol=1e-5)
+            found = policy.evaluate(observation, tensors["action"], *state)
+        np.testing.assert_allclose(found.log_prob, arrays["log_prob"], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found.value, arrays["value"], rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_rows_of_the_plan_are_written() -> None:
@@ -365,6 +349,13 @@ def test_the_same_seed_gives_the_same_experience_and_another_seed_another() -> N
             np.testing.assert_array_equal(arrays[name], same[name])
     assert not np.array_equal(arrays["action"], different["action"])
     assert not np.array_equal(arrays["observation"], different["observation"])
+
+
+def test_a_network_may_return_the_same_memory_at_every_call() -> None:
+    usual, reusing = Run(network="tests.small_networks:make_shared"), Run(network="tests.small_networks:make_reusing")
+    arrays, same = usual.collect()[0], reusing.collect()[0]
+    for name in arrays:
+        np.testing.assert_array_equal(arrays[name], same[name])
 
 
 def test_stop_ends_the_rollout_at_the_next_step_and_the_next_one_goes_on() -> None:

@@ -15,6 +15,11 @@ from orchestrator.policies.policy import Policy
 from tests.small_networks import make_separate, make_shared
 
 COUNTING = "tests.environments:make_counting"
+KINDS = [
+    (COUNTING, "sync"),
+    ("tests.environments:Counting/SameStep-v0", "native"),
+    ("tests.environments:Counting/NextStep-v0", "native"),
+]
 RECALL = "orchestrator.environments.memory:make"
 
 
@@ -39,14 +44,7 @@ def policy_for(environment: VectorEnvironment, make: Any = make_shared) -> Polic
     return Policy(spaces, make(spaces))
 
 
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    [
-        (COUNTING, "sync"),
-        ("tests.environments:Counting/SameStep-v0", "native"),
-        ("tests.environments:Counting/NextStep-v0", "native"),
-    ],
-)
+@pytest.mark.parametrize(("name", "mode"), KINDS)
 @pytest.mark.parametrize("truncate", [True, False])
 def test_every_copy_plays_its_share_however_long_its_episodes_are(name: str, mode: Any, truncate: bool) -> None:
     environment = make_vector(name, 4, {"lengths": (1, 30), "truncate": truncate}, mode)
@@ -86,6 +84,21 @@ def test_a_policy_with_memory_is_evaluated_with_its_memory(deterministic: bool) 
     policy = policy_for(environment, lambda spaces: Remembering(3))
     (scores,) = evaluate(policy, [environment], 20, [0], deterministic)
     assert scores.returns == (1.0,) * 20
+
+
+@pytest.mark.parametrize(("name", "mode"), KINDS)
+def test_memory_is_forgotten_exactly_at_the_first_observation_of_an_episode(name: str, mode: Any) -> None:
+    calls: list[tuple[Tensor, Tensor]] = []
+
+    class Watching(Remembering):
+        def forward(self, observation: Tensor, state: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            calls.append((observation[:, 0, 0].clone(), episode_start[:, 0].clone()))
+            return super().forward(torch.zeros(len(state), 1, 3), state, episode_start)
+
+    environment = make_vector(name, 2, {"lengths": (2, 4)}, mode)
+    evaluate(policy_for(environment, lambda spaces: Watching(2)), [environment], 8, [0])
+    for observation, episode_start in calls:
+        assert episode_start.tolist() == (observation == 0).tolist()  # Counting observes the steps that were made
 
 
 def test_episodes_that_do_not_end_are_cut_and_reported() -> None:

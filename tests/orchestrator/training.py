@@ -1,4 +1,5 @@
-"""Small runs for tests: configurations that take a fraction of a second, losses and environments that record or fail."""
+"""Small runs for tests: configurations that take a fraction of a second; losses and environments that record or
+fail."""
 
 from __future__ import annotations
 
@@ -36,9 +37,7 @@ def small_config(
     """CartPole with a small network, for about `epochs` epochs."""
     return TrainerConfig(
         total_agent_steps=settings.pop("total_agent_steps", (epochs - 1) * environments * horizon + horizon),
-        collection=CollectionConfig(
-            environments=environments, horizon=horizon, backend=backend, collectors=collectors
-        ),
+        collection=CollectionConfig(environments=environments, horizon=horizon, backend=backend, collectors=collectors),
         learning=settings.pop("learning", LearningConfig(update_epochs=2, minibatches=2)),
         policy=settings.pop("policy", PolicyConfig(hidden=(8,))),
         **settings,

@@ -7,11 +7,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 
 from orchestrator.environments import EnvironmentFailed, VectorEnvironment, make_vector
+from orchestrator.environments.native import NativeEnvironment
+from orchestrator.environments.serial import SerialEnvironment
 from orchestrator.environments.spaces import array_specs, arrays_of
 from orchestrator.environments.vector import copy_seeds
-from tests.environments import OBSERVATION_SPACES
+from tests.environments import OBSERVATION_SPACES, Counting
 
 COUNT = 3
 WANDERING = "tests.environments:make_wandering"
@@ -151,8 +154,6 @@ def test_box_actions_are_clipped_and_the_callers_array_is_left_alone() -> None:
             seen.append(action.copy())
             return np.zeros(1, np.float32), 0.0, False, False, {}
 
-    from orchestrator.environments.serial import SerialEnvironment
-
     environment = SerialEnvironment("watching", [Watching()])
     environment.reset(0)
     actions = np.float32([[-3.0, 9.0]])
@@ -237,3 +238,19 @@ def test_native_cartpole_is_stepped_natively_and_truncates_at_its_limit() -> Non
     assert not steps[5].valid.any()
     assert not steps[5].truncated.any()
     np.testing.assert_array_equal(steps[5].reward, 0.0)
+
+
+def test_what_a_step_that_only_reset_a_copy_reports_is_not_a_transition() -> None:
+    class Careless(SyncVectorEnv):
+        def step(self, actions: Any) -> Any:
+            resetting = self._autoreset_envs.copy()
+            observation, reward, terminated, truncated, infos = super().step(actions)
+            return observation, reward + 9 * resetting, terminated | resetting, truncated | resetting, infos
+
+    environment = NativeEnvironment("careless", Careless([lambda: Counting((2,))]))
+    environment.reset(0)
+    steps = [environment.step(np.zeros(1, np.int64)) for _ in range(6)]
+    assert [bool(step.valid[0]) for step in steps] == [True, True, False] * 2
+    assert [float(step.reward[0]) for step in steps] == [1.0, 2.0, 0.0] * 2
+    assert [bool(step.terminated[0]) for step in steps] == [False, True, False] * 2
+    assert not any(step.truncated[0] for step in steps)

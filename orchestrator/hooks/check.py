@@ -1,0 +1,138 @@
+"""What can be known to be wrong with a set of hooks before a run begins."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.hooks.hook import EVENTS, Every, Hook, hook_name, overridden_events
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class HookConfigurationError(ValueError):
+    """The hooks as given cannot be run together; the message lists every problem."""
+
+
+def check_hooks(hooks: Sequence[Hook]) -> None:
+    """Raises HookConfigurationError listing names given twice, unknown or circular predecessors, bad settings."""
+    problems = [
+        f"{hook!r} is {'a class; give an instance of it' if isinstance(hook, type) else 'no Hook'}"
+        for hook in hooks
+        if not _is_hook(hook)
+    ]
+    hooks = [hook for hook in hooks if _is_hook(hook)]
+    names = [hook_name(hook) for hook in hooks]
+    problems += [
+        f"{count} hooks are called {name!r}; give each its own `name`"
+        for name, count in Counter(names).items()
+        if count > 1
+    ]
+    after: dict[str, tuple[str, ...]] = {}
+    for name, hook in zip(names, hooks, strict=True):
+        problems += [f"hook {name!r}: {problem}" for problem in (*_check_callbacks(hook), *_check_settings(hook))]
+        if isinstance(hook.after, str):
+            problems.append(f"hook {name!r}: `after` must be a tuple of names, such as ({hook.after!r},)")
+            continue
+        after[name] = hook.after
+        problems += [
+            f"hook {name!r} comes after {other!r}, and there is no such hook; there are {names}"
+            for other in hook.after
+            if other not in names
+        ]
+    cycle = _cycle(after)
+    if cycle:
+        problems.append(f"hooks wait for each other in a circle: {' after '.join(cycle)}")
+    if problems:
+        raise HookConfigurationError("; ".join(problems))
+
+
+def predecessors(hooks: Sequence[Hook]) -> dict[str, tuple[str, ...]]:
+    """By name, all hooks that come before one, directly or through others, in the order of `hooks`."""
+    after = {hook_name(hook): hook.after for hook in hooks}
+
+    @functools.cache
+    def before(name: str) -> frozenset[str]:
+        return frozenset(after[name]).union(*(before(other) for other in after[name]))
+
+    return {name: tuple(other for other in after if other in before(name)) for name in after}
+
+
+def _is_hook(hook: Any) -> bool:
+    return isinstance(hook, Hook)
+
+
+def _check_callbacks(hook: Hook) -> list[str]:
+    problems: list[str] = []
+    for name in dir(type(hook)):
+        if not name.startswith("on_") or name in EVENTS or not callable(getattr(type(hook), name)):
+            continue
+        if name == "on_mb_end":
+            problems.append("on_mb_end is a callback of losses; hooks are not called in the middle of the training")
+        elif similar := difflib.get_close_matches(name, EVENTS, n=1, cutoff=0.8):
+            problems.append(f"there is no callback {name!r}; did you mean {similar[0]!r}?")
+    if not overridden_events(hook):
+        problems.append(f"it overrides no callback, so it would never be called; there are {', '.join(EVENTS)}")
+    if type(hook).state_dict is not Hook.state_dict and not hook.name:
+        problems.append("it keeps state in checkpoints, so it needs a `name` of its own, by which it is found again")
+    return problems
+
+
+def _check_settings(hook: Hook) -> list[str]:
+    every: Any = Every(epochs=hook.every) if isinstance(hook.every, int) else hook.every
+    given = (
+        [value for value in (every.epochs, every.agent_steps, every.seconds) if value is not None]
+        if isinstance(every, Every)
+        else []
+    )
+    transient: Any = hook.transient
+    rules = [
+        (
+            len(given) == 1 and given[0] > 0,
+            f"`every` must be a number of epochs or an Every with one positive distance, not {hook.every!r}",
+        ),
+        (_at_least(1, hook.max_lag), f"`max_lag` must be at least 1, not {hook.max_lag!r}"),
+        (hook.timeout is None or hook.timeout > 0, f"`timeout` must be positive seconds, not {hook.timeout!r}"),
+        (_at_least(0, hook.retries), f"`retries` must not be negative, but is {hook.retries!r}"),
+        (hook.backoff >= 0, f"`backoff` must not be negative, but is {hook.backoff!r}"),
+        (_at_least(1, hook.disable_after), f"`disable_after` must be at least 1, not {hook.disable_after!r}"),
+        (
+            isinstance(transient, tuple) and all(isinstance(kind, type) for kind in transient),  # pyright: ignore[reportUnknownVariableType]
+            f"`transient` must be a tuple of exception classes, not {transient!r}",
+        ),
+        (
+            hook.overflow in ("block", "coalesce", "drop", "error"),
+            f"`overflow` must be block, coalesce, drop or error, not {hook.overflow!r}",
+        ),
+        (
+            hook.on_error in ("log", "disable", "stop", "raise"),
+            f"`on_error` must be log, disable, stop or raise, not {hook.on_error!r}",
+        ),
+    ]
+    return [problem for holds, problem in rules if not holds]
+
+
+def _at_least(least: int, value: Any) -> bool:
+    return isinstance(value, int) and value >= least
+
+
+def _cycle(after: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """The names along a circle, the first repeated at the end; empty when there is none."""
+    settled: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in settled or name not in after:
+            return []
+        for other in after[name]:
+            found = visit(other, [*path, name])
+            if found:
+                return found
+        settled.add(name)
+        return []
+
+    return next((found for name in after if (found := visit(name, []))), [])

@@ -1,0 +1,110 @@
+"""How hooks keep up, in numbers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookStatistics:
+    """How a hook keeps up.
+
+    delivered == handled + failed + coalesced + abandoned + queue + (1 while it is at work).
+    """
+
+    state: str
+    queue: int
+    """Events that wait."""
+    lag: int
+    """Epochs from the event that it is at to the newest of the run; 0 when it has nothing to do."""
+    delivered: int
+    """Events put into its mailbox."""
+    handled: int
+    failed: int
+    """After the last attempt."""
+    coalesced: int
+    """Gave way to a newer event."""
+    abandoned: int
+    """Waiting or at work when the hook was ended."""
+    dropped: int
+    """Refused, because the mailbox was full."""
+    retried: int
+    busy_seconds: float
+    """Time in callbacks, the present one included."""
+    blocked_seconds: float
+    """Time that the training waited for room in the mailbox: the exposed part of the hook's work."""
+
+    @property
+    def hidden_seconds(self) -> float:
+        """Time in callbacks that cost the training nothing."""
+        return max(0.0, self.busy_seconds - self.blocked_seconds)
+
+
+class Meter:
+    """Counts what happens to one hook's events, and measures how long it is busy and holds up its senders."""
+
+    __slots__ = (
+        "_blocked_seconds",
+        "_blocked_senders",
+        "_blocked_since",
+        "_busy_seconds",
+        "_busy_since",
+        "abandoned",
+        "coalesced",
+        "delivered",
+        "dropped",
+        "failed",
+        "handled",
+        "retried",
+    )
+
+    def __init__(self) -> None:
+        self.delivered = self.handled = self.failed = self.coalesced = self.abandoned = self.dropped = self.retried = 0
+        self._busy_seconds = self._blocked_seconds = self._blocked_since = 0.0
+        self._busy_since: float | None = None
+        self._blocked_senders = 0
+
+    def begin_work(self) -> None:
+        self._busy_since = time.perf_counter()
+
+    def end_work(self) -> None:
+        self._busy_seconds = self.busy_seconds
+        self._busy_since = None
+
+    def begin_block(self) -> None:
+        """A sender begins to wait for room. Senders that wait at the same time count once."""
+        if not self._blocked_senders:
+            self._blocked_since = time.perf_counter()
+        self._blocked_senders += 1
+
+    def end_block(self) -> None:
+        blocked_seconds = self.blocked_seconds
+        self._blocked_senders -= 1
+        if not self._blocked_senders:
+            self._blocked_seconds = blocked_seconds
+
+    @property
+    def busy_seconds(self) -> float:
+        since = self._busy_since
+        return self._busy_seconds + (0.0 if since is None else time.perf_counter() - since)
+
+    @property
+    def blocked_seconds(self) -> float:
+        return self._blocked_seconds + (time.perf_counter() - self._blocked_since if self._blocked_senders else 0.0)
+
+    def read(self, *, state: str, queue: int, lag: int) -> HookStatistics:
+        return HookStatistics(
+            state=state,
+            queue=queue,
+            lag=lag,
+            delivered=self.delivered,
+            handled=self.handled,
+            failed=self.failed,
+            coalesced=self.coalesced,
+            abandoned=self.abandoned,
+            dropped=self.dropped,
+            retried=self.retried,
+            busy_seconds=self.busy_seconds,
+            blocked_seconds=self.blocked_seconds,
+        )

@@ -1,0 +1,403 @@
+"""The policy as a whole: evaluation, seeds, memory of others, normalisation, and clear errors about networks."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from orchestrator.config import PolicyConfig
+from orchestrator.policies import NetworkError, Observation, Policy, Spaces, build_policy
+
+SPACES = Spaces(spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(4))
+IMAGES = Spaces(spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Discrete(4))
+CONFIG = PolicyConfig()
+HERE = __name__
+
+
+def bytes_of(policy: nn.Module) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in policy.state_dict().items()}
+
+
+# Networks of one's own, as a user would write them.
+
+
+class Own(nn.Module):
+    def __init__(self, spaces: Spaces) -> None:
+        super().__init__()
+        self.body = nn.Linear(3, 8)
+        self.actor = nn.Linear(8, spaces.action_parameters)
+        self.critic = nn.Linear(8, 1)
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        features = torch.relu(self.body(observation))
+        return self.actor(features), self.critic(features)
+
+
+class OwnRecurrent(nn.Module):
+    state_size = 3
+
+    def __init__(self, spaces: Spaces) -> None:
+        super().__init__()
+        self.actor = nn.Linear(3, spaces.action_parameters)
+
+    def forward(self, observation: Tensor, state: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sums: list[Tensor] = []
+        for step in range(observation.shape[1]):
+            state = state.masked_fill(episode_start[:, step, None], 0.0) + observation[:, step]
+            sums.append(state)
+        return self.actor(torch.stack(sums, 1)), torch.stack(sums, 1).sum(-1), state
+
+
+class WrongShape(Own):
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        parameters, value = super().forward(observation)
+        return parameters[:, 1:], value
+
+
+class NoTuple(Own):
+    def forward(self, observation: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(observation)[0]
+
+
+class Failing(Own):
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        raise KeyError("camera")
+
+
+class WrongSeparate(Own):
+    def action_parameters(self, observation: Tensor) -> Tensor:
+        return self.forward(observation)[0]
+
+    def value(self, observation: Tensor) -> Tensor:
+        return self.forward(observation)[0]
+
+
+class WrongState(OwnRecurrent):
+    def forward(self, observation: Tensor, state: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parameters, value, state = super().forward(observation, state, episode_start)
+        return parameters, value, state[:, :1]
+
+
+class NoStateSize(OwnRecurrent):
+    state_size = 0
+
+
+class HalfPrecision(Own):
+    def __init__(self, spaces: Spaces) -> None:
+        super().__init__(spaces)
+        self.half()
+
+
+def unregistered(spaces: Spaces) -> nn.Module:
+    network = nn.Module()
+    network.__dict__["layers"] = [nn.Linear(3, 4)]
+    return network
+
+
+def no_module(spaces: Spaces) -> object:
+    return "a network"
+
+
+def raising(spaces: Spaces) -> nn.Module:
+    raise RuntimeError("no weights file")
+
+
+NOT_A_FUNCTION = 3
+
+
+# Evaluation.
+
+
+@pytest.mark.parametrize("network", ["mlp", f"{HERE}:Own"])
+def test_evaluation_agrees_with_acting_and_has_gradients(network: str) -> None:
+    policy = build_policy(replace(CONFIG, network=network), SPACES, seed=1)
+    observation = torch.randn(6, 3)
+    with torch.inference_mode():
+        parameters, value, state = policy(observation)
+        assert state is None
+        assert torch.equal(policy.action_parameters(observation), parameters)
+        assert torch.equal(policy.value(observation), value)
+        action = policy.distribution.sample(parameters, policy.distribution.noise((6,)))
+        log_prob = policy.distribution.log_prob(parameters, action)
+    action = action.clone()
+    evaluation = policy.evaluate(observation, action)
+    assert torch.equal(evaluation.log_prob, log_prob)
+    assert torch.equal(evaluation.value, value)
+    assert torch.equal(evaluation.action_parameters, parameters)
+    reference = torch.distributions.Categorical(logits=parameters.clone())
+    torch.testing.assert_close(evaluation.entropy, reference.entropy())
+    (evaluation.log_prob + evaluation.entropy + evaluation.value).sum().backward()
+    assert all(parameter.grad is not None for parameter in policy.parameters())
+
+
+@pytest.mark.parametrize(
+    "action", [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.Box(-1.0, 1.0, (2,))], ids=str
+)
+def test_whole_segments_are_evaluated_as_their_steps_are(action: spaces.Space[object]) -> None:
+    parts = spaces.Dict({"a": spaces.Box(-1.0, 1.0, (3,)), "b": spaces.Discrete(2)})
+    for observed in (SPACES.observation, parts):
+        policy = build_policy(CONFIG, Spaces(observed, action), seed=1)
+        vector = torch.randn(4, 5, 3)
+        segments: Observation = vector
+        steps: Observation = vector.flatten(0, 1)
+        if observed is parts:
+            choice = torch.zeros(4, 5, dtype=torch.int64)
+            segments, steps = {"a": vector, "b": choice}, {"a": vector.flatten(0, 1), "b": choice.flatten(0, 1)}
+        noise = policy.distribution.noise((20,))
+        actions = policy.distribution.sample(policy.action_parameters(steps), noise).detach()
+        flat = policy.evaluate(steps, actions)
+        whole = policy.evaluate(segments, actions.unflatten(0, (4, 5)))
+        for name in ("log_prob", "entropy", "value", "action_parameters"):
+            assert torch.equal(getattr(whole, name), getattr(flat, name).unflatten(0, (4, 5))), name
+
+
+def test_a_network_of_separate_parts_is_acted_with_by_one_of_them() -> None:
+    policy = build_policy(CONFIG, SPACES, seed=1)
+    assert policy.separate
+    assert not build_policy(CONFIG, IMAGES, seed=1).separate
+    assert not build_policy(replace(CONFIG, network=f"{HERE}:Own"), SPACES, seed=1).separate
+
+
+# Seeds and memory.
+
+
+@pytest.mark.parametrize("network", ["mlp", "lstm", "cnn", "auto"])
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(network: str) -> None:
+    config = replace(CONFIG, network=network)
+    observed = IMAGES if network == "cnn" else SPACES
+    torch.rand(3)
+    first = build_policy(config, observed, seed=7)
+    torch.rand(5)
+    assert bytes_of(build_policy(config, observed, seed=7)) == bytes_of(first)
+    assert bytes_of(build_policy(config, observed, seed=8)) != bytes_of(first)
+
+
+@pytest.mark.parametrize("network", ["mlp", "lstm", "cnn"])
+def test_the_number_of_threads_does_not_change_the_weights(network: str) -> None:
+    config = replace(CONFIG, network=network)
+    observed = IMAGES if network == "cnn" else SPACES
+    threads = torch.get_num_threads()
+    built: list[dict[str, bytes]] = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            built.append(bytes_of(build_policy(config, observed, seed=7)))
+    finally:
+        torch.set_num_threads(threads)
+    assert built[0] == built[1]
+
+
+def test_building_a_policy_disturbs_no_generator() -> None:
+    observed = Spaces(spaces.Box(-1.0, 1.0, (3,), seed=3), spaces.Discrete(4, seed=3))
+    samples = copy.deepcopy(observed)
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    undisturbed = torch.rand(3), random.random(), np.random.rand()
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    build_policy(CONFIG, observed, seed=1)
+    assert torch.equal(torch.rand(3), undisturbed[0])
+    assert (random.random(), np.random.rand()) == undisturbed[1:]
+    assert np.array_equal(observed.observation.sample(), samples.observation.sample())
+
+
+def test_policies_built_in_several_threads_have_the_weights_of_their_seeds() -> None:
+    seeds = [1, 2, 3, 4] * 4
+    with ThreadPoolExecutor(4) as threads:
+        built = list(threads.map(lambda seed: bytes_of(build_policy(CONFIG, SPACES, seed)), seeds))
+    for seed, weights in zip(seeds, built, strict=True):
+        assert weights == bytes_of(build_policy(CONFIG, SPACES, seed))
+
+
+@pytest.mark.parametrize("network", ["mlp", "lstm", "cnn"])
+def test_a_policy_works_on_memory_that_belongs_to_somebody_else(network: str) -> None:
+    config = replace(CONFIG, network=network, normalize_observations=True, normalize_rewards=True)
+    observed = IMAGES if network == "cnn" else SPACES
+    policy = build_policy(config, observed, seed=1)
+    twin = build_policy(config, observed, seed=1)
+    tensors = [*policy.parameters(), *policy.buffers()]
+    assert {tensor.dtype for tensor in tensors} == {torch.float32}
+    memory = torch.zeros(sum(tensor.numel() for tensor in tensors))
+    begin = 0
+    for tensor in tensors:
+        view = memory[begin : begin + tensor.numel()].view(tensor.shape)
+        view.copy_(tensor.detach())
+        tensor.data = view
+        begin += tensor.numel()
+
+    observation = torch.ones(2, 4, *(observed.observation.shape or ()))
+    if network == "cnn":
+        observation = observation.to(torch.uint8)
+    valid = torch.ones(2, 4, dtype=torch.bool)
+    action = torch.zeros(2, 4, dtype=torch.int64)
+    for either in (policy, twin):
+        either.update_normalizers(observation, valid)
+        assert either.reward_normalizer is not None
+        either.reward_normalizer.update_and_scale(torch.randn(2, 4).abs_(), ~valid, valid)
+        either.evaluate(observation, action).value.sum().backward()
+    assert torch.equal(policy.evaluate(observation, action).value, twin.evaluate(observation, action).value)
+    for tensor in (*policy.parameters(), *policy.buffers()):
+        assert tensor.untyped_storage().data_ptr() == memory.data_ptr()
+    memory.zero_()
+    assert policy.evaluate(observation, action).value.abs().sum().item() == 0.0
+
+
+def test_a_policy_can_be_pickled_and_copied() -> None:
+    for network in ("mlp", "lstm"):
+        policy = build_policy(replace(CONFIG, network=network, normalize_observations=True), SPACES, seed=1)
+        for twin in (pickle.loads(pickle.dumps(policy)), copy.deepcopy(policy)):
+            assert bytes_of(twin) == bytes_of(policy)
+            observation = torch.randn(2, 1, 3) if twin.recurrent else torch.randn(2, 3)
+            assert torch.equal(twin(observation)[0], policy(observation)[0])
+
+
+# Normalisation.
+
+
+def test_statistics_change_only_when_asked_to_and_then_act_and_evaluate_alike() -> None:
+    policy = build_policy(replace(CONFIG, normalize_observations=True), SPACES, seed=1)
+    plain = build_policy(CONFIG, SPACES, seed=1)
+    observation = torch.randn(4, 8, 3) * 3.0 + 20.0
+    action = torch.zeros(4, 8, dtype=torch.int64)
+    clipped = observation.clamp(-10.0, 10.0)
+    assert torch.equal(policy.evaluate(observation, action).value, plain.evaluate(clipped, action).value)
+
+    valid = torch.ones(4, 8, dtype=torch.bool)
+    valid[:, -1] = False
+    policy.update_normalizers(observation, valid)
+    rows = observation[valid]
+    normalized = (observation - rows.mean(0)) / rows.std(0, correction=0)
+    expected = plain.evaluate(normalized, action)
+    torch.testing.assert_close(policy.evaluate(observation, action).value, expected.value)
+    steps = observation.flatten(0, 1)
+    torch.testing.assert_close(policy.value(steps), expected.value.flatten())
+    torch.testing.assert_close(policy.action_parameters(steps), expected.action_parameters.flatten(0, 1))
+    torch.testing.assert_close(policy(steps)[0], expected.action_parameters.flatten(0, 1))
+
+
+def test_statistics_are_part_of_the_state_dict() -> None:
+    config = replace(CONFIG, normalize_observations=True, normalize_rewards=True)
+    policy, other = (build_policy(config, SPACES, seed) for seed in (1, 2))
+    policy.update_normalizers(torch.randn(4, 8, 3) + 5.0)
+    other.load_state_dict(policy.state_dict())
+    observation = torch.randn(2, 3)
+    assert torch.equal(other(observation)[0], policy(observation)[0])
+
+
+def test_normalizers_are_there_only_where_asked_for() -> None:
+    policy = build_policy(CONFIG, SPACES, seed=1)
+    assert policy.observation_normalizer is None
+    assert policy.reward_normalizer is None
+    policy.update_normalizers(torch.randn(4, 8, 3))
+    assert not list(policy.buffers())
+
+
+# Networks by name.
+
+
+def test_auto_looks_at_images_with_a_cnn_and_at_everything_else_with_an_mlp() -> None:
+    assert type(build_policy(CONFIG, IMAGES, seed=1).network).__name__ == "CNN"
+    assert type(build_policy(CONFIG, SPACES, seed=1).network).__name__ == "MLP"
+
+
+def test_an_own_network_may_be_a_class_or_a_function_and_give_values_with_one_column() -> None:
+    policy = build_policy(replace(CONFIG, network=f"{HERE}:Own"), SPACES, seed=1)
+    assert policy.value(torch.randn(2, 3)).shape == (2,)
+    assert not policy.recurrent
+
+
+def test_an_own_network_with_memory_is_recognised_by_its_state_size() -> None:
+    policy = build_policy(replace(CONFIG, network=f"{HERE}:OwnRecurrent"), SPACES, seed=1)
+    assert policy.recurrent
+    assert policy.state_size == 3
+    start = torch.zeros(2, 4, dtype=torch.bool)
+    start[0, 2] = True
+    evaluation = policy.evaluate(torch.ones(2, 4, 3), torch.zeros(2, 4, dtype=torch.int64), torch.ones(2, 3), start)
+    assert evaluation.value.tolist() == [[6.0, 9.0, 3.0, 6.0], [6.0, 9.0, 12.0, 15.0]]
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ("mlpp", r"there is no network 'mlpp' \(did you mean mlp\?\); expected one of auto, mlp, cnn, lstm"),
+        ("transformer", "there is no network 'transformer'; expected one of auto, mlp, cnn, lstm"),
+        ("no_such_module:make", "there is no module 'no_such_module'; install it, or start in the folder"),
+        (f"{HERE}:Ownn", r"has no 'Ownn' \(did you mean Own"),
+        (f"{HERE}:NOT_A_FUNCTION", "is of type int, expected a function of the Spaces"),
+        (f"{HERE}:raising", r"failed at .*test_policy.py:\d+: RuntimeError: no weights file"),
+        (f"{HERE}:no_module", "returned str, expected a torch.nn.Module"),
+        (f"{HERE}:unregistered", "has no parameters to learn"),
+        (f"{HERE}:HalfPrecision", "body.weight of the network .* is torch.float16, expected float32"),
+        (f"{HERE}:Failing", r"forward of .* failed on observations of \[2, 3\] float32 at .*: KeyError: 'camera'"),
+        (
+            f"{HERE}:WrongShape",
+            r"returned \[2, 3\] float32, \[2, 1\] float32 for observations of \[2, 3\] float32; "
+            r"expected action parameters \[2, 4\], value \[2\]",
+        ),
+        (f"{HERE}:NoTuple", r"returned \[2, 4\] float32 for .* expected action parameters \[2, 4\], value \[2\]"),
+        (f"{HERE}:WrongSeparate", r"value of the network .* returned \[2, 4\] float32 .* expected value \[2\]"),
+        (f"{HERE}:WrongState", r"\[2, 1\] float32 for .* value \[2, 3\], state \[2, 3\]"),
+        (f"{HERE}:NoStateSize", "the state_size of the network .* is 0, expected an int of at least 1"),
+    ],
+)
+def test_a_network_that_cannot_serve_is_an_error_that_says_what_to_do(network: str, message: str) -> None:
+    with pytest.raises(NetworkError, match=message):
+        build_policy(replace(CONFIG, network=network), SPACES, seed=1)
+
+
+def test_a_module_that_fails_on_import_is_named_with_the_place(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "broken_network.py").write_text("x = 1\ny = x / 0\n")
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(NetworkError, match=r"ZeroDivisionError at .*broken_network.py:2"):
+        build_policy(replace(CONFIG, network="broken_network:make"), SPACES, seed=1)
+
+
+def test_the_check_leaves_running_statistics_and_the_training_mode_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Normed(Own):
+        def __init__(self, spaces: Spaces) -> None:
+            super().__init__(spaces)
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(self.norm(observation))
+
+    monkeypatch.setattr(f"{HERE}.Normed", Normed, raising=False)
+    policy = build_policy(replace(CONFIG, network=f"{HERE}:Normed"), SPACES, seed=1)
+    assert policy.training
+    assert policy.network.training
+    norm = policy.network.norm
+    assert isinstance(norm, nn.BatchNorm1d)
+    assert norm.num_batches_tracked is not None
+    assert norm.num_batches_tracked.item() == 0
+
+
+def test_dict_observations_reach_an_own_network_by_their_keys() -> None:
+    seen: list[dict[str, torch.Size]] = []
+
+    class OwnDict(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.critic = nn.Linear(2, 1)
+
+        def forward(self, observation: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            seen.append({key: part.shape for key, part in observation.items()})
+            return observation["a"].new_zeros(len(observation["a"]), 4), self.critic(observation["a"])
+
+    observed = Spaces(spaces.Dict({"a": spaces.Box(-1.0, 1.0, (2,)), "b": spaces.Discrete(3)}), spaces.Discrete(4))
+    policy = Policy(observed, OwnDict())
+    policy({"a": torch.zeros(5, 2), "b": torch.zeros(5, dtype=torch.int64)})
+    assert seen == [{"a": torch.Size([5, 2]), "b": torch.Size([5])}]

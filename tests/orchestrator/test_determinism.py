@@ -1,0 +1,58 @@
+"""The result of a run depends on the seed, not on the machine's scheduling nor on where the workers run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from orchestrator import PolicyConfig, Trainer
+from tests.orchestrator.training import small_config
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+pytestmark = pytest.mark.anyio
+
+
+async def final_weights(**settings: Any) -> dict[str, NDArray[Any]]:
+    final = await Trainer(small_config(epochs=5, **settings)).run()
+    assert final.policy is not None
+    return {name: array.copy() for name, array in final.policy.tensors.items()}
+
+
+def same(first: dict[str, NDArray[Any]], second: dict[str, NDArray[Any]]) -> bool:
+    assert first.keys() == second.keys()
+    return all(np.array_equal(first[name], second[name], equal_nan=True) for name in first)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+async def test_the_same_seed_gives_bitwise_the_same_weights_twice_and_on_every_backend(staleness: int) -> None:
+    reference = await final_weights(staleness=staleness, backend="inline")
+    assert same(reference, await final_weights(staleness=staleness, backend="inline"))
+    assert same(reference, await final_weights(staleness=staleness, backend="process"))
+    assert same(reference, await final_weights(staleness=staleness, backend="process"))
+    assert not same(reference, await final_weights(staleness=staleness, seed=2))
+
+
+async def test_staleness_changes_what_is_learned() -> None:
+    assert not same(await final_weights(staleness=0), await final_weights(staleness=1))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        PolicyConfig(network="lstm", hidden=(8,), lstm_size=4),
+        PolicyConfig(hidden=(8,), normalize_observations=True, normalize_rewards=True),
+    ],
+    ids=["lstm", "normalised"],
+)
+async def test_recurrent_and_normalised_policies_are_deterministic_too(policy: PolicyConfig) -> None:
+    reference = await final_weights(policy=policy, backend="inline")
+    assert same(reference, await final_weights(policy=policy, backend="process"))
+
+
+async def test_several_collectors_are_deterministic() -> None:
+    reference = await final_weights(collectors=2, backend="process")
+    assert same(reference, await final_weights(collectors=2, backend="inline"))

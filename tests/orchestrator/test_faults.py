@@ -1,0 +1,238 @@
+"""What a run does when its parts fail: the cause is named, what can go on goes on, and nothing is left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import psutil
+import pytest
+
+from orchestrator import Hook, HookFailed, NonFiniteLossError, Trainer, WorkerCrashed
+from orchestrator.config_error import ConfigurationError
+from orchestrator.environments import EnvironmentFailed
+from tests.orchestrator.training import FailingLoss, losses_with, small_config, worker_processes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from state.trainer_state import TrainerState
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    yield
+    gc.collect()
+    assert not worker_processes()
+    shared = Path("/dev/shm")
+    assert not shared.is_dir() or not list(shared.glob("*orchestrator*"))
+
+
+def with_environment(config: Any, **options: Any) -> Any:
+    return dataclasses.replace(
+        config,
+        environment="tests.orchestrator.training:failing_environment",
+        collection=dataclasses.replace(config.collection, environment_options=options),
+    )
+
+
+class FailureHook(Hook):
+    def __init__(self) -> None:
+        self.failures: list[int] = []
+
+    async def on_failure(self, state: TrainerState) -> None:
+        self.failures.append(state.epoch)
+
+
+class RaisingHook(Hook):
+    overflow = "block"
+
+    def __init__(self, on_error: Any) -> None:
+        self.on_error = on_error
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        if state.epoch == 2:
+            raise RuntimeError("the hook gave up")
+
+
+async def test_a_failing_hook_is_logged_and_training_goes_on(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.ERROR):
+        final = await Trainer(small_config(epochs=6), hooks=[RaisingHook("log")]).run()
+    assert final.epoch >= 6
+    assert "raising_hook" in caplog.text
+    assert "the hook gave up" in caplog.text
+
+
+async def test_a_failing_hook_that_must_not_fail_stops_the_run_after_its_epoch() -> None:
+    with pytest.raises(HookFailed, match="raising_hook") as caught:
+        await Trainer(small_config(epochs=10_000), hooks=[RaisingHook("stop")]).run()
+    assert "the hook gave up" in repr(caught.value.__cause__)
+
+
+async def test_a_failing_hook_can_end_the_run_at_once() -> None:
+    failure = FailureHook()
+    with pytest.raises(HookFailed, match="failed to handle on_epoch_end of epoch 2") as caught:
+        await Trainer(small_config(epochs=10_000), hooks=[RaisingHook("raise"), failure]).run()
+    assert "the hook gave up" in repr(caught.value.__cause__)
+
+
+@pytest.mark.parametrize("backend", ["inline", "process"])
+async def test_a_raising_loss_fails_the_run_with_the_workers_traceback(backend: Any) -> None:
+    failure = FailureHook()
+    trainer = Trainer(
+        small_config(epochs=100, backend=backend), hooks=[failure], losses=losses_with(FailingLoss("raise"))
+    )
+    with pytest.raises(ArithmeticError, match="the loss gave up") as caught:
+        await trainer.run()
+    assert "in compute" in "".join(caught.value.__notes__)
+    assert failure.failures == [1]
+
+
+async def test_a_loss_that_is_nan_is_named_with_epoch_and_minibatch() -> None:
+    trainer = Trainer(small_config(epochs=100), losses=losses_with(FailingLoss("nan")))
+    with pytest.raises(
+        NonFiniteLossError, match=r"failing_loss is not finite in epoch 1, minibatch 2 .*update epoch 1"
+    ):
+        await trainer.run()
+
+
+async def test_steps_that_are_nan_can_be_skipped() -> None:
+    config = small_config(epochs=3)
+    config = dataclasses.replace(config, learning=dataclasses.replace(config.learning, nonfinite="skip"))
+    skipped: list[float] = []
+    trainer = Trainer(config, losses=losses_with(FailingLoss("nan")))
+
+    @trainer.on_epoch_end(overflow="block")
+    async def count(state: TrainerState) -> None:
+        assert state.loss_stats is not None
+        skipped.append(state.loss_stats.get("skipped_minibatches", 0.0))
+
+    final = await trainer.run()
+    assert skipped[:3] == [0.0, 2.0, 0.0]
+    assert final.policy is not None
+    assert all((tensor == tensor).all() for tensor in final.policy.tensors.values())
+
+
+@pytest.mark.parametrize("backend", ["inline", "process"])
+async def test_a_raising_environment_fails_the_run_and_is_named(backend: Any) -> None:
+    config = with_environment(small_config(epochs=100, backend=backend), how="raise")
+    with pytest.raises(EnvironmentFailed, match="failing_environment") as caught:
+        await Trainer(config).run()
+    assert "the simulator is gone" in "".join([str(caught.value), *caught.value.__notes__])
+
+
+async def test_a_killed_collector_is_replaced_and_the_run_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = with_environment(small_config(epochs=5, backend="process"), how="kill", once=str(tmp_path / "died"))
+    final = await Trainer(config).run()
+    assert final.epoch >= 5
+    assert "'collector-0' died during 'collect': killed by SIGKILL" in caplog.text
+    assert "starting it again (1 of 3)" in caplog.text
+
+
+async def test_a_collector_that_keeps_dying_fails_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    config = with_environment(small_config(epochs=5, backend="process"), how="kill")
+    with pytest.raises(WorkerCrashed, match="'collector-0' died during 'collect': killed by SIGKILL"):
+        await Trainer(config).run()
+    assert caplog.text.count("starting it again") == 3
+
+
+async def test_a_killed_learner_fails_the_run_by_name() -> None:
+    failure = FailureHook()
+    trainer = Trainer(
+        small_config(epochs=100, backend="process"), hooks=[failure], losses=losses_with(FailingLoss("kill"))
+    )
+    with pytest.raises(WorkerCrashed, match="'learner' died during 'learn': killed by SIGKILL"):
+        await trainer.run()
+    assert failure.failures == [1]
+
+
+@pytest.mark.parametrize("after_epochs", [0, 2])
+async def test_cancellation_from_outside_reaps_everything(after_epochs: int) -> None:
+    config = small_config(epochs=100_000, backend="process", collectors=2)
+    left: list[str] = []
+
+    class Leaving(Hook):
+        async def on_epoch_end(self, state: TrainerState) -> None:
+            if state.epoch >= after_epochs:
+                cancel.cancel()
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    left.append("left")
+
+    with anyio.CancelScope() as cancel:
+        async with Trainer(config, hooks=[Leaving()]).start():
+            if not after_epochs:
+                cancel.cancel()
+            await anyio.sleep_forever()
+    assert cancel.cancelled_caught
+    assert left == (["left"] if after_epochs else [])
+
+
+async def test_a_hanging_environment_is_reaped_when_the_run_is_cancelled() -> None:
+    config = with_environment(small_config(epochs=100, backend="process", horizon=100), how="hang", fail_at=50)
+    with anyio.move_on_after(3) as scope:
+        await Trainer(config).run()
+    assert scope.cancelled_caught
+
+
+async def test_an_error_in_the_watching_code_ends_the_run() -> None:
+    async def watch() -> None:
+        async with Trainer(small_config(epochs=100_000, backend="process")).start() as run:
+            async for _ in run.states():
+                raise KeyError("watcher")
+
+    with pytest.raises(KeyError, match="watcher"):
+        await watch()
+
+
+async def test_an_environment_that_does_not_exist_is_refused_before_anything_starts() -> None:
+    config = dataclasses.replace(small_config(), environment="CartPole-v7")
+    with pytest.raises(ConfigurationError, match="CartPole"):
+        await Trainer(config).run()
+
+
+async def test_the_workers_of_a_killed_host_end_with_it(tmp_path: Path) -> None:
+    script = tmp_path / "host.py"
+    script.write_text(
+        "import anyio, sys\n"
+        "from orchestrator import Trainer\n"
+        "from tests.orchestrator.training import small_config\n"
+        "async def main():\n"
+        "    async with Trainer(small_config(epochs=100_000, backend='process')).start() as run:\n"
+        "        async for state in run.states():\n"
+        "            print(state.epoch, flush=True)\n"
+        "if __name__ == '__main__':\n"
+        "    anyio.run(main)\n"
+    )
+    host = await anyio.to_thread.run_sync(_start, script)
+    assert host.stdout is not None
+    with anyio.fail_after(60):
+        await anyio.to_thread.run_sync(host.stdout.readline)
+    family = psutil.Process(host.pid).children(recursive=True)
+    assert len(family) >= 4, "fork server, its tracker, collector, learner"
+    host.send_signal(signal.SIGKILL)
+    host.wait()
+    deadline = time.monotonic() + 20
+    while [process for process in family if process.is_running() and process.status() != "zombie"]:
+        assert time.monotonic() < deadline, "orphans"
+        await anyio.sleep(0.02)
+    host.stdout.close()
+
+
+def _start(script: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    return subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment)
