@@ -173,7 +173,7 @@ class HookEngine:
                 state = json.loads(json.dumps(dict(runner.hook.state_dict())))
             except Exception as error:
                 _log.error(
-                    "the checkpoint is without the state of hook %r, which failed to give it", name, exc_info=error
+                    "a checkpoint is without the state of hook %r, which failed to give it", name, exc_info=error
                 )
                 continue
             if state:

@@ -161,8 +161,13 @@ async def open_worker(
             worker = await start(name, threads)
         assert worker is not None
         await worker.call(CONSTRUCT, factory, args)
-    except BaseException:
+    except BaseException as error:
         if worker is not None:
             await worker.aclose(0)
+        if isinstance(error, WorkerCrashed):
+            error.add_note(
+                "It died before it had begun; its own error is above. A script must start its training under "
+                "`if __name__ == '__main__':`, since workers import the script."
+            )
         raise
     return worker

@@ -36,7 +36,7 @@ def small_config(
 ) -> TrainerConfig:
     """CartPole with a small network, for about `epochs` epochs."""
     return TrainerConfig(
-        total_agent_steps=settings.pop("total_agent_steps", (epochs - 1) * environments * horizon + horizon),
+        total_agent_steps=settings.pop("total_agent_steps", max(1, epochs - 1) * environments * horizon + 1),
         collection=CollectionConfig(environments=environments, horizon=horizon, backend=backend, collectors=collectors),
         learning=settings.pop("learning", LearningConfig(update_epochs=2, minibatches=2)),
         policy=settings.pop("policy", PolicyConfig(hidden=(8,))),

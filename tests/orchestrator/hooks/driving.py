@@ -124,6 +124,11 @@ class AtEpochEnd(Steered):
         return await self.note("on_epoch_end", state)
 
 
+class AtCommit(Steered):
+    async def on_checkpoint_committed(self, state: TrainerState) -> StateUpdate | None:
+        return await self.note("on_checkpoint_committed", state)
+
+
 class Everything(AtEpochEnd):
     async def on_new_training_run(self, state: TrainerState) -> StateUpdate | None:
         return await self.note("on_new_training_run", state)

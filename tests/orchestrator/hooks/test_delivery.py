@@ -76,11 +76,9 @@ async def test_every_n_agent_steps_delivers_when_a_multiple_is_passed() -> None:
 
 
 async def test_every_n_seconds_follows_the_clock() -> None:
-    now = 50.0
     hook = AtEpochEnd("hook", every=Every(seconds=10), max_lag=100)
-    async with running(hook, clock=lambda: now) as engine:
-        for epoch, now in enumerate((50.0, 55.0, 60.0, 69.0, 71.0, 100.0), start=1):
-            await publish_epochs(engine, epoch)
+    async with running(hook, clock=iter((50.0, 55.0, 60.0, 69.0, 71.0, 100.0)).__next__) as engine:
+        await publish_epochs(engine, *range(1, 7))
         await engine.drain(10)
     assert hook.epochs == [3, 5, 6]
 
@@ -156,10 +154,10 @@ async def test_blocking_makes_the_publisher_wait_until_there_is_room() -> None:
     async with running(hook) as engine, anyio.create_task_group() as tasks:
         tasks.start_soon(publish)
         await quiet()
-        assert published == [1, 2], "one waits too many: the hook had no chance to take the first"
-        for expected in ([1, 2, 3], [1, 2, 3, 4], [1, 2, 3, 4, 5, 6]):
+        assert published == [1, 2, 3], "the first is being handled, two wait"
+        for expected in ([1, 2, 3, 4], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6]):
             statistics = engine.statistics().hooks["hook"]
-            assert statistics.queue <= 3
+            assert statistics.queue == 3, "and the one that the publisher waits with"
             hook.open()
             await quiet()
             assert published == expected
@@ -248,7 +246,6 @@ async def test_draining_waits_for_queues_up_to_its_deadline_and_names_who_is_lat
     carefree = AtEpochEnd("carefree", gated=True, drain=False)
     async with running(slow, quick, carefree) as engine:
         await publish_epochs(engine, 1, 2)
-        assert await engine.drain(0) == ("slow", "quick")
         await quiet()
         assert await engine.drain(0) == ("slow",)
         async with anyio.create_task_group() as tasks:

@@ -1,0 +1,164 @@
+"""The hooks that come along, in real runs: metrics, checkpoints, evaluation, progress."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from rich.console import Console
+
+from orchestrator import CheckpointsConfig, EvaluationConfig, Hook, HookFailed, Trainer
+from orchestrator.checkpoints import CheckpointFolder
+from orchestrator.hooks.progress import ProgressHook
+from tests.orchestrator.training import small_config, worker_processes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from state.eval_rewards import EvalRewardSummary
+    from state.trainer_state import TrainerState
+
+pytestmark = pytest.mark.anyio
+
+
+class EveryState(Hook):
+    overflow = "block"
+    max_lag = 100
+
+    def __init__(self) -> None:
+        self.states: list[TrainerState] = []
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        self.states.append(dataclasses.replace(state, experience=None, policy=None))
+
+
+async def test_the_metrics_say_what_the_states_said(tmp_path: Path) -> None:
+    seen = EveryState()
+    await Trainer(small_config(epochs=4, run_dir=tmp_path / "run"), hooks=[seen]).run()
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(lines) == len(seen.states)
+    for line, state in zip(lines, seen.states, strict=True):
+        assert state.rollout_stats is not None
+        assert state.loss_stats is not None
+        assert line["epoch"] == state.epoch
+        assert line["agent_step"] == state.agent_step
+        returns = state.rollout_stats["episode_return"]
+        assert line["rollout/episode_return"] == pytest.approx(sum(returns) / len(returns))
+        assert line["loss/ppo_actor/entropy"] == state.loss_stats["ppo_actor/entropy"]
+    seconds = [line["time/seconds"] for line in lines]
+    assert seconds == sorted(seconds)
+    assert sum(line["time/epoch"] for line in lines) == pytest.approx(seconds[-1], rel=1e-6)
+
+
+async def test_checkpoints_are_taken_on_time_on_request_and_at_the_end(tmp_path: Path) -> None:
+    config = small_config(
+        epochs=9, staleness=0, run_dir=tmp_path / "run", checkpoints=CheckpointsConfig(every=4, keep=0)
+    )
+    committed: list[str | None] = []
+    trainer = Trainer(config)
+
+    @trainer.on_checkpoint_committed(overflow="block")
+    async def note(state: TrainerState) -> None:
+        committed.append(state.latest_checkpoint_uri)
+
+    asked: list[int] = []
+    async with trainer.start() as run:
+
+        @trainer.on_epoch_end  # too late for this run: hooks are taken at the start
+        async def ignored(state: TrainerState) -> None:
+            raise AssertionError
+
+        async for state in run.states():
+            if not asked:
+                run.request_checkpoint()
+                asked.append(state.epoch)
+    saved = CheckpointFolder(tmp_path / "run" / "checkpoints").list()
+    epochs = [int(path.name) for path in saved]
+    final = run.state
+    assert set(epochs) >= {4, 8, final.epoch}
+    assert any(asked[0] < epoch <= asked[0] + 2 for epoch in epochs)
+    assert [uri for uri in committed if uri] == [path.as_uri() for path in saved]
+    assert final.latest_checkpoint_uri == saved[-1].as_uri()
+
+
+async def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_its_cause(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = small_config(epochs=10_000, run_dir=folder, checkpoints=CheckpointsConfig(every=3))
+    trainer = Trainer(config)
+
+    @trainer.on_rollout_end(overflow="block")
+    async def put_a_file_where_the_folder_should_be(state: TrainerState) -> None:
+        (folder / "checkpoints").touch()
+
+    with pytest.raises(HookFailed, match="'checkpoint' failed to handle on_epoch_end") as caught:
+        await trainer.run()
+    assert isinstance(caught.value.__cause__, FileExistsError)
+
+
+def evaluating(every: int = 1, **settings: Any) -> Any:
+    return small_config(
+        epochs=5, evaluation=EvaluationConfig(every=every, episodes=3, environments=2), staleness=0, **settings
+    )
+
+
+async def scores_of(config: Any) -> EvalRewardSummary:
+    final = await Trainer(config).run()
+    assert final.eval_scores is not None
+    assert final.eval_scores.policy_version == final.policy_version == final.eval_scores.epoch
+    return final.eval_scores
+
+
+async def test_evaluations_are_of_a_known_version_and_repeat() -> None:
+    first, second = await scores_of(evaluating(backend="process")), await scores_of(evaluating(backend="inline"))
+    assert first == second
+    assert first.avg_category_score is not None
+    assert first.avg_category_score > 5
+
+
+async def test_a_killed_evaluation_is_made_again_and_training_does_not_notice(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = evaluating(every=2, backend="process")
+    trainer = Trainer(config)
+    killed: list[int] = []
+
+    @trainer.on_epoch_end(overflow="block", after=("evaluation",))
+    async def kill_the_evaluator(state: TrainerState) -> None:
+        if state.epoch == 2:
+            # Collector and learner were started first; the evaluator is the newest worker.
+            victim = max(worker_processes(), key=lambda pid: psutil.Process(pid).create_time())
+            os.kill(victim, signal.SIGKILL)
+            killed.append(victim)
+
+    final = await trainer.run()
+    assert killed
+    assert final.epoch >= 5
+    assert final.eval_scores is not None
+    assert final.eval_scores.epoch == 4
+    assert "trying again" in caplog.text
+
+
+async def test_progress_in_plain_lines_names_what_matters() -> None:
+    output = io.StringIO()
+    hook = ProgressHook(640, "auto", Console(file=output, width=200))
+    final = await Trainer(small_config(epochs=5), hooks=[hook]).run()
+    first, *_, last = output.getvalue().splitlines()
+    assert first.startswith("epoch 1 ")
+    assert last.startswith(f"epoch {final.epoch} ")
+    for name in ("steps", "rate", "left", "return", "entropy"):
+        assert f" {name} " in last
+
+
+async def test_the_live_view_shows_the_same_and_leaves_the_terminal_as_it_was() -> None:
+    output = io.StringIO()
+    console = Console(file=output, force_terminal=True, width=100, height=30)
+    await Trainer(small_config(epochs=5), hooks=[ProgressHook(640, "live", console)]).run()
+    text = output.getvalue()
+    assert "\x1b[?25l" in text, "the cursor is hidden"
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l"), "and shown again"

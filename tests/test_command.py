@@ -1,0 +1,200 @@
+"""The console command as its users meet it: real processes, files and signals."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SMALL = ["--collection.environments", "8", "--collection.horizon", "32"]
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "orchestrator", *map(str, arguments)]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=100, check=False)
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def records(folder: Path) -> list[dict[str, float]]:
+    path = folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for_epochs(folder: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while len(records(folder)) < count:
+        assert time.monotonic() < deadline, "the run does not get going"
+        time.sleep(0.02)
+
+
+def assert_family_ends(family: Sequence[psutil.Process]) -> None:
+    deadline = time.monotonic() + 20
+    while [process for process in family if process.is_running() and process.status() != "zombie"]:
+        assert time.monotonic() < deadline, "orphans"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    result = run("train", "--run-dir", folder, "--total-agent-steps", 4096, *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert "trained 4," in result.stdout
+    assert "epoch 1 " in result.stderr
+    return folder
+
+
+def test_a_run_leaves_its_configuration_metrics_and_a_checkpoint(trained: Path) -> None:
+    assert 'environment = "CartPole-v1"' in (trained / "config.toml").read_text()
+    lines = records(trained)
+    assert [line["epoch"] for line in lines] == list(range(1, len(lines) + 1))
+    always = {"epoch", "agent_step", "time/seconds", "rollout/episode_return", "rollout/episode_length", "sps"}
+    assert all(always <= line.keys() for line in lines)
+    assert {"loss/ppo_actor", "loss/gradient_norm", "hook/checkpoint/busy_seconds"} <= lines[-1].keys()
+    assert len(list((trained / "checkpoints").iterdir())) == 1
+
+
+def test_a_checkpoint_can_be_evaluated_with_the_same_scores_twice(trained: Path) -> None:
+    reports = [json.loads(run("eval", trained, "--episodes", 5, "--json").stdout) for _ in range(2)]
+    assert reports[0] == reports[1]
+    assert reports[0]["episodes"] == 5
+    assert reports[0]["return_min"] <= reports[0]["return_mean"] <= reports[0]["return_max"]
+
+
+def test_the_configuration_of_a_run_repeats_it(trained: Path) -> None:
+    result = run("train", "--config", trained / "config.toml")
+    assert result.returncode == 0, result.stderr
+    again = trained.with_name("first-2")
+    same = [name for name in records(trained)[-1] if name.startswith(("loss/", "rollout/"))]
+    assert [{name: line[name] for name in same} for line in records(again)] == [
+        {name: line[name] for name in same} for line in records(trained)
+    ]
+
+
+def test_all_errors_of_a_configuration_come_at_once_before_anything_starts(tmp_path: Path) -> None:
+    result = run(
+        *("train", "--environment", "CartPol-v1", "--staleness", -1),
+        *("--collection.environments", 6, "--collection.collectors", 4, "--run-dir", tmp_path / "run"),
+    )
+    assert result.returncode == 2
+    for part in ("CartPol-v1", "CartPole-v1", "staleness", "collection.collectors"):
+        assert part in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_ends_the_run_in_order_with_a_checkpoint(number: signal.Signals, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = start("train", "--run-dir", folder, "--total-agent-steps", 10**9, *SMALL)
+    wait_for_epochs(folder, 2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, errors
+    assert "trained" in output
+    assert "Traceback" not in errors
+    assert_family_ends(family)
+    last = records(folder)[-1]["epoch"]
+    saved = [int(path.name) for path in (folder / "checkpoints").iterdir()]
+    assert max(saved) == last, "the final checkpoint is of the last whole epoch"
+    assert run("eval", folder, "--episodes", 1).returncode == 0
+
+
+def test_signals_to_the_whole_process_group_do_not_disturb_the_final_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command("train", "--run-dir", folder, "--total-agent-steps", 10**9, *SMALL),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for_epochs(folder, 2)
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, errors
+    assert "Traceback" not in errors
+    assert_family_ends(family)
+    assert list((folder / "checkpoints").iterdir())
+
+
+def test_a_second_signal_ends_a_run_whose_hooks_do_not_finish(tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(
+        "import anyio, sys\n"
+        "from pathlib import Path\n"
+        "import orchestrator.run_script as script\n"
+        "from orchestrator import Hook\n"
+        "from orchestrator.config import TrainerConfig\n"
+        "class Slow(Hook):\n"
+        "    async def on_training_end(self, state):\n"
+        "        print('ending', flush=True)\n"
+        "        await anyio.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    Progress = script.ProgressHook\n"
+        "    script.ProgressHook = lambda *_: Slow()\n"
+        "    sys.exit(script.run_training(TrainerConfig(total_agent_steps=20_000, run_dir=Path(sys.argv[1]))))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "run")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "ending" in process.stdout.readline()
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, errors
+    assert "stopping at once" in errors
+    assert_family_ends(family)
+
+
+def test_a_notebooks_classes_reach_the_workers() -> None:
+    """A program given as a word has, like a notebook, classes that no file can be imported for."""
+    program = """
+import anyio, torch
+from losses import Loss, ppo_losses
+from orchestrator import CollectionConfig, Trainer, TrainerConfig
+
+class Small(Loss):
+    def compute(self, minibatch, evaluation):
+        self.track("seen", 42.0)
+        return evaluation.value.square().mean() * 1e-3
+
+config = TrainerConfig(total_agent_steps=512, collection=CollectionConfig(environments=4, horizon=32))
+final = anyio.run(Trainer(config, losses=[*ppo_losses(), Small()]).run)
+print(final.loss_stats["small/seen"])
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    assert result.stdout.strip() == "42.0", result.stderr
+
+
+def test_a_script_that_forgets_the_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "careless.py"
+    script.write_text("import anyio\nfrom orchestrator import Trainer\nanyio.run(Trainer().run)\n")
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
+    assert result.returncode == 1
+    assert "if __name__ == '__main__':" in result.stderr
+    assert "WorkerCrashed" in result.stderr
