@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib
-import traceback
 from typing import TYPE_CHECKING, cast
 
-from orchestrator.config_error import Problem, nearest
+from orchestrator.config_error import Problem
 from orchestrator.config_rules import DEVICE, FUNCTION
+from orchestrator.own_code import OwnCodeError, import_function
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from losses.loss import Loss
     from orchestrator.config import TrainerConfig
@@ -54,8 +52,8 @@ def own_code_problems(config: TrainerConfig) -> Iterator[Problem]:
         if not FUNCTION.fullmatch(name):
             continue
         try:
-            _import(name)
-        except _OwnCodeError as fault:
+            import_function(name)
+        except OwnCodeError as fault:
             expected = "package.module:function that can be called"
             yield Problem(field=path, value=name, expected=expected, cure=str(fault))
 
@@ -63,34 +61,7 @@ def own_code_problems(config: TrainerConfig) -> Iterator[Problem]:
 def own_loss_classes(config: TrainerConfig) -> Iterator[type[Loss]]:
     """Losses named by their class: these say of themselves what they need before they are made."""
     for name in filter(FUNCTION.fullmatch, config.losses.names):
-        with contextlib.suppress(_OwnCodeError):
-            target = _import(name)
+        with contextlib.suppress(OwnCodeError):
+            target = import_function(name)
             if isinstance(target, type) and hasattr(target, "corrects_staleness"):
                 yield cast("type[Loss]", target)
-
-
-class _OwnCodeError(Exception):
-    """What is wrong with `package.module:function`, and what to do."""
-
-
-def _import(name: str) -> Callable[..., object]:
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        missing = error.name or module_name
-        ours = module_name == missing or module_name.startswith(f"{missing}.")
-        hint = "install it, or start in the folder that it is in" if ours else f"{module_name} imports it"
-        raise _OwnCodeError(f"there is no module {missing}: {hint}") from error
-    except Exception as error:  # whatever a module of somebody else's raises is what the user must know
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{frame.filename}:{frame.lineno}"
-        raise _OwnCodeError(f"correct the module: {type(error).__name__} at {place}: {error}") from error
-    try:
-        target = cast(object, functools.reduce(getattr, attribute.split("."), module))
-    except AttributeError as error:
-        public = [entry for entry in dir(module) if not entry.startswith("_") and callable(getattr(module, entry))]
-        raise _OwnCodeError(f"{module_name} has no {attribute}: {nearest(attribute, public)}") from error
-    if not callable(target):
-        raise _OwnCodeError(f"{name} is not a function but of type {type(target).__name__}")
-    return target

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from losses import Loss, ppo_losses, vtrace_losses
+from orchestrator.own_code import import_function
 
 if TYPE_CHECKING:
     from orchestrator.config import TrainerConfig
@@ -44,8 +44,7 @@ def default_losses(config: TrainerConfig) -> tuple[Loss, ...]:
 
 
 def _own(name: str) -> list[Loss]:
-    module, _, function = name.partition(":")
-    made: Any = getattr(importlib.import_module(module), function)()
+    made: Any = import_function(name)()
     losses = cast("list[object]", list(made) if isinstance(made, Iterable) else [made])
     for loss in losses:
         if not isinstance(loss, Loss):

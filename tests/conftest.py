@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
+
+# Tests compute little, and several threads waiting for each other on a busy machine take longer than one.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

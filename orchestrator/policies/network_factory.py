@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
-import traceback
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +10,7 @@ import torch
 from gymnasium import spaces as gymnasium_spaces
 from torch import Tensor, nn
 
+from orchestrator.own_code import OwnCodeError, import_function, place_of
 from orchestrator.policies.cnn import CNN, has_images
 from orchestrator.policies.lstm import LSTM
 from orchestrator.policies.mlp import MLP
@@ -113,7 +111,7 @@ def _call(function: Callable[..., object], name: str, method: str, *arguments: A
     except Exception as error:  # whatever somebody else's network raises is what the user must know
         raise NetworkError(
             f"{method} of the network {name!r} failed on observations of {_describe(arguments[0])}"
-            f" at {_place(error)}: {type(error).__name__}: {error}"
+            f" at {place_of(error)}: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -158,47 +156,20 @@ def _zeros(space: gymnasium.Space[Any], leading: tuple[int, ...]) -> Observation
 
 
 def _own_network(name: str, spaces: Spaces) -> nn.Module:
-    function = _import(name)
     try:
-        network = function(spaces)
+        network = import_function(name)(spaces)
+    except OwnCodeError as error:
+        raise NetworkError(f"the network {name!r} cannot be imported: {error}") from error
     except NetworkError:
         raise
     except Exception as error:  # whatever somebody else's function raises is what the user must know
         raise NetworkError(
-            f"{name} failed at {_place(error)}: {type(error).__name__}: {error}; it is called with the"
+            f"{name} failed at {place_of(error)}: {type(error).__name__}: {error}; it is called with the"
             " Spaces and returns the network"
         ) from error
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{name} returned {type(network).__name__}, expected a torch.nn.Module")
     return network
-
-
-def _import(name: str) -> Callable[..., object]:
-    module_name, _, attribute = name.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise NetworkError(
-            f"the network {name!r} cannot be imported: there is no module {error.name!r}; install it, or start in the"
-            " folder that it is in"
-        ) from error
-    except Exception as error:  # whatever a module of somebody else's raises is what the user must know
-        raise NetworkError(
-            f"the network {name!r} cannot be imported: {type(error).__name__} at {_place(error)}: {error}"
-        ) from error
-    try:
-        function = cast("object", functools.reduce(getattr, attribute.split("."), module))
-    except AttributeError as error:
-        public = [entry for entry in dir(module) if not entry.startswith("_") and callable(getattr(module, entry))]
-        raise NetworkError(f"{module_name} has no {attribute!r}{_nearest(attribute, public)}") from error
-    if not callable(function):
-        raise NetworkError(f"{name} is of type {type(function).__name__}, expected a function of the Spaces")
-    return function
-
-
-def _place(error: BaseException) -> str:
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{frame.filename}:{frame.lineno}"
 
 
 def _nearest(name: str, known: tuple[str, ...] | list[str]) -> str:

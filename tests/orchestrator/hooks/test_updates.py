@@ -13,6 +13,7 @@ from state.eval_rewards import EvalRewardSummary
 from state.frozen_mapping import FrozenMapping
 from state.trainer_state import TrainerState
 from tests.orchestrator.hooks.driving import (
+    AtCommit,
     AtEpochEnd,
     Everything,
     FakeRun,

@@ -135,9 +135,9 @@ def test_an_own_network_with_memory_is_recognised_by_its_state_size() -> None:
     [
         ("mlpp", r"there is no network 'mlpp' \(did you mean mlp\?\); expected one of auto, mlp, cnn, lstm"),
         ("transformer", "there is no network 'transformer'; expected one of auto, mlp, cnn, lstm"),
-        ("no_such_module:make", "there is no module 'no_such_module'; install it, or start in the folder"),
-        (f"{HERE}:Ownn", r"has no 'Ownn' \(did you mean Own"),
-        (f"{HERE}:NOT_A_FUNCTION", "is of type int, expected a function of the Spaces"),
+        ("no_such_module:make", "there is no module no_such_module: install it, or start in the folder"),
+        (f"{HERE}:Ownn", "has no Ownn: did you mean Own"),
+        (f"{HERE}:NOT_A_FUNCTION", "is not a function but of type int"),
         (f"{HERE}:raising", r"failed at .*test_network_factory.py:\d+: RuntimeError: no weights file"),
         (f"{HERE}:no_module", "returned str, expected a torch.nn.Module"),
         (f"{HERE}:unregistered", "has no parameters to learn"),
