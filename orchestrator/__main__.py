@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if here not in sys.path:  # code of one's own is named as package.module:function; it comes after installed code
         sys.path.append(here)
     if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
-        from orchestrator.workers.process import warm_up
+        from orchestrator.fork_server import warm_up
 
         warm_up()
     from orchestrator.cli import run

@@ -175,8 +175,7 @@ class HookRunner:
         outcome: Outcome = "skipped"
         self._at_work = occurrence
         try:
-            if self._predecessors:
-                await occurrence.wait_for(self._predecessors)
+            pass
             update = await self._attempts(occurrence)
             self._forget_native_cancellation()
             if update is not None:

@@ -6,12 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from multiprocessing import forkserver
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
+from orchestrator.fork_server import context, warm_up
 from orchestrator.workers.channel import Channel
 from orchestrator.workers.worker import Worker
 
@@ -19,36 +19,11 @@ if TYPE_CHECKING:
     import socket
     from multiprocessing.context import ForkServerProcess
 
-# Imported once by the fork server, so that each worker starts with it.
-_PRELOAD = [
-    "torch",
-    "gymnasium",
-    "orchestrator.collector_service",
-    "orchestrator.evaluator",
-    "orchestrator.learner",
-    "orchestrator.workers.serve",
-]
-_context = multiprocessing.get_context("forkserver")
-
-
-def warm_up() -> None:
-    """Start the fork server without waiting for it, so that it imports torch while the caller does something else."""
-    _context.set_forkserver_preload(_PRELOAD)
-    # Threads of one computation wait for each other by spinning unless OpenMP is told otherwise when it is loaded; on
-    # a machine whose cores are all busy, spinning makes the computation many times slower.
-    chosen = os.environ.get("OMP_WAIT_POLICY")
-    os.environ["OMP_WAIT_POLICY"] = chosen or "PASSIVE"
-    try:
-        forkserver.ensure_running()
-    finally:
-        if chosen is None:
-            del os.environ["OMP_WAIT_POLICY"]
-
 
 async def start(name: str, threads: int) -> Worker:
     """A worker process that waits for its object to be constructed."""
     channel, worker_socket = Channel.pair()
-    process = _context.Process(target=_main, args=(worker_socket, threads), name=f"orchestrator-{name}", daemon=True)
+    process = context.Process(target=_main, args=(worker_socket, threads), name=f"orchestrator-{name}", daemon=True)
 
     def launch() -> None:
         with worker_socket:

@@ -9,6 +9,7 @@ Needs the `bench` dependency group. stable-baselines3 gets the number of torch t
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -86,7 +87,7 @@ def stable_baselines3(environments: int, threads: int) -> list[float]:
         seed=1,
     )
     model.learn(steps * max(4, epochs_for(environments) // 3), callback=Clock())
-    return [(after - before) / steps for before, after in zip(starts[1:], starts[2:], strict=False)]
+    return [(after - before) / steps for before, after in itertools.pairwise(starts[1:])]
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import subprocess
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,7 +75,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     """Runs in a folder of its own, with nothing heavy behind the command."""
     calls = Calls()
     for module, name in (
-        ("workers.process", "warm_up"),
+        ("fork_server", "warm_up"),
         ("run_script", "run_training"),
         ("evaluation", "evaluate_checkpoint"),
         ("environments", "check_environment"),
@@ -347,3 +348,8 @@ def test_eval_is_either_deterministic_or_sampled(calls: Calls, tmp_path: Path) -
     with pytest.raises(SystemExit) as caught:
         main(["eval", str(tmp_path), "--deterministic", "--sampled"])
     assert caught.value.code == 2
+
+
+def test_the_fork_server_can_be_started_without_importing_torch_here() -> None:
+    program = "import sys, orchestrator.__main__, orchestrator.fork_server; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

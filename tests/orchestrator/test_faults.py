@@ -25,6 +25,7 @@ from tests.orchestrator.training import FailingLoss, losses_with, small_config, 
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     from state.trainer_state import TrainerState
 
 pytestmark = pytest.mark.anyio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -303,6 +304,7 @@ steps = st.one_of(
 @given(plans=plans(), program=st.lists(steps, min_size=1, max_size=14))
 def test_the_engine_does_what_the_model_does(backend: str, plans: list[Plan], program: list[Step]) -> None:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging.getLogger("orchestrator.hooks"), "disabled", True)
         settled = count_settlements(patch)
         anyio.run(follow, plans, program, settled, backend=backend)
 

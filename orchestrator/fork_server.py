@@ -1,0 +1,32 @@
+"""The process that workers are forked from. It imports nothing of ours or of torch's here: `warm_up` must be cheap."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing import forkserver
+
+# Imported once by the fork server, so that each worker starts with it.
+_PRELOAD = [
+    "torch",
+    "gymnasium",
+    "orchestrator.collector_service",
+    "orchestrator.evaluation",
+    "orchestrator.learner",
+    "orchestrator.workers.serve",
+]
+context = multiprocessing.get_context("forkserver")
+
+
+def warm_up() -> None:
+    """Start the fork server without waiting for it, so that it imports torch while the caller does something else."""
+    context.set_forkserver_preload(_PRELOAD)
+    # Threads of one computation wait for each other by spinning unless OpenMP is told otherwise when it is loaded; on
+    # a machine whose cores are all busy, spinning makes the computation many times slower.
+    chosen = os.environ.get("OMP_WAIT_POLICY")
+    os.environ["OMP_WAIT_POLICY"] = chosen or "PASSIVE"
+    try:
+        forkserver.ensure_running()
+    finally:
+        if chosen is None:
+            del os.environ["OMP_WAIT_POLICY"]
