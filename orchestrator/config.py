@@ -24,6 +24,8 @@ class CollectionConfig:
     """Agent steps that each environment takes per epoch."""
     environment_options: Mapping[str, object] = field(default_factory=dict[str, object])
     """Keyword arguments for making each environment (replaces the whole table of a file)."""
+    held_epochs: int = 8
+    """Epochs whose experience, and policies, hooks may hold in memory at a time; further states come without."""
     mode: Literal["auto", "native", "sync"] = "auto"
     """native: the environment's own vectorised form; sync: one after another; auto: native where it exists."""
     backend: Literal["process", "inline"] = "process"

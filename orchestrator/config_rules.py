@@ -52,6 +52,7 @@ RULES = {
     "collection.environments": _COUNT,
     "collection.collectors": _COUNT,
     "collection.horizon": _COUNT,
+    "collection.held_epochs": _COUNT,
     "learning.update_epochs": _COUNT,
     "learning.minibatches": _COUNT,
     "learning.learning_rate": _above_zero(),

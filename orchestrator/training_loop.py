@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from state.stopwatch import Stopwatch
 
 _log = logging.getLogger("orchestrator")
-MAX_LEASED = 8
-"""Slots of a ring that hooks may hold at a time, before states come without their view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +65,8 @@ class TrainingLoop:
         self._control = control
         self._stopwatch = stopwatch
         self._on_state = on_state
-        self._experience = SlotRing(crew.spec.nbytes, max_leased=MAX_LEASED, name=EXPERIENCE)
-        self._policies = SlotRing(crew.description.layout.nbytes, max_leased=MAX_LEASED, name=POLICY)
+        self._experience = SlotRing(crew.spec.nbytes, max_leased=config.collection.held_epochs, name=EXPERIENCE)
+        self._policies = SlotRing(crew.description.layout.nbytes, max_leased=config.collection.held_epochs, name=POLICY)
         self._versions: dict[int, Slot] = {}
         self._newest = anyio.Event()
         self._collected_steps = 0
@@ -115,8 +113,8 @@ class TrainingLoop:
                     await self._crew.callback("on_rollout_start", _without_views(before))
                 await self._engine.publish("on_rollout_start", before)
                 slot = self._experience.claim()
-                with self._stopwatch("collect"):
-                    reports = await self._crew.collect(slot, self._versions[version])
+                reports = await self._crew.collect(slot, self._versions[version])
+                self._stopwatch.add("collect", max(report.seconds for report in reports))
                 self._forget_versions(before=version + (1 if epoch >= config.staleness else 0))
                 if any(report.interrupted for report in reports):
                     return
@@ -163,14 +161,15 @@ class TrainingLoop:
     async def _learn_from(self, batch: _Batch) -> bool:
         version = batch.epoch + 1
         publish_to = self._policies.claim()
-        with self._stopwatch("learn"):
-            report = await self._crew.learn(
-                _without_views(self._engine.fold(batch.state)),
-                batch.slot,
-                batch.behaviour_version,
-                publish_to,
-                version,
-            )
+        report = await self._crew.learn(
+            _without_views(self._engine.fold(batch.state)),
+            batch.slot,
+            batch.behaviour_version,
+            publish_to,
+            version,
+        )
+        # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
+        self._stopwatch.add("learn", report.ended - report.began)
         self._experience.release(batch.slot)
         self._versions[version] = publish_to
         if report.interrupted:
@@ -230,7 +229,7 @@ class TrainingLoop:
             holders = self._engine.holders()
             _log.warning(
                 "views of %d epochs are held outside the loop, so states come with %s=None until some are dropped; %s",
-                MAX_LEASED,
+                self._config.collection.held_epochs,
                 field,
                 f"hooks at work: {', '.join(holders)}" if holders else "no hook is at work, so something keeps states",
             )

@@ -175,7 +175,8 @@ class HookRunner:
         outcome: Outcome = "skipped"
         self._at_work = occurrence
         try:
-            pass
+            if self._predecessors:
+                await occurrence.wait_for(self._predecessors)
             update = await self._attempts(occurrence)
             self._forget_native_cancellation()
             if update is not None:

@@ -163,7 +163,8 @@ async def open_worker(
         await worker.call(CONSTRUCT, factory, args)
     except BaseException as error:
         if worker is not None:
-            await worker.aclose(0)
+            # One that has answered ends by itself; one that is still constructing may never.
+            await worker.aclose(CLOSE_GRACE if isinstance(error, Exception) else 0)
         if isinstance(error, WorkerCrashed):
             error.add_note(
                 "It died before it had begun; its own error is above. A script must start its training under "

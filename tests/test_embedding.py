@@ -1,0 +1,72 @@
+"""Training inside of a web service, with a real server and real requests over loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+import pytest_asyncio
+import uvicorn
+
+from tests.orchestrator.training import worker_processes
+from tests.service import make
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+
+@pytest_asyncio.fixture
+async def client() -> AsyncGenerator[httpx.AsyncClient]:
+    server = uvicorn.Server(uvicorn.Config(make(), port=0, log_level=logging.ERROR, lifespan="on"))
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        yield http
+    server.should_exit = True
+    await serving
+    assert not worker_processes(), "the service has shut down while a run was going on"
+
+
+async def epochs(client: httpx.AsyncClient, count: int) -> list[int]:
+    seen: list[int] = []
+    async with client.stream("GET", "/run/events") as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data: "):
+                seen.append(json.loads(line.removeprefix("data: "))["epoch"])
+                if len(seen) == count:
+                    break
+    return seen
+
+
+@pytest.mark.asyncio
+async def test_a_service_starts_watches_pauses_resumes_and_stops_a_run(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/ping")).json() == {"epoch": None}
+    assert (await client.post("/run")).status_code == 201
+    seen = await epochs(client, 3)
+    assert seen == sorted(set(seen))
+
+    await client.post("/run/pause")
+    before = -1
+    while (now := (await client.get("/ping")).json()["epoch"]) != before:
+        before = now
+        await asyncio.sleep(0.1)
+    await client.post("/run/resume")
+    assert (await epochs(client, 2))[-1] > now
+
+    await client.post("/run/stop")
+    rest = await epochs(client, 10**9)
+    assert rest[-1] == (await client.get("/ping")).json()["epoch"]
+
+
+@pytest.mark.asyncio
+async def test_a_service_that_shuts_down_takes_its_run_with_it(client: httpx.AsyncClient) -> None:
+    await client.post("/run")
+    await epochs(client, 1)
+    assert worker_processes()
