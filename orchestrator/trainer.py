@@ -197,9 +197,8 @@ class Trainer:
 
         An error in the context's body, or cancellation, ends the run at once.
         """
-        check_config(self.config, losses=self.losses)
-        losses = self.losses if self.losses is not None else default_losses(self.config)
-        check_losses(losses, self.config.staleness)
+        # Checking imports the environment's package, which may take a while.
+        losses = await anyio.to_thread.run_sync(self._checked_losses)
         if self.config.run_dir is not None:
             await anyio.to_thread.run_sync(_begin_folder, self.config, self.config.run_dir)
         run = self._run = Run(self.config, self.hooks)
@@ -213,6 +212,12 @@ class Trainer:
         error = error or run.error
         if error is not None:  # outside of the handler, which would change the error's cause or context
             raise error
+
+    def _checked_losses(self) -> Sequence[Loss]:
+        check_config(self.config, losses=self.losses)
+        losses = self.losses if self.losses is not None else default_losses(self.config)
+        check_losses(losses, self.config.staleness)
+        return losses
 
     async def _train(self, run: Run, losses: Sequence[Loss]) -> None:
         error: BaseException | None = None

@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 import uvicorn
 
+from scripts.examples.service import make
 from tests.orchestrator.training import worker_processes
-from tests.service import make
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -34,6 +34,11 @@ async def client() -> AsyncGenerator[httpx.AsyncClient]:
     assert not worker_processes(), "the service has shut down while a run was going on"
 
 
+async def start(client: httpx.AsyncClient, **settings: object) -> httpx.Response:
+    collection = {"environments": 16, "horizon": 64}
+    return await client.post("/run", json={"total_agent_steps": 10**9, "collection": collection, **settings})
+
+
 async def epochs(client: httpx.AsyncClient, count: int) -> list[int]:
     seen: list[int] = []
     async with client.stream("GET", "/run/events") as response:
@@ -48,7 +53,10 @@ async def epochs(client: httpx.AsyncClient, count: int) -> list[int]:
 @pytest.mark.asyncio
 async def test_a_service_starts_watches_pauses_resumes_and_stops_a_run(client: httpx.AsyncClient) -> None:
     assert (await client.get("/ping")).json() == {"epoch": None}
-    assert (await client.post("/run")).status_code == 201
+    refused = await start(client, environment="CartPol-v1")
+    assert refused.status_code == 422
+    assert "CartPole-v1" in refused.text
+    assert (await start(client)).status_code == 201
     seen = await epochs(client, 3)
     assert seen == sorted(set(seen))
 
@@ -67,6 +75,6 @@ async def test_a_service_starts_watches_pauses_resumes_and_stops_a_run(client: h
 
 @pytest.mark.asyncio
 async def test_a_service_that_shuts_down_takes_its_run_with_it(client: httpx.AsyncClient) -> None:
-    await client.post("/run")
+    await start(client)
     await epochs(client, 1)
     assert worker_processes()

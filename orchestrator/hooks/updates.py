@@ -75,7 +75,7 @@ class Updates:
         return with_changes(state, self._changes)
 
     def _is_newest(self, key: tuple[str, str], rank: tuple[int, int]) -> bool:
-        if False:
+        if rank < self._newest.get(key, rank):
             return False
         self._newest[key] = rank
         return True

@@ -1,5 +1,9 @@
-"""A web service that trains: start, watch by server-sent events, pause, resume, stop. Served by a real server in the
-tests; also the example for those who embed training in a service of their own."""
+"""A web service that trains: start, watch by server-sent events, pause, resume, stop.
+
+uvicorn --factory scripts.examples.service:make
+curl -X POST localhost:8000/run -d '{"environment": "CartPole-v1", "collection": {"environments": 32}}'
+curl localhost:8000/run/events
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.abc
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from orchestrator import Trainer
-from tests.orchestrator.training import small_config
+from orchestrator import ConfigurationError, Trainer
+from orchestrator.config_file import from_table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -38,8 +43,10 @@ class Service:
             self.tasks.cancel_scope.cancel()
 
     async def start(self, request: Request) -> Response:
-        config = small_config(epochs=10**6, backend="process", environments=16, horizon=64)
-        self.run = await self.tasks.start(self._train, Trainer(config))
+        try:
+            self.run = await self.tasks.start(self._train, Trainer(from_table(await request.json())))
+        except ConfigurationError as error:
+            return JSONResponse({"problems": [problem.cure for problem in error.problems]}, status_code=422)
         return JSONResponse({"run": self.run.run_id}, status_code=201)
 
     async def _train(self, trainer: Trainer, *, task_status: anyio.abc.TaskStatus[Run]) -> None:
@@ -57,7 +64,7 @@ class Service:
 
     async def control(self, request: Request) -> Response:
         assert self.run is not None
-        getattr(self.run, request.path_params["what"])()
+        {"pause": self.run.pause, "resume": self.run.resume, "stop": self.run.stop}[request.path_params["what"]]()
         return JSONResponse({"epoch": self.run.state.epoch})
 
     async def ping(self, request: Request) -> Response:
