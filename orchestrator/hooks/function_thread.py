@@ -51,8 +51,7 @@ class FunctionThread:
 
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
-            if call.wanted:
-                call.run()
+            call.run()
             del call  # it holds the state that the function was given
 
 

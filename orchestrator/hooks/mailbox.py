@@ -91,7 +91,7 @@ class Mailbox:
             waiting.append(occurrence)
             return OVER
         if self.overflow == "coalesce":  # the newest says it all
-            for other in same[:1]:
+            for other in same:
                 waiting.remove(other)
             waiting.append(occurrence)
             return Offer("accepted", tuple(same))

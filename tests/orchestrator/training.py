@@ -19,6 +19,8 @@ from losses import Loss, ppo_losses
 from orchestrator import CollectionConfig, LearningConfig, PolicyConfig, TrainerConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from losses import Minibatch, PolicyEvaluation
     from state.trainer_state import TrainerState
 
@@ -32,6 +34,7 @@ def small_config(
     horizon: int = 32,
     backend: Backend = "inline",
     collectors: int = 1,
+    environment_options: Mapping[str, object] | None = None,
     **settings: Any,
 ) -> TrainerConfig:
     """CartPole with a small network, for about `epochs` epochs."""
