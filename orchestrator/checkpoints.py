@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 MANIFEST, POLICY = "manifest.json", "policy.safetensors"
+_NAME = re.compile(r"\d+(-\d+)?")
 
 
 class CheckpointError(ValueError):
@@ -90,7 +92,7 @@ class CheckpointFolder:
         """The committed checkpoints, oldest first."""
         if not self.path.is_dir():
             return []
-        found = [path for path in self.path.iterdir() if path.name[:1].isdigit() and (path / MANIFEST).is_file()]
+        found = [path for path in self.path.iterdir() if _NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
         return sorted(found, key=_order)
 
     def _free_name(self, epoch: int) -> Path:

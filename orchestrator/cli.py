@@ -88,6 +88,20 @@ def run(arguments: Sequence[str]) -> int:
     except ConfigurationError as error:
         print(f"orchestrator {name}: {error}", file=sys.stderr)
         return _FAILURE
+    except ValueError as error:
+        if not _is_for_the_user(error):
+            raise
+        print(f"orchestrator {name}: {error}", file=sys.stderr)
+        return _FAILURE
+
+
+def _is_for_the_user(error: ValueError) -> bool:
+    """Whether the error says all there is to say, so that a traceback would only be in the way."""
+    from orchestrator.checkpoints import CheckpointError
+    from orchestrator.environments import InvalidEnvironment
+    from orchestrator.policies import NetworkError
+
+    return isinstance(error, (CheckpointError, InvalidEnvironment, NetworkError))
 
 
 def _train(arguments: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import anyio
 
 from orchestrator.collector import CollectorPlan, CollectReport
 from orchestrator.collector_service import CollectorService, CollectRequest
+from orchestrator.config_check import check_minibatches
 from orchestrator.experience_fields import experience_fields
 from orchestrator.learner import Learner, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
 from orchestrator.policies import build_policy
@@ -49,10 +50,10 @@ class _Collector:
 class Crew:
     """The workers at work. Made by `crew()`."""
 
-    def __init__(self, config: TrainerConfig, interrupt: Interrupt, cleanup: AsyncExitStack) -> None:
+    def __init__(self, config: TrainerConfig, interrupt: Interrupt) -> None:
         self._config = config
         self._interrupt = interrupt
-        self._cleanup = cleanup
+        self._opened: list[Worker] = []
         self._collectors: list[_Collector] = []
         self._learner: Worker
         self._learner_slots = SlotSender()
@@ -95,6 +96,8 @@ class Crew:
         )
         self._learner = await self._open("learner", 1, Learner, plan)
         self.description = await self._learner.call("describe")
+        if self.description.recurrent_state_size:
+            check_minibatches(config, ["the policy is recurrent"])
         self.spec = ExperienceSpec.merge(
             config.collection.environments,
             config.collection.horizon,
@@ -131,7 +134,15 @@ class Crew:
         return tuple(reports)
 
     async def learn(
-        self, state: TrainerState, experience: Slot, behaviour_version: int, publish_to: Slot, version: int
+        self,
+        state: TrainerState,
+        experience: Slot,
+        behaviour_version: int,
+        publish_to: Slot,
+        version: int,
+        *,
+        steps_before: int,
+        rollout_start: TrainerState | None,
     ) -> LearnReport:
         """One epoch of learning. Raises WorkerCrashed when the learner dies."""
         request = LearnRequest(
@@ -140,7 +151,8 @@ class Crew:
             behaviour_version=behaviour_version,
             publish_to=self._learner_slots.ref(POLICY, publish_to),
             version=version,
-            rollout_start=self._config.staleness > 0,
+            steps_before=steps_before,
+            rollout_start=rollout_start if "on_rollout_start" in self.description.callbacks else None,
         )
         return await self._learner.call("learn", request)
 
@@ -186,8 +198,15 @@ class Crew:
 
     async def _open(self, name: str, threads: int, factory: Any, *args: object) -> Worker:
         worker = await open_worker(self._config.collection.backend, name, factory, *args, threads=threads)
-        self._cleanup.push_async_callback(worker.aclose)
+        self._opened.append(worker)
         return worker
+
+    async def aclose(self) -> None:
+        """End all workers, side by side: by request first, after some seconds by force."""
+        with anyio.CancelScope(shield=True):
+            async with anyio.create_task_group() as tasks:
+                for worker in self._opened:
+                    tasks.start_soon(worker.aclose)
 
     def _cores_for_learning(self) -> int:
         """Taking turns, the learner has the machine to itself; overlapping, it has what the collectors leave."""
@@ -197,14 +216,14 @@ class Crew:
 
 @asynccontextmanager
 async def crew(config: TrainerConfig, losses: Sequence[Loss], interrupt: Interrupt) -> AsyncGenerator[Crew]:
-    """The run's workers, all ended when the context is left: by request first, after some seconds by force."""
-    async with AsyncExitStack() as cleanup:
-        workers = Crew(config, interrupt, cleanup)
-        try:
-            await workers.assemble(losses)
-            yield workers
-        finally:
-            interrupt.set()
+    """The run's workers, all ended when the context is left."""
+    workers = Crew(config, interrupt)
+    try:
+        await workers.assemble(losses)
+        yield workers
+    finally:
+        interrupt.set()
+        await workers.aclose()
 
 
 def available_cores() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 from multiprocessing import forkserver
 
 # Imported once by the fork server, so that each worker starts with it.
@@ -16,10 +17,16 @@ _PRELOAD = [
     "orchestrator.workers.serve",
 ]
 context = multiprocessing.get_context("forkserver")
+_environment = threading.Lock()  # the process has one environment, which is changed for a moment here
 
 
 def warm_up() -> None:
     """Start the fork server without waiting for it, so that it imports torch while the caller does something else."""
+    with _environment:
+        _start()
+
+
+def _start() -> None:
     context.set_forkserver_preload(_PRELOAD)
     # Threads of one computation wait for each other by spinning unless OpenMP is told otherwise when it is loaded; on
     # a machine whose cores are all busy, spinning makes the computation many times slower.

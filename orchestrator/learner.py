@@ -75,8 +75,10 @@ class LearnRequest:
     behaviour_version: int
     publish_to: SlotRef
     version: int
-    rollout_start: bool
-    """Whether the losses are yet to be told that the epoch's rollout has started, because it overlapped."""
+    steps_before: int
+    """Agent steps of the run before this epoch's."""
+    rollout_start: TrainerState | None
+    """The state in which the rollout started, where the losses are yet to be told because it overlapped."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,12 +159,12 @@ class Learner:
         state = self._state_for_losses(request)
         epoch = state.epoch
         batch, valid = self._read(request.experience)
-        if request.rollout_start:
-            self.callback("on_rollout_start", replace(state, rollout_stats=None, experience=None))
+        if request.rollout_start is not None:
+            self.callback("on_rollout_start", request.rollout_start)
         self.callback("on_rollout_end", state)
 
         self._losses.begin_epoch()
-        rate = self._optimization.begin_epoch(state.agent_step / self._plan.total_agent_steps)
+        rate = self._optimization.begin_epoch(request.steps_before / self._plan.total_agent_steps)
         draws = (
             SegmentDraws(
                 batch,
@@ -178,6 +180,7 @@ class Learner:
         done = 0
         passes = 0
         finished = not self._losses.active(epoch)
+        interrupted = False
         while passes < config.update_epochs and not finished:
             waiting = 0
             mb_idx = 0
@@ -199,12 +202,22 @@ class Learner:
                     waiting = 0
                 for callback in self._on_mb_end:
                     callback(replace(state, update_epoch=passes, mb_idx=mb_idx))
-                finished = self._losses.stop_requested or self._plan.interrupt.is_set()
+                interrupted = self._plan.interrupt.is_set()
+                finished = interrupted or self._losses.stop_requested
                 if finished:
                     break
             if waiting:
                 self._optimization.step()
             passes += 1
+        if interrupted:  # the epoch does not count: nothing further is told or published of it
+            return LearnReport(
+                loss_stats={},
+                update_epochs=passes,
+                minibatches=done,
+                began=began,
+                ended=time.monotonic(),
+                interrupted=True,
+            )
         loss_stats = self._loss_stats(epoch, batch, valid, rate)
         state = replace(state, update_epoch=passes, mb_idx=done)
         self.callback("on_train_phase_end", state)
@@ -229,7 +242,7 @@ class Learner:
             minibatches=done,
             began=began,
             ended=ended,
-            interrupted=self._plan.interrupt.is_set(),
+            interrupted=False,
         )
 
     # How.
@@ -288,8 +301,8 @@ class Learner:
             if self._plan.learning.nonfinite == "fail":
                 raise NonFiniteLossError(
                     f"{culprit} is not finite in epoch {epoch}, minibatch {mb_idx} of the epoch "
-                    f"(update epoch {mb_idx // self._plan.learning.minibatches}); the weights are those from before "
-                    "that step. Look at the rewards and observations for NaN or huge values, lower "
+                    f"(update epoch {mb_idx // self._plan.learning.minibatches}); that step was left out. "
+                    "Look at the rewards and observations for NaN or huge values, lower "
                     "learning.learning_rate, or set learning.nonfinite to 'skip' to leave such steps out"
                 )
             stats["skipped_minibatches"] = float(len(log) - good.all(axis=1).sum())

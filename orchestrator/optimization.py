@@ -54,6 +54,7 @@ class Optimization:
     def begin_epoch(self, progress: float) -> float:
         """Set the learning rate for a run that is `progress` (0 to 1) through; returns it."""
         self._logged = self._first_of_step = 0
+        self._log.zero_()
         rate = self._learning_rate * schedule_factor(self._schedule, progress)
         for group in self._optimizer.param_groups:
             group["lr"] = rate

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from orchestrator.hooks.progress import ProgressHook, progress
-from orchestrator.trainer import Trainer
+from orchestrator.trainer import Trainer, only_error
 
 if TYPE_CHECKING:
     from orchestrator.config import TrainerConfig
@@ -36,12 +36,18 @@ async def _run(config: TrainerConfig) -> int:
     trainer = Trainer(config, hooks=hooks)
     received: list[int] = []
     final: TrainerState | None = None
-    async with anyio.create_task_group() as tasks:
-        with anyio.CancelScope() as training:
-            async with trainer.start() as run:
-                tasks.start_soon(_obey_signals, run, training, received)
-                final = await run.result()
-        tasks.cancel_scope.cancel()
+    error: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
+            with anyio.CancelScope() as training:
+                async with trainer.start() as run:
+                    tasks.start_soon(_obey_signals, run, training, received)
+                    final = await run.result()
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        error = only_error(group)
+    if error is not None:  # outside of the handler, which would change its cause
+        raise error
     if final is not None and mode != "off":
         _summarise(config, final)
     return 128 + received[0] if received else 0
@@ -54,8 +60,8 @@ async def _obey_signals(run: Run, training: anyio.CancelScope, received: list[in
             name = signal.Signals(number).name
             if len(received) == 1:
                 print(f"{name}: stopping after this minibatch; once more to stop at once", file=sys.stderr)
-                run.drain_seconds = GRACE
                 run.stop_now(name)
+                run.limit_drain(GRACE)
             elif len(received) == 2:
                 print(f"{name}: stopping at once", file=sys.stderr)
                 training.cancel()

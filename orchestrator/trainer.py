@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.to_thread
 
+from losses import LossSet
 from orchestrator.config import TrainerConfig
-from orchestrator.config_check import check_config, check_losses
+from orchestrator.config_check import check_config, check_losses, check_minibatches
 from orchestrator.config_file import write_config
 from orchestrator.control import RunControl
 from orchestrator.crew import crew
@@ -40,6 +41,14 @@ if TYPE_CHECKING:
 _log = logging.getLogger("orchestrator")
 
 
+FATAL_GRACE = 5.0
+"""Seconds that hooks have for `on_failure` when one of them has ended the run at once."""
+
+
+class RunCancelled(RuntimeError):
+    """What those who wait for a run's result get when the run was cancelled and they were not."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatistics:
     """What a run is doing; `engine` tells how each hook keeps up."""
@@ -57,8 +66,8 @@ class Run:
     def __init__(self, config: TrainerConfig, hooks: Sequence[Hook]) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self.run_dir: Path | None = config.run_dir
-        self.drain_seconds = 60.0
-        """Seconds that hooks have to finish after the training has ended."""
+        self._drain_seconds = 60.0
+        self._drain_scope: anyio.CancelScope | None = None
         self.config = config
         self.control = RunControl(Interrupt())
         self.engine = HookEngine(hooks, self)
@@ -82,7 +91,7 @@ class Run:
 
     async def next_state(self, seen: TrainerState | None) -> TrainerState | None:
         """The newest state of a completed epoch as soon as it is not `seen`; None after the last."""
-        while self._state is seen or not self._state.epoch:
+        while self._state.epoch == (0 if seen is None else seen.epoch):
             if self._ended.is_set():
                 return None
             await self._changed.wait()
@@ -91,8 +100,10 @@ class Run:
     async def result(self) -> TrainerState:
         """Wait for the end: the last state, or what the run failed with."""
         await self._ended.wait()
-        if self.error is not None:
+        if isinstance(self.error, Exception):
             raise self.error
+        if self.error is not None:
+            raise RunCancelled("the run was cancelled") from self.error
         return self._state
 
     def pause(self) -> None:
@@ -136,6 +147,20 @@ class Run:
             stop_requested=self.control.stop_requested,
             engine=self.engine.statistics(),
         )
+
+    def limit_drain(self, seconds: float) -> None:
+        """Give hooks this long to finish after the training, also when it has ended already. The default is 60."""
+        self._drain_seconds = seconds
+        if self._drain_scope is not None:
+            self._drain_scope.deadline = min(self._drain_scope.deadline, anyio.current_time() + seconds)
+
+    def drain_scope(self, deadline: float | None = None) -> anyio.CancelScope:
+        """For the trainer: a scope that ends when hooks have had their time."""
+        now = anyio.current_time()
+        self._drain_scope = anyio.CancelScope(
+            deadline=now + self._drain_seconds if deadline is None else max(deadline, now + 1.0)
+        )
+        return self._drain_scope
 
     def take_state(self, state: TrainerState) -> None:
         """For the trainer: a new state is there."""
@@ -199,8 +224,6 @@ class Trainer:
         """
         # Checking imports the environment's package, which may take a while.
         losses = await anyio.to_thread.run_sync(self._checked_losses)
-        if self.config.run_dir is not None:
-            await anyio.to_thread.run_sync(_begin_folder, self.config, self.config.run_dir)
         run = self._run = Run(self.config, self.hooks)
         error: BaseException | None = None
         try:
@@ -208,7 +231,7 @@ class Trainer:
                 tasks.start_soon(self._train, run, losses, name="train")
                 yield run
         except BaseExceptionGroup as group:
-            error = _only_error(group)
+            error = only_error(group)
         error = error or run.error
         if error is not None:  # outside of the handler, which would change the error's cause or context
             raise error
@@ -217,7 +240,24 @@ class Trainer:
         check_config(self.config, losses=self.losses)
         losses = self.losses if self.losses is not None else default_losses(self.config)
         check_losses(losses, self.config.staleness)
+        if LossSet(losses).needs_segments:  # which also finds names given twice and losses that are none
+            check_minibatches(self.config, ["a loss needs whole segments"])
         return losses
+
+    @property
+    def current_run(self) -> Run:
+        """The run that was started last. Raises RuntimeError before the first."""
+        if self._run is None:
+            raise RuntimeError("the trainer has not been started: use `async with trainer.start() as run:`")
+        return self._run
+
+    def states(self) -> States:
+        """As `Run.states`, of the run that was started last."""
+        return self.current_run.states()
+
+    def statistics(self) -> RunStatistics:
+        """As `Run.statistics`, of the run that was started last."""
+        return self.current_run.statistics()
 
     async def _train(self, run: Run, losses: Sequence[Loss]) -> None:
         error: BaseException | None = None
@@ -228,7 +268,7 @@ class Trainer:
             if failure is not None:
                 raise HookFailed(f"the run was stopped: {run.control.reason}") from failure
         except Exception as caught:
-            error = _only_error(caught) if isinstance(caught, BaseExceptionGroup) else caught
+            error = only_error(caught) if isinstance(caught, BaseExceptionGroup) else caught
         except BaseException as caught:
             error = caught
             raise
@@ -236,35 +276,37 @@ class Trainer:
             run.end(error)
 
     async def _train_with_hooks(self, run: Run, losses: Sequence[Loss]) -> None:
-        loop: TrainingLoop | None = None
         try:
             async with crew(self.config, losses, run.control.interrupt) as workers:
+                if self.config.run_dir is not None:  # not earlier: a run that could not start leaves nothing behind
+                    await anyio.to_thread.run_sync(_begin_folder, self.config, self.config.run_dir)
                 loop = TrainingLoop(self.config, workers, run.engine, run.control, Stopwatch(), run.take_state)
                 await loop.run()
             await self._finish(run, "on_training_end", loop.state)
         except Exception:
-            with anyio.CancelScope(shield=True):
-                await self._finish(run, "on_failure", run.state)
+            await self._finish(run, "on_failure", run.state)
             raise
-        finally:
-            if loop is not None:
-                loop.close()
+        except anyio.get_cancelled_exc_class():
+            if run.engine.fatal():  # cancelled because of a hook: the others are told
+                with anyio.move_on_after(FATAL_GRACE, shield=True):
+                    await self._finish(run, "on_failure", run.state)
+            raise
 
     async def _finish(self, run: Run, event: str, state: TrainerState) -> None:
         """The last event, once hooks have done what they have in hand, so that its state has their results."""
-        await self._drain(run)
+        with run.drain_scope() as scope:
+            await self._drain(run)
+        run.engine.unblock()
         await run.engine.publish(event, run.engine.fold(state))
-        await self._drain(run)
+        with run.drain_scope(scope.deadline):
+            await self._drain(run)
+        late = await run.engine.drain(0)
+        if late:
+            _log.warning("these hooks have not finished in time after the training, and are ended: %s", ", ".join(late))
         run.take_state(run.engine.fold(state))
 
     async def _drain(self, run: Run) -> None:
-        late = await run.engine.drain(run.drain_seconds)
-        if late:
-            _log.warning(
-                "%g seconds after the training, these hooks have not finished, and are ended: %s",
-                run.drain_seconds,
-                ", ".join(late),
-            )
+        await run.engine.drain(float("inf"))
 
     # Hooks from functions.
 
@@ -315,7 +357,7 @@ def _begin_folder(config: TrainerConfig, folder: Path) -> None:
     write_config(config, folder / "config.toml")
 
 
-def _only_error(group: BaseException) -> BaseException:
+def only_error(group: BaseException) -> BaseException:
     """The one error at the bottom of nested groups, or the group if there are several."""
     while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
         group = group.exceptions[0]

@@ -14,7 +14,7 @@ from orchestrator.crew import EXPERIENCE, POLICY
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
 from state.policy_snapshot import PolicySnapshot
-from state.shared_memory import Slot, SlotRing
+from state.shared_memory import BufferView, SharedBuffer, Slot, SlotRing
 from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
 
@@ -40,11 +40,14 @@ class _Batch:
     epoch: int
     slot: Slot
     behaviour_version: int
+    before: TrainerState
+    """When the rollout started."""
     state: TrainerState
+    """When it had ended."""
 
 
 class TrainingLoop:
-    """Runs epochs until the agent steps are reached or the run is stopped.
+    """Runs epochs until the agent steps are reached or the run is stopped; then those that have begun are finished.
 
     Epoch k is collected with policy version max(0, k - staleness) exactly, so that the result depends on the seed
     and not on how the machine schedules.
@@ -87,13 +90,21 @@ class TrainingLoop:
         await self._engine.publish("on_new_training_run", self.state)
         # No batch is collected before the version it needs is there, which bounds how many wait.
         send, receive = anyio.create_memory_object_stream[_Batch](self._config.staleness)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._collect, send, name="collect")
-            tasks.start_soon(self._learn, receive, name="learn")
+        watch = anyio.CancelScope()
+        async with anyio.create_task_group() as outer:
+            outer.start_soon(self._let_go_of_hooks, watch, name="watch for stop_now")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._collect, send, name="collect")
+                tasks.start_soon(self._learn, receive, name="learn")
+            watch.cancel()
+        if self.state.policy is None:  # hooks hold so much that there was no view: the last state has its own
+            self.state = replace(self.state, policy=self._copy_policy(self.state.policy_version))
 
-    def close(self) -> None:
-        self._experience.close()
-        self._policies.close()
+    async def _let_go_of_hooks(self, scope: anyio.CancelScope) -> None:
+        """A run that is to end now must not wait for a hook that holds it up."""
+        with scope:
+            await self._control.wait_until(lambda: self._control.stop_requested == "now")
+            self._engine.unblock()
 
     # The collect task.
 
@@ -102,10 +113,10 @@ class TrainingLoop:
         tracker = StatsTracker()
         async with send:
             for epoch in itertools.count():
-                if self._collected_steps >= config.total_agent_steps or not await self._control.may_begin():
-                    return
                 version = max(0, epoch - config.staleness)
-                if not await self._version_is_there(version):
+                if self._collected_steps >= config.total_agent_steps or not await self._version_is_there(version):
+                    return
+                if not await self._control.may_begin():
                     return
                 before = replace(self.state, epoch=epoch, agent_step=self._collected_steps, policy_version=version)
                 before = self._engine.fold(replace(before, timer=self._stopwatch.reading()))
@@ -135,7 +146,7 @@ class TrainingLoop:
                 )
                 await self._engine.publish("on_rollout_end", state)
                 try:
-                    await send.send(_Batch(epoch, slot, version, state))
+                    await send.send(_Batch(epoch, slot, version, before, state))
                 except anyio.BrokenResourceError:  # the learn task has stopped
                     return
 
@@ -153,7 +164,7 @@ class TrainingLoop:
         try:
             async with receive:
                 async for batch in receive:
-                    if self._control.stopping or not await self._learn_from(batch):
+                    if self._control.stop_requested == "now" or not await self._learn_from(batch):
                         return
         finally:
             self._wake_collector()
@@ -161,12 +172,16 @@ class TrainingLoop:
     async def _learn_from(self, batch: _Batch) -> bool:
         version = batch.epoch + 1
         publish_to = self._policies.claim()
+        # What losses are given must not depend on when things happened: the statistics are of the epoch before.
+        known = replace(batch.state, loss_stats=self.state.loss_stats, policy=self.state.policy)
         report = await self._crew.learn(
-            _without_views(self._engine.fold(batch.state)),
+            _without_views(self._engine.fold(known)),
             batch.slot,
             batch.behaviour_version,
             publish_to,
             version,
+            steps_before=batch.before.agent_step,
+            rollout_start=_without_views(batch.before) if self._config.staleness else None,
         )
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
         self._stopwatch.add("learn", report.ended - report.began)
@@ -175,7 +190,7 @@ class TrainingLoop:
         if report.interrupted:
             return False
         state = replace(
-            batch.state,
+            known,
             update_epoch=report.update_epochs,
             mb_idx=report.minibatches,
             policy_version=version,
@@ -223,6 +238,12 @@ class TrainingLoop:
             self._warn_about_holders("policy")
             return None
         return PolicySnapshot(version, self._crew.description.layout, self._crew.policy_factory, lease)
+
+    def _copy_policy(self, version: int) -> PolicySnapshot:
+        source = self._versions[version].buffer
+        copy = SharedBuffer.create(source.nbytes, "final-policy")
+        copy.map_shared()[:] = source.map_private()[:]
+        return PolicySnapshot(version, self._crew.description.layout, self._crew.policy_factory, BufferView(copy))
 
     def _warn_about_holders(self, field: str) -> None:
         if not self._warned:

@@ -133,7 +133,7 @@ class SlotRing:
     """Slots of equal size, reused when nobody needs them, and grown when all are in use.
 
     The loop *claims* a slot while it works on it; views handed to hooks *lease* it. A slot is free when it has
-    neither. At most `max_leased` slots are on lease at a time: beyond that `lease` returns None, so that a
+    neither. At most `max_leased` slots are kept by leases alone: beyond that `lease` returns None, so that a
     reader that hoards views costs a bounded amount of memory and never a slot the loop needs.
     """
 
@@ -166,7 +166,7 @@ class SlotRing:
     def lease(self, slot: Slot) -> Lease | None:
         """The right to read `slot` until the lease is garbage-collected; None when `max_leased` are out."""
         self._collect_returned()
-        if not slot.leases and self._leased() >= self.max_leased:
+        if not slot.leases and self._held() >= self.max_leased:
             self._withheld += 1
             return None
         return Lease(self, slot)
@@ -176,11 +176,6 @@ class SlotRing:
         slot.leases += 1
         weakref.finalize(mapping, self._returned.append, slot).atexit = False
         return mapping
-
-    def close(self) -> None:
-        """Give the memory back as soon as the last mapping goes."""
-        for slot in self._slots:
-            slot.buffer.close()
 
     def statistics(self) -> SlotRingStatistics:
         self._collect_returned()
@@ -195,6 +190,10 @@ class SlotRing:
 
     def _leased(self) -> int:
         return sum(slot.leases > 0 for slot in self._slots)
+
+    def _held(self) -> int:
+        """Slots that only leases keep; those the loop works with would be there anyway."""
+        return sum(slot.leases > 0 and not slot.claims for slot in self._slots)
 
     def _collect_returned(self) -> None:
         while self._returned:

@@ -30,7 +30,8 @@ class TrainerState:
     mb_idx: int = 0
     """Minibatches within the update epoch: as above."""
     policy_version: int = 0
-    """Published policy versions; 0 before training."""
+    """The policy that the event is about: in on_rollout_... the one that collects, afterwards the one just published
+    (versions are counted; 0 is the policy before training)."""
 
     rollout_stats: Mapping[str, tuple[float, ...]] | None = None
     """One value per episode that ended in the epoch; known before `on_rollout_end`."""

@@ -18,8 +18,8 @@ _Images = NDArray[np.uint8]
 class StackedFrames(gymnasium.Wrapper[_Images, np.int64, _Images, np.int64]):
     """The last `frames` grey images as the channels of one, oldest first: uint8 `[height, width, frames]`.
 
-    Channels come last because convolutions compute fastest so. `clip_rewards` keeps of each reward its sign; the
-    info of an episode's last step then has the sum of the game's own rewards as `score`.
+    Channels come last because convolutions compute fastest so. With `clip_rewards`, of each reward only the sign is
+    left, and the info of an episode's last step has the sum of the game's own rewards as `score`.
     """
 
     def __init__(self, environment: gymnasium.Env[_Images, np.int64], frames: int, clip_rewards: bool) -> None:

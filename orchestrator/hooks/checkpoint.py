@@ -39,8 +39,13 @@ class CheckpointHook(Hook):
         return await self._save(state)
 
     async def _save(self, state: TrainerState) -> StateUpdate | None:
-        if state.policy is None or state.epoch == self._saved_epoch:
+        if state.epoch == self._saved_epoch or not state.epoch:
             return None
+        if state.policy is None:
+            raise RuntimeError(
+                f"epoch {state.epoch} cannot be saved: hooks hold views of so many epochs that its state came without "
+                "the policy; drop states earlier or raise collection.held_epochs"
+            )
         path = await anyio.to_thread.run_sync(self._folder.commit, state)
         self._saved_epoch = state.epoch
         return StateUpdate(latest_checkpoint_uri=path.absolute().as_uri())

@@ -73,12 +73,13 @@ class HookEngine:
         self.progress = Wakeup()
         """Set whenever a hook is done with an event."""
         self.newest_epoch = 0
-        self._grace = grace
+        self.grace = grace
         self._events = 0
         self._updates = Updates()
         self._newest_commit: str | None = None
         self._blocking = True
-        self._over: set[HookRunner] = set()
+        self.over: set[HookRunner] = set()
+        """Who holds up publishers, because more waits than their hook's `max_lag`."""
         self._room = Wakeup()
         before = predecessors(hooks)
         self._runners = {name: HookRunner(name, hook, self, before[name], clock) for name, hook in _named(hooks)}
@@ -129,7 +130,7 @@ class HookEngine:
         overflown = self._put(event, state, save=save)
         if overflown:
             raise _overflow(event, state, overflown)
-        if self._over and self._blocking:
+        if self.over and self._blocking:
             await self._wait_for_room()
 
     def unblock(self) -> None:
@@ -164,6 +165,10 @@ class HookEngine:
         decisive = (runner for runner in self._runners.values() if runner.hook.on_error in ("stop", "raise"))
         return next((runner.error for runner in decisive if runner.error is not None), None)
 
+    def fatal(self) -> bool:
+        """Whether a hook with `on_error` "raise" has failed, so that `running` is about to raise."""
+        return any(runner.error is not None and runner.hook.on_error == "raise" for runner in self._runners.values())
+
     def hook_states(self) -> dict[str, Mapping[str, object]]:
         """What each hook wants a checkpoint to keep, by name; hooks without state are left out, and so, with an error
         in the log, are those that fail to give it or give what JSON can't say."""
@@ -197,8 +202,8 @@ class HookEngine:
 
     def has_taken(self, runner: HookRunner) -> None:
         """A runner has taken from its mailbox, or closed it."""
-        if self._over and runner in self._over and not runner.mailbox.over:
-            self._over.discard(runner)
+        if runner in self.over and not runner.mailbox.over:
+            self.over.discard(runner)
             self._room.set()
 
     def forget(self, runner: HookRunner) -> None:
@@ -249,7 +254,7 @@ class HookEngine:
             offer = runner.offer(occurrence)
             if offer is not ACCEPTED:
                 if offer.verdict == "over":
-                    self._over.add(runner)
+                    self.over.add(runner)
                 elif offer.verdict == "error":
                     overflown.append(runner.name)
         return overflown
@@ -267,13 +272,13 @@ class HookEngine:
 
     async def _wait_for_room(self) -> None:
         # A snapshot: whoever fills a mailbox while we wait is the one who waits for it.
-        blocking = list(self._over)
+        blocking = list(self.over)
         for runner in blocking:
             runner.meter.begin_block()
         try:
             while blocking and self._blocking:
                 await self._room.wait()
-                for runner in [runner for runner in blocking if runner not in self._over]:
+                for runner in [runner for runner in blocking if runner not in self.over]:
                     blocking.remove(runner)
                     runner.meter.end_block()
         finally:
@@ -286,7 +291,7 @@ class HookEngine:
     def _end(self, *, complain: bool) -> None:
         # Hooks are shielded, so that they can leave their resources in order: end them explicitly.
         for runner in self._runners.values():
-            runner.end(self._grace, complain=complain)
+            runner.end(complain=complain)
 
 
 def _overflow(event: str, state: TrainerState, names: Sequence[str]) -> HookOverflow:

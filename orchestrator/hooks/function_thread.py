@@ -51,7 +51,8 @@ class FunctionThread:
 
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
-            call.run()
+            if call.wanted:
+                call.run()
             del call  # it holds the state that the function was given
 
 

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 #
 #     on_checkpoint_committed                  whenever a hook has reported a checkpoint; also after the end
 EPOCH_EVENTS = ("on_rollout_start", "on_rollout_end", "on_train_phase_end", "on_epoch_end")
-ONCE_EVENTS = ("on_new_training_run", "on_training_end", "on_failure")
 EVENTS = ("on_new_training_run", *EPOCH_EVENTS, "on_checkpoint_committed", "on_training_end", "on_failure")
 
 Overflow: TypeAlias = Literal["block", "coalesce", "drop", "error"]

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator.hooks.hook import EPOCH_EVENTS, ONCE_EVENTS, Every, Outcome
+from orchestrator.hooks.hook import EPOCH_EVENTS, Every, Outcome
 from orchestrator.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ ACCEPTED, OVER, DROPPED, ERROR = Offer("accepted"), Offer("over"), Offer("droppe
 class Mailbox:
     """The events that wait for one hook: at most `max_lag` of each kind.
 
-    Events that come once in a run always get in. So does an event that makes its sender wait ("block"), which
-    is why cancelling a sender can't lose it: the bound is exceeded by one event per sender at most.
+    So what comes once in a run always gets in, whatever else waits. An event that makes its sender wait ("block") is
+    in, too, which is why cancelling the sender can't lose it: the bound is exceeded by one event per sender.
     """
 
     def __init__(self, overflow: Overflow, max_lag: int) -> None:
@@ -80,7 +80,7 @@ class Mailbox:
         waiting, event = self._waiting, occurrence.event
         if self.closed:
             return DROPPED
-        if len(waiting) < self.max_lag or event in ONCE_EVENTS:
+        if len(waiting) < self.max_lag:
             waiting.append(occurrence)
             return ACCEPTED
         same = [other for other in waiting if other.event == event]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import anyio
@@ -70,14 +71,8 @@ def metrics(state: TrainerState, run: RunContext) -> dict[str, float | None]:
         record |= state.eval_scores.metrics()
         record["eval/policy_version"] = state.eval_scores.policy_version
     for name, hook in run.hook_statistics().items():
-        record[f"hook/{name}/lag"] = hook.lag
-        record[f"hook/{name}/delivered"] = hook.delivered
-        record[f"hook/{name}/coalesced"] = hook.coalesced
-        record[f"hook/{name}/dropped"] = hook.dropped
-        record[f"hook/{name}/failed"] = hook.failed
-        record[f"hook/{name}/retried"] = hook.retried
-        record[f"hook/{name}/busy_seconds"] = hook.busy_seconds
-        record[f"hook/{name}/blocked_seconds"] = hook.blocked_seconds
+        numbers = {field: value for field, value in asdict(hook).items() if not isinstance(value, str)}
+        record |= {f"hook/{name}/{field}": value for field, value in numbers.items()}
         record[f"hook/{name}/hidden_seconds"] = hook.hidden_seconds
     return {name: _finite(value) for name, value in record.items()}
 

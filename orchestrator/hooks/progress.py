@@ -7,6 +7,7 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Literal
 
+import anyio.to_thread
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -57,11 +58,11 @@ class ProgressHook(Hook):
         now = time.monotonic()
         if not self._live and (state.epoch == 1 or now - self._last_line >= PLAIN_SECONDS):
             self._last_line = now
-            self._print(state)
+            await anyio.to_thread.run_sync(self._print, state)  # a pipe that nobody reads blocks
 
     async def on_training_end(self, state: TrainerState) -> None:
         if state.epoch and state.epoch != self._shown_epoch:
-            self._print(state)
+            await anyio.to_thread.run_sync(self._print, state)
 
     def _print(self, state: TrainerState) -> None:
         self._shown_epoch = state.epoch

@@ -111,18 +111,21 @@ class HookRunner:
     def fail_run(self, error: Exception) -> None:
         """Make `serve` raise `error` after the hook has left its resources, where nothing of the hook can catch it."""
         self._fatal = self._fatal or error
-        self.close("failed")
+        self._end("failed")
 
-    def end(self, grace: float, *, complain: bool) -> None:
-        """Cancel what is going on; the hook has `grace` seconds to leave its resources.
+    def end(self, *, complain: bool) -> None:
+        """Cancel what is going on, and leave the hook's resources.
 
         With `complain`, unfinished work of a hook that the run depends on counts as its failure.
         """
         if complain and not self.idle and self.hook.drain and self.hook.on_error in ("stop", "raise"):
             self.error = self.error or TimeoutError(f"hook {self.name!r} had not finished when the run ended")
-        self.close("ended")
+        self._end("ended")
+
+    def _end(self, why: str) -> None:
+        self.close(why)
         self._work.cancel()
-        self._life.deadline = anyio.current_time() + grace
+        self._life.deadline = anyio.current_time() + self._engine.grace
 
     # The task.
 
@@ -158,7 +161,8 @@ class HookRunner:
         while True:
             occurrence = self.mailbox.take()
             if occurrence is not None:
-                self._engine.has_taken(self)
+                if self._engine.over:
+                    self._engine.has_taken(self)
                 await self._handle(occurrence)
             elif self.mailbox.closed:
                 return
@@ -178,7 +182,8 @@ class HookRunner:
             if self._predecessors:
                 await occurrence.wait_for(self._predecessors)
             update = await self._attempts(occurrence)
-            self._forget_native_cancellation()
+            if self._native_task is not None and self._native_task.cancelling():
+                self._forget_native_cancellation()
             if update is not None:
                 self._engine.take_update(occurrence, self.name, update)
             meter.handled += 1
@@ -288,9 +293,8 @@ class HookRunner:
     def _forget_native_cancellation(self) -> None:
         # A callback that has cancelled its own asyncio task leaves a mark there, which the scopes around would take
         # for a cancellation of their own.
-        task = self._native_task
-        while task is not None and task.cancelling():
-            task.uncancel()
+        while self._native_task is not None and self._native_task.cancelling():
+            self._native_task.uncancel()
 
     # What can be seen.
 

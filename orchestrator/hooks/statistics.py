@@ -69,8 +69,9 @@ class Meter:
         self._busy_since = time.perf_counter()
 
     def end_work(self) -> None:
-        self._busy_seconds = self.busy_seconds
-        self._busy_since = None
+        if self._busy_since is not None:
+            self._busy_seconds += time.perf_counter() - self._busy_since
+            self._busy_since = None
 
     def begin_block(self) -> None:
         """A sender begins to wait for room. Senders that wait at the same time count once."""

@@ -61,6 +61,8 @@ def _send(channel: Channel, reply: tuple[Any, ...]) -> None:
 
 def _failure(error: BaseException) -> tuple[str, BaseException, str]:
     text = "".join(traceback.format_exception(error))
+    if not isinstance(error, Exception):  # a SystemExit or CancelledError is the worker's, and must not act on the host
+        error = RuntimeError(f"{type(error).__name__}: {error}")
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # an exception with a constructor of its own, or with unpicklable attributes

@@ -84,9 +84,11 @@ class Worker:
                 self._unanswered += 1
                 while True:
                     await anyio.wait_readable(self._channel.socket)
-                    with anyio.CancelScope(shield=True):
-                        reply = await self._channel.receive_async()
-                    self._unanswered -= 1
+                    try:
+                        with anyio.CancelScope(shield=True):
+                            reply = await self._channel.receive_async()
+                    finally:  # also a reply that cannot be unpickled here is one
+                        self._unanswered -= 1
                     if not self._unanswered:
                         break
             except anyio.ClosedResourceError:

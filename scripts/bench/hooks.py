@@ -125,21 +125,22 @@ def main() -> None:
     chosen = arguments(__doc__, repeats=5).parse_args()
     if chosen.one:
         what, *variant = chosen.one
-        print(json.dumps({"training": training, "learner": learner_alone, "lag": lateness}[what](*variant)))
+        print(json.dumps({"training": training, "learner alone": learner_alone, "lag": lateness}[what](*variant)))
         return
     print(describe_machine())
-    contenders = [("learner", "none"), ("learner", "burning"), *(("training", name) for name in ("none", "sleeping", "burning"))]
+    contenders = [("learner alone", "none"), ("learner alone", "burning")]
+    contenders += [("training", variant) for variant in ("none", "sleeping", "burning")]
     rounds = [
         {contender: in_subprocess(__file__, "--one", *contender) for contender in contenders}
         for _ in range(chosen.repeats)
     ]
     for contender in contenders:
         what, variant = contender
-        goal = {"sleeping": SLEEPING_GOAL, "burning": BURNING_GOAL if what == "learner" else None}.get(variant)
+        goal = {"sleeping": SLEEPING_GOAL, "burning": BURNING_GOAL if what == "learner alone" else None}.get(variant)
         seconds = [one[contender] for one in rounds]
         ratios = [one[contender] / one[what, "none"] for one in rounds]
-        name = f"{'learner alone' if what == 'learner' else 'whole training'}, {variant if variant != 'none' else 'no'} hook"
-        print(f"{name:30}  {spread([one * 1e3 for one in seconds])} ms per epoch", end="")
+        name = f"{what}, {'no' if variant == 'none' else variant} hook"
+        print(f"{name:27}  {spread([one * 1e3 for one in seconds])} ms per epoch", end="")
         if variant != "none":
             print(f"  {spread(ratios)} x", end="")
         print(f"  ({verdict(statistics.median(ratios), goal)})" if goal else "")

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ def epoch_seconds(
     config: TrainerConfig,
     epochs: int,
     *,
+    warm_up: int = WARM_UP,
     hooks: Sequence[Hook] = (),
     beside: Callable[[], Awaitable[None]] | None = None,
 ) -> list[float]:
-    """Train, and return the seconds of each of `epochs` epochs after the first `WARM_UP`.
+    """Train, and return the seconds of each of `epochs` epochs after the first `warm_up`.
 
     `beside` runs in the host's event loop meanwhile. The same seed means the same work, epoch by epoch, whatever the
     hooks do: trainings can be compared so.
@@ -57,13 +59,13 @@ def epoch_seconds(
                 run.drain_seconds = 0.1
                 async for _ in run.states():
                     ends.append(time.perf_counter())
-                    if len(ends) == WARM_UP + epochs:
+                    if len(ends) == warm_up + epochs:
                         run.stop()
             tasks.cancel_scope.cancel()
 
     anyio.run(main)
-    # Epochs that were already on their way when the run was stopped are not counted.
-    return [after - before for before, after in zip(ends[WARM_UP - 1 :], ends[WARM_UP : WARM_UP + epochs], strict=False)]
+    timed = ends[warm_up - 1 : warm_up + epochs]  # without epochs that were on their way when the run was stopped
+    return [after - before for before, after in pairwise(timed)]
 
 
 def arguments(description: str | None, *, repeats: int, environments: Sequence[int] = ()) -> argparse.ArgumentParser:

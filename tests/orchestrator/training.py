@@ -3,9 +3,11 @@ fail."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -164,6 +166,10 @@ class FailingEnvironment(gymnasium.Env[Any, Any]):
                 raise OSError("the simulator is gone")
             if self._how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if self._how == "exit":
+                sys.exit(3)
+            if self._how == "cancelled":
+                raise asyncio.CancelledError
             if self._how == "hang":
                 while True:
                     time.sleep(0.01)

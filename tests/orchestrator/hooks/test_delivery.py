@@ -179,6 +179,9 @@ async def test_a_blocked_publisher_has_given_the_event_to_everyone_and_can_be_ca
                 tasks.start_soon(publish_epochs, engine, 3)
                 await quiet()
                 publishing.cancel()
+        statistics = engine.statistics().hooks["blocking"]
+        assert statistics.blocked_seconds > 0
+        assert engine.statistics().hooks["blocking"].blocked_seconds == statistics.blocked_seconds, "nobody waits now"
         blocking.open_for_good()
         assert await engine.drain(10) == ()
     assert blocking.epochs == [1, 2, 3], "what was published is delivered, though its publisher has gone"

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.hooks.engine import HookEngine
-from orchestrator.hooks.hook import ONCE_EVENTS, Hook, StateUpdate
+from orchestrator.hooks.hook import Hook, StateUpdate
 from orchestrator.hooks.mailbox import Occurrence
 from orchestrator.hooks.runner import HookOverflow
 from state.trainer_state import TrainerState
@@ -185,7 +185,7 @@ class Model:
 
     def offer(self, hook: ModelHook, occurrence: ModelEvent) -> None:
         same = [waiting for waiting in hook.queue if waiting.event == occurrence.event]
-        if len(same) >= hook.plan.max_lag and occurrence.event not in ONCE_EVENTS:
+        if len(same) >= hook.plan.max_lag:
             if hook.plan.overflow == "coalesce":
                 for waiting in same:
                     hook.queue.remove(waiting)
@@ -300,7 +300,7 @@ steps = st.one_of(
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(plans=plans(), program=st.lists(steps, min_size=1, max_size=14))
 def test_the_engine_does_what_the_model_does(backend: str, plans: list[Plan], program: list[Step]) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -412,6 +412,6 @@ def check(
             + statistics.queue
             + (expected.at_work is not None)
         )
-        assert statistics.queue <= 3 * hook.plan.max_lag + len(ONCE_EVENTS) + 1, "a mailbox is bounded"
+        assert statistics.queue <= 3 * hook.plan.max_lag + 2, "a mailbox is bounded"
     assert len([wish for wish in run.wishes if "failed" in wish]) == model.stops
     assert all(count == 1 for count in settled.values()), "an event is settled once by each hook"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 
 import anyio
 import pytest
@@ -28,6 +29,10 @@ pytestmark = pytest.mark.anyio
 
 def scores(score: float, version: int) -> EvalRewardSummary:
     return EvalRewardSummary.from_simulations({("task", "env"): score}, policy_version=version)
+
+
+def commit(state: TrainerState) -> StateUpdate:
+    return StateUpdate(latest_checkpoint_uri=f"file:///c/{state.epoch}")
 
 
 async def test_what_a_hook_returns_is_in_the_next_state_that_is_published() -> None:
@@ -164,7 +169,17 @@ async def test_draining_includes_the_commit_that_the_last_event_made() -> None:
     assert uploader.done == [("on_training_end", 3), ("on_checkpoint_committed", 3)]
 
 
-async def test_a_copy_elsewhere_is_announced_too_and_the_same_address_only_once() -> None:
+async def test_an_address_that_is_reported_again_is_no_new_checkpoint() -> None:
+    saver = AtEpochEnd("saver", act=lambda state: commit(replace(state, epoch=state.epoch // 2)))
+    watcher = AtCommit("watcher", max_lag=100)
+    async with running(saver, watcher) as engine:
+        for epoch in (2, 3, 4, 5):
+            await publish_epochs(engine, epoch)
+            await engine.drain(10)
+    assert watcher.epochs == [2, 4]
+
+
+async def test_a_copy_elsewhere_is_announced_too() -> None:
     saver = AtEpochEnd("saver", act=lambda _: StateUpdate(latest_checkpoint_uri="file:///c/1"))
 
     class Uploader(Hook):
@@ -181,10 +196,6 @@ async def test_a_copy_elsewhere_is_announced_too_and_the_same_address_only_once(
         assert engine.fold(TrainerState()).latest_checkpoint_uri == "s3://bucket/1"
     assert uploader.uploads == 1, "it does not upload its own upload"
     assert [state.latest_checkpoint_uri for state in watcher.states] == [None, "file:///c/1", "s3://bucket/1"]
-
-
-def commit(state: TrainerState) -> StateUpdate:
-    return StateUpdate(latest_checkpoint_uri=f"file:///c/{state.epoch}")
 
 
 async def test_commits_hold_up_the_training_where_a_hook_that_must_see_them_all_is_behind() -> None:

@@ -1,0 +1,212 @@
+"""Agent steps per second of the whole training loop on Pong from pixels, beside stable-baselines3 and LeanRL: the same
+Nature CNN, environments and hyperparameters, all in one run and in turn.
+
+    python scripts/bench/pong.py [--repeats 3] [--leanrl LeanRL/leanrl/ppo_atari_envpool_torchcompile.py]
+
+Needs the `atari` extra and the `bench` dependency group. `--leanrl` names that script of a checkout of
+github.com/meta-pytorch/LeanRL; it runs as it is (without torch.compile, which gains nothing on a CPU, and on the same
+environments instead of envpool's) and needs the package tensordict. Peers get the number of threads with which they
+are fastest.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import statistics
+import sys
+import time
+import types
+from importlib.machinery import ModuleSpec
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import arguments, describe_machine, epoch_seconds, in_subprocess, spread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ENVIRONMENTS, HORIZON, MINIBATCHES, UPDATE_EPOCHS, LEARNING_RATE = 8, 128, 4, 4, 2.5e-4
+STEPS = ENVIRONMENTS * HORIZON
+ENVIRONMENT = "orchestrator.environments.atari:make"
+WARM_UP, EPOCHS = 2, 4
+
+
+def ours(staleness: int, collectors: int, threads: int) -> list[float]:
+    """Seconds of each epoch; `threads` 0 leaves their number to the trainer."""
+    from orchestrator import CollectionConfig, LearningConfig, TrainerConfig
+
+    config = TrainerConfig(
+        environment=ENVIRONMENT,
+        total_agent_steps=STEPS * 10_000,
+        staleness=staleness,
+        collection=CollectionConfig(environments=ENVIRONMENTS, collectors=collectors, horizon=HORIZON),
+        learning=LearningConfig(
+            update_epochs=UPDATE_EPOCHS, minibatches=MINIBATCHES, learning_rate=LEARNING_RATE, threads=threads or None
+        ),
+    )
+    return epoch_seconds(config, EPOCHS, warm_up=WARM_UP)
+
+
+def stable_baselines3(threads: int) -> list[float]:
+    """Seconds of each iteration."""
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    from orchestrator.environments.atari import make
+
+    torch.set_num_threads(threads)
+    starts: list[float] = []
+
+    class Clock(BaseCallback):
+        def _on_step(self) -> bool:
+            return True
+
+        def _on_rollout_start(self) -> None:
+            starts.append(time.perf_counter())
+
+    model = PPO(
+        "CnnPolicy",
+        make_vec_env(make, ENVIRONMENTS, seed=1),
+        n_steps=HORIZON,
+        batch_size=STEPS // MINIBATCHES,
+        n_epochs=UPDATE_EPOCHS,
+        learning_rate=LEARNING_RATE,
+        ent_coef=0.01,
+        device="cpu",
+        seed=1,
+    )
+    model.learn(STEPS * (WARM_UP + EPOCHS + 1), callback=Clock())
+    return [after - before for before, after in pairwise(starts[WARM_UP:])]
+
+
+def leanrl(script: str, threads: int) -> list[float]:
+    """Seconds of each iteration of LeanRL's script, which finds stand-ins for what it imports beside torch."""
+    import torch
+
+    torch.set_num_threads(threads)
+    starts: list[float] = []
+
+    class Progress:
+        """In place of tqdm: the loop that the script iterates over."""
+
+        def __init__(self, iterations: range) -> None:
+            self._iterations = iterations
+
+        def __iter__(self) -> Iterator[int]:
+            for iteration in self._iterations:
+                starts.append(time.perf_counter())
+                yield iteration
+
+        def set_description(self, text: str) -> None: ...
+
+    import gymnasium
+
+    sys.modules["envpool"] = _module("envpool", make=lambda *_, num_envs, **__: _EnvpoolLike(num_envs))
+    sys.modules["gym"] = _module("gym", Wrapper=_GymWrapper, spaces=gymnasium.spaces)
+    sys.modules["tqdm"] = _module("tqdm", tqdm=Progress)
+    sys.modules["wandb"] = _module("wandb", init=lambda **_: None, log=lambda *_, **__: None)
+    options = {"num-envs": ENVIRONMENTS, "num-steps": HORIZON, "total-timesteps": STEPS * (WARM_UP + EPOCHS + 1)}
+    options |= {"num-minibatches": MINIBATCHES, "update-epochs": UPDATE_EPOCHS, "learning-rate": LEARNING_RATE}
+    sys.argv = [script, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
+    runpy.run_path(script, run_name="__main__")
+    return [after - before for before, after in pairwise(starts[WARM_UP:])]
+
+
+class _EnvpoolLike:
+    """Our environments one after another, with the interface of envpool's that LeanRL uses."""
+
+    def __init__(self, count: int) -> None:
+        from orchestrator.environments import make_vector
+
+        self._environments = make_vector(ENVIRONMENT, count)
+        self.action_space = self._environments.action_space
+        self.observation_space = self._environments.observation_space
+
+    def reset(self) -> Any:
+        return self._images(self._environments.reset(1))
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
+        import numpy as np
+
+        step = self._environments.step(actions)
+        ended = step.terminated | step.truncated
+        infos = {"reward": step.reward, "terminated": ended, "lives": np.zeros(len(ended), np.int32)}
+        return self._images(step.observation), step.reward.copy(), ended, infos
+
+    def close(self) -> None:
+        self._environments.close()
+
+    def _images(self, observation: Any) -> Any:
+        return observation.transpose(0, 3, 1, 2).copy()
+
+
+class _GymWrapper:
+    def __init__(self, env: Any) -> None:
+        self.env = env
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+    def reset(self, **options: Any) -> Any:
+        return self.env.reset(**options)
+
+    def step(self, action: Any) -> Any:
+        return self.env.step(action)
+
+
+def _module(name: str, **contents: Any) -> types.ModuleType:
+    module = types.ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)  # torch asks whether tqdm could be imported
+    vars(module).update(contents)
+    return module
+
+
+def main() -> None:
+    parser = arguments(__doc__, repeats=3)
+    parser.add_argument("--leanrl", type=Path)
+    parser.add_argument("--variants", action="store_true", help="also other settings of ours, to find the fastest")
+    chosen = parser.parse_args()
+    if chosen.one:
+        who, *rest = chosen.one
+        if who == "leanrl":
+            seconds = leanrl(rest[0], int(rest[1]))
+        else:
+            seconds = {"ours": ours, "sb3": stable_baselines3}[who](*map(int, rest))
+        print(json.dumps(STEPS / statistics.median(seconds)))
+        return
+    print(describe_machine())
+    print(
+        f"Pong, uint8 [84, 84, 4], Nature CNN, {ENVIRONMENTS} environments, horizon {HORIZON}, {MINIBATCHES}"
+        f" minibatches, {UPDATE_EPOCHS} update epochs"
+    )
+    contenders: dict[str, tuple[object, ...]] = {
+        "ours, staleness 1": ("ours", 1, 1, 0),
+        "ours, staleness 0, 2 collectors": ("ours", 0, 2, 0),
+        "stable-baselines3, 1 thread": ("sb3", 1),
+        "stable-baselines3, 2 threads": ("sb3", 2),
+    }
+    if chosen.variants:
+        for staleness in (0, 1):
+            for collectors in (1, 2):
+                for threads in (1, 2):
+                    name = f"ours, staleness {staleness}, {collectors} collectors, {threads} threads"
+                    contenders[name] = ("ours", staleness, collectors, threads)
+    if chosen.leanrl is not None:
+        for threads in (1, 2):
+            contenders[f"LeanRL, {threads} threads"] = ("leanrl", chosen.leanrl, threads)
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(chosen.repeats):
+        for name, contender in contenders.items():
+            rates[name].append(in_subprocess(__file__, "--one", *contender))
+    peer = max(statistics.median(values) for name, values in rates.items() if not name.startswith("ours"))
+    for name, values in rates.items():
+        print(f"{name:42}  {spread(values)} steps/s  {statistics.median(values) / peer:.2f} x the fastest peer")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.hooks.statistics import HookStatistics, Meter
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What time it is; tests set the only element."""
+    now = [0.0]
+    monkeypatch.setattr("orchestrator.hooks.statistics.time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_busy_time_includes_the_work_that_is_going_on(clock: list[float]) -> None:
+    meter = Meter()
+    meter.begin_work()
+    clock[0] = 2.0
+    assert meter.busy_seconds == 2.0
+    meter.end_work()
+    clock[0] = 10.0
+    assert meter.busy_seconds == 2.0
+    meter.begin_work()
+    clock[0] = 11.0
+    assert meter.busy_seconds == 3.0
+
+
+def test_senders_that_wait_at_the_same_time_count_once(clock: list[float]) -> None:
+    meter = Meter()
+    meter.begin_block()
+    clock[0] = 1.0
+    meter.begin_block()
+    clock[0] = 3.0
+    meter.end_block()
+    clock[0] = 4.0
+    assert meter.blocked_seconds == 4.0
+    meter.end_block()
+    clock[0] = 9.0
+    assert meter.blocked_seconds == 4.0
+    meter.begin_block()
+    clock[0] = 10.0
+    meter.end_block()
+    assert meter.blocked_seconds == 5.0
+
+
+def test_work_that_nobody_waited_for_is_hidden(clock: list[float]) -> None:
+    meter = Meter()
+    meter.begin_work()
+    clock[0] = 3.0
+    meter.begin_block()
+    clock[0] = 5.0
+    meter.end_block()
+    meter.end_work()
+    read = meter.read(state="idle", queue=0, lag=0)
+    assert isinstance(read, HookStatistics)
+    assert (read.busy_seconds, read.blocked_seconds, read.hidden_seconds) == (5.0, 2.0, 3.0)
+    meter.begin_block()
+    clock[0] = 50.0
+    assert meter.read(state="idle", queue=0, lag=0).hidden_seconds == 0.0, "held up by other things than work"

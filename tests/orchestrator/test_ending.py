@@ -1,0 +1,215 @@
+"""How runs end: finished, stopped, failed or cancelled, also where hooks hang or hoard."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from orchestrator import CheckpointsConfig, Hook, HookFailed, StateUpdate, Trainer
+from orchestrator.checkpoints import find_checkpoint
+from orchestrator.trainer import RunCancelled
+from tests.orchestrator.training import FailingLoss, losses_with, small_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from state.trainer_state import TrainerState
+
+pytestmark = pytest.mark.anyio
+
+
+class Hanging(Hook):
+    """Never comes back, and the training waits for it."""
+
+    overflow = "block"
+    max_lag = 1
+
+    def __init__(self) -> None:
+        self.hangs = anyio.Event()
+
+    async def on_rollout_end(self, state: TrainerState) -> None:
+        self.hangs.set()
+        await anyio.sleep_forever()
+
+
+class LastEvents(Hook):
+    overflow = "block"
+    max_lag = 100
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    async def on_rollout_end(self, state: TrainerState) -> None:
+        self.seen.append(f"rollout {state.epoch}")
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        self.seen.append(f"epoch {state.epoch - 1}")
+
+    async def on_training_end(self, state: TrainerState) -> None:
+        self.seen.append("end")
+
+    async def on_failure(self, state: TrainerState) -> None:
+        self.seen.append("failure")
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 4])
+async def test_stop_now_ends_a_run_that_waits_for_a_hanging_hook(staleness: int) -> None:
+    hook = Hanging()
+    with anyio.fail_after(60):
+        async with Trainer(small_config(epochs=10**6, staleness=staleness), hooks=[hook]).start() as run:
+            await hook.hangs.wait()
+            run.stop_now()
+            run.limit_drain(0.1)
+
+
+@pytest.mark.parametrize("staleness", [0, 4])
+async def test_a_failed_run_ends_although_a_hook_hangs(staleness: int) -> None:
+    losses = losses_with(FailingLoss("raise"))
+    hook = Hanging()
+    hook.max_lag = 3
+    with anyio.fail_after(60), pytest.raises(ArithmeticError, match="gave up"):
+        async with Trainer(small_config(epochs=10**6, staleness=staleness), hooks=[hook], losses=losses).start() as run:
+            run.limit_drain(0.1)
+            await run.result()
+
+
+async def test_a_hook_that_ends_the_run_at_once_leaves_the_others_their_last_event() -> None:
+    class Raising(Hook):
+        on_error = "raise"
+
+        async def on_epoch_end(self, state: TrainerState) -> None:
+            raise RuntimeError("no")
+
+    last = LastEvents()
+    with pytest.raises(HookFailed):
+        await Trainer(small_config(epochs=10**6), hooks=[Raising(), last]).run()
+    assert last.seen[-1] == "failure"
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+async def test_a_stopped_run_finishes_every_epoch_that_it_has_begun(staleness: int) -> None:
+    class StopEarly(Hook):
+        overflow = "block"
+
+        async def on_rollout_end(self, state: TrainerState) -> StateUpdate | None:
+            return StateUpdate(stop=True) if state.epoch == 2 else None
+
+    last = LastEvents()
+    final = await Trainer(small_config(epochs=10**6, staleness=staleness), hooks=[StopEarly(), last]).run()
+    assert final.epoch >= 3
+    assert last.seen[-1] == "end"
+    for epoch in range(final.epoch):
+        assert f"rollout {epoch}" in last.seen
+        assert f"epoch {epoch}" in last.seen
+    assert f"rollout {final.epoch}" not in last.seen
+
+
+async def test_a_paused_run_begins_no_epoch() -> None:
+    begun: list[int] = []
+    trainer = Trainer(small_config(epochs=10**6, staleness=0))
+
+    @trainer.on_rollout_start(overflow="block")
+    async def note(state: TrainerState) -> None:
+        begun.append(state.epoch)
+
+    async with trainer.start() as run:
+        async for state in run.states():
+            if state.epoch == 2:
+                run.pause()
+                break
+        with anyio.move_on_after(0.5):
+            await run.result()
+        assert begun[-1] <= run.state.epoch
+        count = len(begun)
+        with anyio.move_on_after(0.3):
+            await run.result()
+        assert len(begun) == count
+        run.resume()
+        async for state in run.states():
+            if state.epoch > count + 1:
+                run.stop()
+
+
+async def test_each_epoch_is_watched_once_with_checkpoints_too(tmp_path: Path) -> None:
+    config = small_config(epochs=4, run_dir=tmp_path / "run", checkpoints=CheckpointsConfig(every=1))
+    async with Trainer(config).start() as run:
+        seen = [state.epoch async for state in run.states()]
+    assert seen == sorted(set(seen))
+
+
+class Hoarding(Hook):
+    overflow = "block"
+
+    def __init__(self) -> None:
+        self.states: list[TrainerState] = []
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        self.states.append(state)
+
+
+async def test_the_last_checkpoint_is_written_although_a_hook_keeps_every_state(tmp_path: Path) -> None:
+    config = small_config(epochs=20, run_dir=tmp_path / "run", checkpoints=CheckpointsConfig(every=0))
+    final = await Trainer(config, hooks=[Hoarding()]).run()
+    assert final.policy is not None
+    assert find_checkpoint(tmp_path / "run").manifest["epoch"] == final.epoch
+
+
+async def test_views_outlive_the_run() -> None:
+    final = await Trainer(small_config()).run()
+    assert final.experience is not None
+    assert final.policy is not None
+    assert final.experience.tensor("reward").sum() > 0
+    assert final.policy.load() is not None
+
+
+@pytest.mark.parametrize("backend", ["inline", "process"])
+@pytest.mark.parametrize("how", ["exit", "cancelled"])
+async def test_an_environment_that_ends_its_process_or_cancels_fails_the_run(how: str, backend: Any) -> None:
+    config = small_config(epochs=50, backend=backend)
+    config = dataclasses.replace(
+        config,
+        environment="tests.orchestrator.training:failing_environment",
+        collection=dataclasses.replace(config.collection, environment_options={"how": how}),
+    )
+    with anyio.fail_after(60), pytest.raises(RuntimeError, match="SystemExit|CancelledError"):
+        await Trainer(config).run()
+
+
+async def test_who_waits_for_a_cancelled_run_without_being_cancelled_is_told() -> None:
+    told: list[str] = []
+
+    async def wait(run: Any) -> None:
+        try:
+            await run.result()
+        except RunCancelled as error:
+            told.append(str(error))
+
+    async with anyio.create_task_group() as tasks:
+        with anyio.CancelScope() as scope:
+            async with Trainer(small_config(epochs=10**6)).start() as run:
+                tasks.start_soon(wait, run)
+                async for _ in run.states():
+                    scope.cancel()
+    assert told == ["the run was cancelled"]
+
+
+async def test_the_first_epoch_learns_with_the_whole_learning_rate_and_the_last_with_some() -> None:
+    config = small_config(epochs=4, staleness=0)
+    config = dataclasses.replace(
+        config, learning=dataclasses.replace(config.learning, learning_rate_schedule="linear", learning_rate=1e-3)
+    )
+    rates: list[float] = []
+    trainer = Trainer(config)
+
+    @trainer.on_epoch_end(overflow="block")
+    async def note(state: TrainerState) -> None:
+        assert state.loss_stats is not None
+        rates.append(state.loss_stats["learning_rate"])
+
+    await trainer.run()
+    assert rates[0] == 1e-3
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] > 0
