@@ -166,8 +166,9 @@ class HookEngine:
         return next((runner.error for runner in decisive if runner.error is not None), None)
 
     def fatal(self) -> bool:
-        """Whether a hook with `on_error` "raise" has failed, so that `running` is about to raise."""
-        return any(runner.error is not None and runner.hook.on_error == "raise" for runner in self._runners.values())
+        """Whether a hook has ended the run at once, so that `running` is about to raise. Other hooks still handle what
+        is published, until `running` is left."""
+        return any(runner.fatal is not None for runner in self._runners.values())
 
     def hook_states(self) -> dict[str, Mapping[str, object]]:
         """What each hook wants a checkpoint to keep, by name; hooks without state are left out, and so, with an error

@@ -50,6 +50,8 @@ class HookRunner:
         self.meter = Meter()
         self.error: Exception | None = None
         """The first failure."""
+        self.fatal: Exception | None = None
+        """What `serve` is to raise."""
         self._engine = engine
         self._predecessors = predecessors
         self._pace = Pace(hook.every, clock)
@@ -59,7 +61,6 @@ class HookRunner:
         self._failures_in_a_row = 0
         self._at_work: Occurrence | None = None
         self._closed = ""
-        self._fatal: Exception | None = None
         # The outer scope lets a hook leave its resources in order whatever happens to the run.
         self._life = anyio.CancelScope(shield=True)
         self._work = anyio.CancelScope()
@@ -110,7 +111,7 @@ class HookRunner:
 
     def fail_run(self, error: Exception) -> None:
         """Make `serve` raise `error` after the hook has left its resources, where nothing of the hook can catch it."""
-        self._fatal = self._fatal or error
+        self.fatal = self.fatal or error
         self._end("failed")
 
     def end(self, *, complain: bool) -> None:
@@ -154,8 +155,8 @@ class HookRunner:
         finally:
             self.close("ended" if self.error is None else "failed")
             self._thread.close()
-        if self._fatal is not None:
-            raise self._fatal
+        if self.fatal is not None:
+            raise self.fatal
 
     async def _handle_all(self) -> None:
         while True:

@@ -223,7 +223,7 @@ def test_the_same_seed_gives_the_same_episodes_and_another_seed_others(mode: Any
 )
 def test_what_an_environment_does_wrong_is_reported_with_its_name(fault: str, message: str) -> None:
     environment = make_vector("tests.environments:make_faulty", 2, {"fault": fault})
-    with pytest.raises(EnvironmentFailed, match=f"'tests.environments:make_faulty': .*{message}"):  # noqa: PT012
+    with pytest.raises(EnvironmentFailed, match=f"'tests.environments:make_faulty': .*{message}"):
         environment.reset(0)
         environment.step(np.zeros(2, np.int64))
 

@@ -12,7 +12,7 @@ from orchestrator.hooks.engine import HookEngine
 from orchestrator.hooks.hook import Hook, StateUpdate
 from orchestrator.hooks.runner import HookFailed
 from state.trainer_state import TrainerState
-from tests.orchestrator.hooks.driving import AtEpochEnd, FakeRun, publish_epochs, quiet, running
+from tests.orchestrator.hooks.driving import AtEpochEnd, Everything, FakeRun, publish_epochs, quiet, running
 
 pytestmark = pytest.mark.anyio
 
@@ -190,10 +190,20 @@ async def test_stop_ends_the_run_after_its_epoch_and_makes_it_a_failure() -> Non
     assert isinstance(engine.failure(), ZeroDivisionError)
 
 
+async def test_the_first_failure_is_the_one_that_counts() -> None:
+    def fail(state: TrainerState) -> None:
+        raise ValueError(f"in epoch {state.epoch}")
+
+    async with running(AtEpochEnd("hook", act=fail, on_error="stop")) as engine:
+        await publish_epochs(engine, 1, 2)
+        await engine.drain(10)
+        assert str(engine.failure()) == "in epoch 1"
+
+
 async def test_raise_ends_the_run_at_once() -> None:
     hook = AtEpochEnd("hook", act=lambda _: 1 / 0, on_error="raise")
     other = AtEpochEnd("other", gated=True)
-    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
+    with pytest.raises(ExceptionGroup) as caught:
         async with running(hook, other) as engine:
             await publish_epochs(engine, 1)
             await anyio.sleep_forever()
@@ -203,6 +213,23 @@ async def test_raise_ends_the_run_at_once() -> None:
     assert str(failed) == "hook 'hook' failed to handle on_epoch_end of epoch 1"
     assert isinstance(failed.__cause__, ZeroDivisionError)
     assert other.inside == 0
+
+
+async def test_other_hooks_can_still_be_told_that_one_has_ended_the_run() -> None:
+    hook, other = AtEpochEnd("hook", act=lambda _: 1 / 0, on_error="raise"), Everything("other")
+    with pytest.raises(ExceptionGroup):
+        async with running(hook, other) as engine:
+            assert not engine.fatal()
+            await publish_epochs(engine, 1)
+            try:
+                await anyio.sleep_forever()
+            except anyio.get_cancelled_exc_class():
+                assert engine.fatal()
+                with anyio.CancelScope(shield=True):
+                    await publish_epochs(engine, 1, event="on_failure")
+                    assert await engine.drain(10) == ()
+                raise
+    assert other.done == [("on_epoch_end", 1), ("on_failure", 1)]
 
 
 @pytest.mark.parametrize("on_error", ["stop", "raise"])
@@ -377,6 +404,8 @@ async def test_an_error_in_the_clean_up_of_a_cancelled_callback_is_logged_and_en
         await publish_epochs(engine, 1)
         await quiet()
     assert caplog.text.count("in the clean-up") >= 2
+    assert "hook 'a' failed to handle on_epoch_end of epoch 1: ValueError('in the clean-up')" in caplog.text
+    assert engine.statistics().hooks["a"].failed == 1
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])

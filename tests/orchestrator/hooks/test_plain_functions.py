@@ -53,6 +53,7 @@ async def test_a_plain_function_runs_in_a_thread_of_the_hooks_own_and_in_order()
         assert results["key"].value == "run/plain/on_epoch_end/2"
     assert hook.ended == [1, 2, 3]
     assert hook.threads == {"hook plain"}
+    await until(lambda: "hook plain" not in [thread.name for thread in threading.enumerate()])
 
 
 async def test_many_plain_hooks_do_not_wait_for_each_others_threads() -> None:

@@ -62,7 +62,7 @@ async def test_resources_are_entered_before_the_first_event_and_left_after_the_l
 
 async def test_resources_are_left_in_order_when_the_run_fails() -> None:
     hook = Resourceful(gated=True)
-    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
+    with pytest.raises(ExceptionGroup) as caught:
         async with running(hook) as engine:
             await publish_epochs(engine, 1)
             await quiet()
@@ -93,7 +93,7 @@ async def test_resources_are_left_when_the_hook_raises_out_of_the_run() -> None:
                     self.notes.append("swallowed")
 
     hook = Swallowing(on_error="raise", act=lambda _: 1 / 0)
-    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
+    with pytest.raises(ExceptionGroup) as caught:
         async with running(hook) as engine:
             await publish_epochs(engine, 1)
             await anyio.sleep_forever()

@@ -227,7 +227,7 @@ async def test_commits_hold_up_the_training_where_a_hook_that_must_see_them_all_
 async def test_a_commit_that_a_strict_hook_cannot_take_fails_the_run() -> None:
     saver = AtEpochEnd("saver", act=commit)
     strict = AtCommit("strict", gated=True, overflow="error", max_lag=1)
-    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012
+    with pytest.raises(ExceptionGroup) as caught:
         async with running(saver, strict) as engine:
             for epoch in (1, 2, 3):
                 await publish_epochs(engine, epoch)
