@@ -141,8 +141,8 @@ class Crew:
         publish_to: Slot,
         version: int,
         *,
-        steps_before: int,
-        rollout_start: TrainerState | None,
+        steps_before: int = 0,
+        rollout_start: TrainerState | None = None,
     ) -> LearnReport:
         """One epoch of learning. Raises WorkerCrashed when the learner dies."""
         request = LearnRequest(

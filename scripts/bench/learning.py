@@ -4,8 +4,8 @@ the last 100 episodes reaches a threshold, and that mean at the end of the run.
     python scripts/bench/learning.py [--tasks cartpole memory ...] [--seeds 1 2 3] [--staleness 0 1] [--to-threshold]
 
 CartPole-v1 runs with the defaults, the others with the files in scripts/settings; lunar_lander needs the `box2d` extra
-and half_cheetah the `mujoco` extra. The memory task is tried with an MLP too, which cannot solve it: its best possible
-mean return is -0.5.
+and half_cheetah the `mujoco` extra. The memory task is tried with an MLP too, which cannot solve it: whatever it does,
+its mean return is 0 in the long run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TASKS = {
     "cartpole": Task(475.0, None),
     "acrobot": Task(-100.0, "acrobot"),
     "lunar_lander": Task(200.0, "lunar_lander"),
-    "half_cheetah": Task(2000.0, "half_cheetah"),
+    "half_cheetah": Task(1000.0, "half_cheetah"),
     "memory": Task(0.9, "memory"),
     "memory_mlp": Task(0.9, "memory", network="mlp"),
 }
