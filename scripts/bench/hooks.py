@@ -1,6 +1,6 @@
 """What hooks do to the training, and what the training does to the event loop.
 
-    python scripts/bench/hooks.py [--repeats 5]
+    python scripts/bench/hooks.py [--repeats 3]
 
 Epoch time (CartPole-v1, 64 environments) without hooks, with an async hook that sleeps 10 s for each epoch it is
 given, and with one whose plain Python function burns a core all the time, in turn; the same for a learner that has
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from orchestrator import Hook, TrainerConfig
 
-ENVIRONMENTS, EPOCHS = 64, 40
+ENVIRONMENTS, EPOCHS, BLOCKS = 64, 40, 4
 SLEEP = 10.0
 TICK = 0.005
 SLEEPING_GOAL, BURNING_GOAL, LAG_GOAL = 1.02, 1.3, 5.0
@@ -72,8 +72,9 @@ def training(variant: str) -> float:
     return statistics.median(epoch_seconds(configured(), EPOCHS, hooks=hooks(variant)))
 
 
-def learner_alone(variant: str) -> float:
-    """Median seconds in which a learner process, with no collector at work, learns from one epoch."""
+def learner_alone() -> dict[str, float]:
+    """Median seconds in which a learner process, with no collector at work, learns from one epoch, without and with
+    the burning function in a thread of its host, in turn."""
     import anyio
 
     from orchestrator.crew import EXPERIENCE, POLICY, crew
@@ -83,8 +84,7 @@ def learner_alone(variant: str) -> float:
     from state.shared_memory import SlotRing
 
     config = configured()
-    seconds: list[float] = []
-    over = threading.Event()
+    seconds: dict[str, list[float]] = {"none": [], "burning": []}
 
     async def main() -> None:
         async with crew(config, default_losses(config), Interrupt()) as workers:
@@ -92,16 +92,20 @@ def learner_alone(variant: str) -> float:
             policy = SlotRing(workers.description.layout.nbytes, max_leased=0, name=POLICY).claim()
             await workers.publish(policy)
             await workers.collect(slot, policy)
-            if variant == "burning":
-                threading.Thread(target=burn, args=[lambda: not over.is_set()], daemon=True).start()
-            for epoch in range(WARM_UP + EPOCHS):
-                begin = time.perf_counter()
-                await workers.learn(TrainerState(epoch=epoch, agent_step=1), slot, 0, policy, epoch + 1)
-                seconds.append(time.perf_counter() - begin)
-            over.set()
+            for block in range(BLOCKS):
+                variant = "burning" if block % 2 else "none"
+                over = threading.Event()
+                if variant == "burning":
+                    threading.Thread(target=burn, args=[lambda over=over: not over.is_set()], daemon=True).start()
+                for epoch in range(WARM_UP + EPOCHS // BLOCKS):
+                    begin = time.perf_counter()
+                    await workers.learn(TrainerState(epoch=epoch, agent_step=1), slot, 0, policy, epoch + 1)
+                    if epoch >= WARM_UP:
+                        seconds[variant].append(time.perf_counter() - begin)
+                over.set()
 
     anyio.run(main)
-    return statistics.median(seconds[WARM_UP:])
+    return {variant: statistics.median(values) for variant, values in seconds.items()}
 
 
 def lateness() -> list[float]:
@@ -121,29 +125,34 @@ def lateness() -> list[float]:
     return late[int(1.0 / TICK) :]
 
 
+def report(what: str, seconds: dict[str, list[float]], goal: float) -> None:
+    """Print a line per variant; the goal is for the first that has a hook."""
+    for variant, values in seconds.items():
+        line = f"{what}, {'no' if variant == 'none' else variant} hook"
+        line = f"{line:28}  {spread([one * 1e3 for one in values])} ms per epoch"
+        if variant != "none":
+            ratios = [one / without for one, without in zip(values, seconds["none"], strict=True)]
+            line += f"  {spread(ratios)} x"
+            if variant == list(seconds)[1]:
+                line += f"  ({verdict(statistics.median(ratios), goal)})"
+        print(line, flush=True)
+
+
 def main() -> None:
-    chosen = arguments(__doc__, repeats=5).parse_args()
+    chosen = arguments(__doc__, repeats=3).parse_args()
     if chosen.one:
         what, *variant = chosen.one
-        print(json.dumps({"training": training, "learner alone": learner_alone, "lag": lateness}[what](*variant)))
+        print(json.dumps({"training": training, "learner": learner_alone, "lag": lateness}[what](*variant)))
         return
     print(describe_machine())
-    contenders = [("learner alone", "none"), ("learner alone", "burning")]
-    contenders += [("training", variant) for variant in ("none", "sleeping", "burning")]
-    rounds = [
-        {contender: in_subprocess(__file__, "--one", *contender) for contender in contenders}
-        for _ in range(chosen.repeats)
-    ]
-    for contender in contenders:
-        what, variant = contender
-        goal = {"sleeping": SLEEPING_GOAL, "burning": BURNING_GOAL if what == "learner alone" else None}.get(variant)
-        seconds = [one[contender] for one in rounds]
-        ratios = [one[contender] / one[what, "none"] for one in rounds]
-        name = f"{what}, {'no' if variant == 'none' else variant} hook"
-        print(f"{name:27}  {spread([one * 1e3 for one in seconds])} ms per epoch", end="")
-        if variant != "none":
-            print(f"  {spread(ratios)} x", end="")
-        print(f"  ({verdict(statistics.median(ratios), goal)})" if goal else "")
+    trainings: dict[str, list[float]] = {variant: [] for variant in ("none", "sleeping", "burning")}
+    learners: list[dict[str, float]] = []
+    for _ in range(chosen.repeats):
+        learners.append(in_subprocess(__file__, "--one", "learner"))
+        for variant, seconds in trainings.items():
+            seconds.append(in_subprocess(__file__, "--one", "training", variant))
+    report("learner alone", {variant: [one[variant] for one in learners] for variant in learners[0]}, BURNING_GOAL)
+    report("training", trainings, SLEEPING_GOAL)
     lags = [in_subprocess(__file__, "--one", "lag") for _ in range(chosen.repeats)]
     for name, share in (("p50", 0.5), ("p99", 0.99)):
         values = [percentile(one, share) for one in lags]

@@ -1,6 +1,6 @@
 """What the host does itself: its processor time per epoch, what a state weighs, what an unused callback costs.
 
-    python scripts/bench/host_work.py [--environments 8 64] [--repeats 5]
+    python scripts/bench/host_work.py [--environments 8 64] [--repeats 3]
 
 Processor time is that of the host's main thread, where the event loop runs, and that of all its threads; workers are
 other processes. "Hooks" are those of a run with a folder: checkpoints, metrics, progress as plain lines.
@@ -154,7 +154,7 @@ def unused_callbacks() -> dict[str, float]:
 
 
 def main() -> None:
-    chosen = arguments(__doc__, repeats=5, environments=(8, 64)).parse_args()
+    chosen = arguments(__doc__, repeats=3, environments=(8, 64)).parse_args()
     if chosen.one:
         what, *rest = chosen.one
         if what == "work":
