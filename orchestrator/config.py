@@ -122,6 +122,14 @@ class CheckpointsConfig:
     """Epochs between checkpoints (0: only the final one)."""
     keep: int = 3
     """Newest checkpoints that stay on disk (0: all)."""
+    keep_best: int = 0
+    """Checkpoints that stay besides because their metric is best (0: none)."""
+    best_metric: str | None = None
+    """Metric of metrics.jsonl that says which checkpoints are best, such as rollout/recent_return."""
+    best_mode: Literal["max", "min"] = "max"
+    """Whether the largest or the smallest metric is best."""
+    keep_every: int = 0
+    """Checkpoints of every so many epochs stay besides (0: none)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

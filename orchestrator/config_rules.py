@@ -79,6 +79,8 @@ RULES = {
     "policy.lstm_size": _COUNT,
     "checkpoints.every": _PERIOD,
     "checkpoints.keep": _PERIOD,
+    "checkpoints.keep_best": _PERIOD,
+    "checkpoints.keep_every": _PERIOD,
     "evaluation.every": _PERIOD,
     "evaluation.episodes": _COUNT,
     "evaluation.environments": _COUNT,

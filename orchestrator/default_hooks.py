@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestrator.checkpoints import CheckpointFolder, retention_of
 from orchestrator.evaluation import EvaluationPlan
 from orchestrator.hooks.checkpoint import CheckpointHook
 from orchestrator.hooks.evaluation import EvaluationHook
@@ -20,7 +21,8 @@ def default_hooks(config: TrainerConfig) -> list[Hook]:
     if config.evaluation.every:
         hooks.append(EvaluationHook(EvaluationPlan.of(config), config.evaluation.every))
     if config.run_dir is not None and config.checkpoints.enabled:
-        hooks.append(CheckpointHook(config.run_dir / "checkpoints", config.checkpoints.every, config.checkpoints.keep))
+        folder = CheckpointFolder(config.run_dir / "checkpoints", retention=retention_of(config.checkpoints))
+        hooks.append(CheckpointHook(folder, config.checkpoints.every))
     if config.run_dir is not None and config.metrics.jsonl:
         hooks.append(MetricsHook(config.run_dir / "metrics.jsonl"))
     return hooks
