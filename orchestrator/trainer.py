@@ -44,7 +44,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("orchestrator")
 
 
-KEPT_CAPTURES = 3
+KEPT_CAPTURES = 2
+"""What is waiting for a hook that saves is the newest; the other is for a second such hook with another `every`."""
 FATAL_GRACE = 5.0
 """Seconds that hooks have for `on_failure` when one of them has ended the run at once."""
 
@@ -150,7 +151,7 @@ class Run:
         return checkpoint_content(state, self._captures.get(state.epoch), self.config, self.engine.hook_states())
 
     def take_capture(self, epoch: int, capture: TrainingCapture) -> None:
-        """For the trainer: the epoch can be saved. As many are kept as a hook that saves can have in hand."""
+        """For the trainer: the epoch can be saved."""
         self._captures[epoch] = capture
         while len(self._captures) > KEPT_CAPTURES:
             del self._captures[min(self._captures)]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from orchestrator.checkpoints import CheckpointError
-from orchestrator.config_file import config_text, parse_config
+from orchestrator.config_file import config_text, parse_config, read_config
 from orchestrator.learner_state import LearnerState
 from orchestrator.plain_data import decode, encode
 from state.eval_rewards import EvalRewardSummary
@@ -103,10 +103,16 @@ def checkpoint_content(
 
 
 def read_config_of(checkpoint: Checkpoint) -> TrainerConfig:
-    """The settings of the run that took the checkpoint. Raises CheckpointError where it has none."""
-    if CONFIG not in checkpoint.manifest["files"]:
-        raise CheckpointError(f"{checkpoint.path} has no {CONFIG}, so it cannot be told which run it belongs to")
-    return parse_config(checkpoint.read(CONFIG), checkpoint.path / CONFIG)
+    """The settings of the run that took the checkpoint; those of its folder, if the checkpoint has none itself.
+
+    Raises CheckpointError where there are none, ConfigurationError where they are not of this release.
+    """
+    if CONFIG in checkpoint.manifest["files"]:
+        return parse_config(checkpoint.read(CONFIG), checkpoint.path / CONFIG)
+    file = checkpoint.path.parent.parent / CONFIG
+    if not file.is_file():
+        raise CheckpointError(f"neither {checkpoint.path} nor its run has a {CONFIG}, so its settings are not known")
+    return read_config(file)
 
 
 def read_checkpoint(checkpoint: Checkpoint) -> ResumePoint:

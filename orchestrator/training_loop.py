@@ -90,7 +90,7 @@ class TrainingLoop:
         self._resume = resume
         self._experience = SlotRing(crew.spec.nbytes, max_leased=config.collection.held_epochs, name=EXPERIENCE)
         self._policies = SlotRing(crew.description.layout.nbytes, max_leased=config.collection.held_epochs, name=POLICY)
-        # A hook that saves has one checkpoint in hand and one waiting when a third comes.
+        # The run keeps two for hooks that save, and each such hook has one in hand.
         self._moments = SlotRing(crew.description.moments_nbytes, max_leased=4, name=MOMENTS)
         self._versions: dict[int, Slot] = {}
         self._first_version = 0
@@ -317,6 +317,7 @@ class TrainingLoop:
         lease = self._moments.lease(moments)
         self._moments.release(moments)
         if lease is None:
+            _log.warning("epoch %d can't be resumed from: hooks that save hold too much that they have not saved", epoch)
             return
         needed = range(self._saving_from.pop(epoch, self._version_for(epoch)), epoch)
         behaviour = [
