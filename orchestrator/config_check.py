@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator.config_error import ConfigurationError, Problem
 from orchestrator.config_imports import device_problems, environment_problems, own_code_problems, own_loss_classes
 from orchestrator.config_rules import name_problems, value_problems
+from orchestrator.evaluation_check import evaluation_problems
 from orchestrator.run_folder import folder_problems
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ def check_config(config: TrainerConfig, *, losses: Sequence[Loss] | None = None,
         problems.extend(_staleness_of_losses(known_losses, config.staleness))
     if sound("device"):
         problems.extend(device_problems(config))
+    if not any(path.startswith(("environment", "evaluation")) for path in wrong):
+        problems.extend(evaluation_problems(config))
     if sound("run_dir", "collection.environment_options"):
         problems.extend(folder_problems(config, resuming=resuming))
     _raise(problems)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.evaluation import EvaluationPlan
+from orchestrator.evaluation import evaluation_plans
 from orchestrator.hooks.checkpoint import CheckpointHook
 from orchestrator.hooks.evaluation import EvaluationHook
 from orchestrator.hooks.metrics import MetricsHook
@@ -18,7 +18,8 @@ def default_hooks(config: TrainerConfig) -> list[Hook]:
     """Evaluation where it is switched on; checkpoints and metrics where the run has a folder."""
     hooks: list[Hook] = []
     if config.evaluation.every:
-        hooks.append(EvaluationHook(EvaluationPlan.of(config), config.evaluation.every))
+        settings = config.evaluation
+        hooks.append(EvaluationHook(evaluation_plans(config), settings.every, video_every=settings.video_every))
     if config.run_dir is not None and config.checkpoints.enabled:
         hooks.append(CheckpointHook(config.run_dir / "checkpoints", config.checkpoints.every, config.checkpoints.keep))
     if config.run_dir is not None and config.metrics.jsonl:
