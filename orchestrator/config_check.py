@@ -27,7 +27,7 @@ def check_config(config: TrainerConfig, *, losses: Sequence[Loss] | None = None,
     Looks at every value, at how they fit together, at the environment, the device, and the run's folder (which
     must hold no run; with `resuming`, it must hold one of the same settings). `losses` are the ones in use, if
     they exist already; otherwise the names in the configuration say which. Imports the modules of code that is
-    not ours, and torch only for a device other than `auto` and `cpu`.
+    not ours, and torch only for a device other than `auto` and `cpu`, and for tasks of the evaluation.
     """
     problems = list(value_problems(config))
     wrong = {problem.field for problem in problems}

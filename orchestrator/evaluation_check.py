@@ -37,11 +37,11 @@ def evaluation_problems(config: TrainerConfig) -> Iterator[Problem]:
 
 
 def _name_problems(config: TrainerConfig) -> Iterator[Problem]:
+    if not config.evaluation.tasks:
+        return
     from orchestrator.evaluation import evaluation_plans
     from state.eval_rewards import EvalRewardSummary
 
-    if not config.evaluation.tasks:
-        return
     keys = [plan.key for plan in evaluation_plans(config)]
     twice = [key for key, count in Counter(keys).items() if count > 1]
     if twice:
