@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 _FAILURE = 2
 _PLAIN_WORD = re.compile(r"([A-Za-z_]|\.{0,2}/)[\w./:@+-]*")
-_URI = re.compile(r"[A-Za-z][\w+.-]*:/")
 _NOT_TOML = {"True": "true", "False": "false", "None": "left out: TOML has no null"}
 _HELP = """\
 usage: orchestrator COMMAND ...
@@ -181,7 +180,7 @@ def _report_text(report: Mapping[str, object]) -> str:
 
 
 def _eval_problems(arguments: EvalArguments) -> Iterator[Problem]:
-    if not _URI.match(arguments.path) and not Path(arguments.path).exists():
+    if "://" not in arguments.path and not Path(arguments.path).exists():
         cure = "give the folder of a run (runs/...), or of one of its checkpoints"
         yield Problem(field="path", value=arguments.path, expected="a folder that exists, or a URI", cure=cure)
     if arguments.episodes < 1:

@@ -14,7 +14,7 @@ from orchestrator.workers import WorkerCrashed
 from state.eval_rewards import EvalRewardSummary
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from orchestrator.evaluation import EvaluationPlan
     from orchestrator.workers import Worker
@@ -50,7 +50,6 @@ class EvaluationHook(Hook):
 
     @asynccontextmanager
     async def resources(self) -> AsyncGenerator[None]:
-        self._video_epoch = 0
         try:
             yield
         finally:
@@ -63,6 +62,13 @@ class EvaluationHook(Hook):
         summary = EvalRewardSummary.from_simulations(scores, policy_version=state.policy.version, epoch=state.epoch)
         videos = await self._record(state.policy, state.epoch) if self._wants_video(state.epoch) else {}
         return StateUpdate(eval_scores=summary, results={"videos": videos} if videos else {})
+
+    def state_dict(self) -> Mapping[str, object]:
+        return {"video_epoch": self._video_epoch}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        epoch = state.get("video_epoch")
+        self._video_epoch = epoch if isinstance(epoch, int) else 0
 
     async def _call(self, method: str, *args: object) -> Any:
         """Ask the worker, a new one if there is none. One that crashed, or may still be at work, is given up."""

@@ -21,6 +21,7 @@ from orchestrator.config_error import ConfigurationError
 from orchestrator.environments import InvalidEnvironment
 from orchestrator.environments.compatibility import space_differences
 from orchestrator.evaluation import EvaluationPlan, evaluation_plans, spaces_of
+from orchestrator.hooks.evaluation import EvaluationHook
 from orchestrator.policies import build_policy
 from orchestrator.video import video_names
 from tests import evaluated_environments
@@ -318,6 +319,14 @@ async def test_a_recording_that_fails_is_reported_and_the_scores_arrive(
     assert list(final.results["videos"].value) == ["tasks/sound"]
     assert "no video of task 'tasks/faulty'" in caplog.text
     assert reported in caplog.text
+
+
+def test_a_hook_that_is_taken_up_again_knows_when_it_recorded_last() -> None:
+    (plan,) = evaluation_plans(TrainerConfig())
+    first, second = (EvaluationHook([plan], 1, video_every=50) for _ in range(2))
+    first.load_state_dict({"video_epoch": 150})
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert second.state_dict() == {"video_epoch": 150}
 
 
 def test_names_of_files_hold_nothing_that_a_path_cannot() -> None:
