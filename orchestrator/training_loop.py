@@ -317,7 +317,9 @@ class TrainingLoop:
         lease = self._moments.lease(moments)
         self._moments.release(moments)
         if lease is None:
-            _log.warning("epoch %d can't be resumed from: hooks that save hold too much that they have not saved", epoch)
+            _log.warning(
+                "epoch %d can't be resumed from: hooks that save hold too much that they have not saved", epoch
+            )
             return
         needed = range(self._saving_from.pop(epoch, self._version_for(epoch)), epoch)
         behaviour = [
