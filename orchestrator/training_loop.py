@@ -86,7 +86,7 @@ class TrainingLoop:
                 self.state, policy=self._view_policy(0), stats_tracker=StatsTracker(), timer=self._stopwatch.reading()
             )
         )
-        await self._crew.callback("on_new_training_run", _without_views(self.state))
+        await self._crew.callback("on_new_training_run", self.state)
         await self._engine.publish("on_new_training_run", self.state)
         # No batch is collected before the version it needs is there, which bounds how many wait.
         send, receive = anyio.create_memory_object_stream[_Batch](self._config.staleness)
@@ -119,9 +119,10 @@ class TrainingLoop:
                 if not await self._control.may_begin():
                     return
                 before = replace(self.state, epoch=epoch, agent_step=self._collected_steps, policy_version=version)
-                before = self._engine.fold(replace(before, timer=self._stopwatch.reading()))
+                if self._is_heard("on_rollout_start"):
+                    before = self._engine.fold(replace(before, timer=self._stopwatch.reading()))
                 if config.staleness == 0:  # otherwise the learner is at work, and is told when it begins with the batch
-                    await self._crew.callback("on_rollout_start", _without_views(before))
+                    await self._crew.callback("on_rollout_start", before)
                 await self._engine.publish("on_rollout_start", before)
                 slot = self._experience.claim()
                 reports = await self._crew.collect(slot, self._versions[version])
@@ -141,7 +142,7 @@ class TrainingLoop:
                         rollout_stats=FrozenMapping({name: tuple(values) for name, values in stats.items()}),
                         experience=self._view_experience(epoch, version, slot),
                         stats_tracker=tracker,
-                        timer=self._stopwatch.reading(),
+                        timer=self._stopwatch.reading() if self._is_heard("on_rollout_end") else None,
                     )
                 )
                 await self._engine.publish("on_rollout_end", state)
@@ -175,13 +176,13 @@ class TrainingLoop:
         # What losses are given must not depend on when things happened: the statistics are of the epoch before.
         known = replace(batch.state, loss_stats=self.state.loss_stats, policy=self.state.policy)
         report = await self._crew.learn(
-            _without_views(self._engine.fold(known)),
+            self._engine.fold(known),
             batch.slot,
             batch.behaviour_version,
             publish_to,
             version,
             steps_before=batch.before.agent_step,
-            rollout_start=_without_views(batch.before) if self._config.staleness else None,
+            rollout_start=batch.before if self._config.staleness else None,
         )
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
         self._stopwatch.add("learn", report.ended - report.began)
@@ -194,9 +195,10 @@ class TrainingLoop:
             update_epoch=report.update_epochs,
             mb_idx=report.minibatches,
             policy_version=version,
-            timer=self._stopwatch.reading(),
         )
-        await self._engine.publish("on_train_phase_end", self._engine.fold(state))
+        if self._engine.listens("on_train_phase_end"):
+            phase_end = self._engine.fold(replace(state, timer=self._stopwatch.reading()))
+            await self._engine.publish("on_train_phase_end", phase_end)
         self._stopwatch.rate("agent_step", batch.state.agent_step - self.state.agent_step)
         state = self._engine.fold(
             replace(
@@ -218,6 +220,10 @@ class TrainingLoop:
         self._newest = anyio.Event()
 
     # What both need.
+
+    def _is_heard(self, event: str) -> bool:
+        """Whether anyone looks at the states of `event`, so that all of it must be known."""
+        return bool(self._crew.description.callbacks) or self._engine.listens(event)
 
     def _forget_versions(self, before: int) -> None:
         """Release the versions that no further epoch is collected with, except the newest."""
@@ -263,8 +269,3 @@ def _merge(reports: Sequence[CollectReport]) -> dict[str, list[float]]:
         for name, values in report.rollout_stats.items():
             stats.setdefault(name, []).extend(values)
     return stats
-
-
-def _without_views(state: TrainerState) -> TrainerState:
-    """For the learner, who has the memory itself."""
-    return replace(state, experience=None, policy=None)

@@ -14,7 +14,7 @@ from orchestrator.workers.serve import CONSTRUCT
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from orchestrator.workers.channel import Channel
+    from orchestrator.workers.host_channel import HostChannel
 
 CLOSE_GRACE = 5.0
 """Seconds that a worker has to end by itself once the host has hung up."""
@@ -53,7 +53,7 @@ class WorkerStatistics:
 class Worker:
     """A stateful object elsewhere. One request at a time; callers wait for their turn in order."""
 
-    def __init__(self, name: str, channel: Channel, body: Body) -> None:
+    def __init__(self, name: str, channel: HostChannel, body: Body) -> None:
         self.name = name
         self._channel = channel
         self._body = body
