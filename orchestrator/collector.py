@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -41,8 +41,7 @@ class CollectorPlan:
     mode: Mode = "auto"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CollectReport:
+class CollectReport(NamedTuple):
     """What came of one rollout."""
 
     agent_steps: int

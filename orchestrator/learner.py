@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,8 +65,7 @@ class LearnerDescription:
     """0 for a policy without memory."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnRequest:
+class LearnRequest(NamedTuple):
     """Learn from `experience` and publish the result to `publish_to` as version `version`."""
 
     state: TrainerState
@@ -81,8 +80,7 @@ class LearnRequest:
     """The state in which the rollout started, where the losses are yet to be told because it overlapped."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnReport:
+class LearnReport(NamedTuple):
     """What came of one epoch. Times are `time.monotonic()`, one clock for all processes of a machine."""
 
     loss_stats: dict[str, float]

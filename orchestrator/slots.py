@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import mmap
@@ -11,8 +10,7 @@ if TYPE_CHECKING:
     from state.shared_memory import SharedBuffer, Slot
 
 
-@dataclass(frozen=True, slots=True)
-class SlotRef:
+class SlotRef(NamedTuple):
     """A slot of the ring called `ring`; `buffer` comes along when the worker has not met the slot yet."""
 
     ring: str
