@@ -23,6 +23,7 @@ from orchestrator.hooks.engine import HookEngine, check_hooks
 from orchestrator.hooks.function_hook import function_hook
 from orchestrator.hooks.runner import HookFailed
 from orchestrator.training_loop import TrainingLoop
+from orchestrator.wakeup import Wakeup
 from orchestrator.workers import Interrupt, start_worker
 from orchestrator.workers.worker import open_worker
 from state.stopwatch import Stopwatch
@@ -72,7 +73,7 @@ class Run:
         self.control = RunControl(Interrupt())
         self.engine = HookEngine(hooks, self)
         self._state = TrainerState()
-        self._changed = anyio.Event()
+        self._changed = Wakeup()
         self._ended = anyio.Event()
         self.error: BaseException | None = None
         """What the run failed with, once it has ended."""
@@ -166,7 +167,6 @@ class Run:
         """For the trainer: a new state is there."""
         self._state = state
         self._changed.set()
-        self._changed = anyio.Event()
 
     def end(self, error: BaseException | None) -> None:
         """For the trainer: the run is over."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from orchestrator.crew import EXPERIENCE, POLICY
+from orchestrator.wakeup import Wakeup
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
 from state.policy_snapshot import PolicySnapshot
@@ -71,7 +72,7 @@ class TrainingLoop:
         self._experience = SlotRing(crew.spec.nbytes, max_leased=config.collection.held_epochs, name=EXPERIENCE)
         self._policies = SlotRing(crew.description.layout.nbytes, max_leased=config.collection.held_epochs, name=POLICY)
         self._versions: dict[int, Slot] = {}
-        self._newest = anyio.Event()
+        self._newest = Wakeup()
         self._collected_steps = 0
         self._warned = False
         self.state = TrainerState()
@@ -139,7 +140,7 @@ class TrainingLoop:
                         epoch=epoch,
                         agent_step=self._collected_steps,
                         policy_version=version,
-                        rollout_stats=FrozenMapping({name: tuple(values) for name, values in stats.items()}),
+                        rollout_stats=tracker.rollout,
                         experience=self._view_experience(epoch, version, slot),
                         stats_tracker=tracker,
                         timer=self._stopwatch.reading() if self._is_heard("on_rollout_end") else None,
@@ -217,7 +218,6 @@ class TrainingLoop:
 
     def _wake_collector(self) -> None:
         self._newest.set()
-        self._newest = anyio.Event()
 
     # What both need.
 
