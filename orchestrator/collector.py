@@ -233,6 +233,8 @@ class Collector:
         names = ["reward", *(observation_field(key) for key in self._current)]
         for name in names:
             array = slot[name]
+            if array.dtype.kind != "f":  # images are integers, which are finite
+                continue
             # The extremes are NaN if anything is, and need no temporary of the array's size.
             if not np.isfinite(array.min()) or not np.isfinite(array.max()):
                 index = tuple(np.argwhere(~np.isfinite(array))[0])
