@@ -14,7 +14,7 @@ class SlotRef(NamedTuple):
     """A slot of the ring called `ring`; `buffer` comes along when the worker has not met the slot yet."""
 
     ring: str
-    index: int
+    place: int
     buffer: SharedBuffer | None
 
 
@@ -45,7 +45,7 @@ class SlotMemory:
         return self._entry(ref)[0]
 
     def _entry(self, ref: SlotRef) -> tuple[SharedBuffer, mmap.mmap]:
-        key = ref.ring, ref.index
+        key = ref.ring, ref.place
         if ref.buffer is not None:
             self._mapped[key] = ref.buffer, ref.buffer.map_shared()
         return self._mapped[key]

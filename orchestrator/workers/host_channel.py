@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from contextlib import suppress
 
 import anyio
 
@@ -32,10 +33,8 @@ class HostChannel(Channel):
         data, descriptors = self._framed(message)
         sent = 0
         while True:
-            try:
+            with suppress(BlockingIOError):
                 sent += self._send_some(data, sent, descriptors)
-            except BlockingIOError:
-                pass
             if sent == len(data):  # as usual at once: then nothing is awaited
                 return
             with anyio.CancelScope(shield=True):
