@@ -51,10 +51,9 @@ class _Collector:
 class Crew:
     """The workers at work. Made by `crew()`."""
 
-    def __init__(self, config: TrainerConfig, interrupt: Interrupt, *, saves: bool) -> None:
+    def __init__(self, config: TrainerConfig, interrupt: Interrupt) -> None:
         self._config = config
         self._interrupt = interrupt
-        self._saves = saves
         self._own_processes = config.collection.backend == "process"
         self._opened: list[Worker] = []
         self._collectors: list[_Collector] = []
@@ -96,7 +95,6 @@ class Crew:
             max_threads=self._cores_for_learning(),
             minibatch_steps=config.steps_per_epoch // config.learning.minibatches,
             interrupt=self._interrupt,
-            saves=self._saves,
             own_process=self._own_processes,
         )
         self._learner = await self._open("learner", 1, Learner, plan)
@@ -171,7 +169,7 @@ class Crew:
     # Checkpoints.
 
     async def capture_learner(self, moments: Slot) -> LearnerState:
-        """What the learner goes on from after the last epoch that counts; the moments go to a slot."""
+        """What the learner goes on from; the moments go to a slot."""
         return await self._learner.call("capture", self._learner_slots.ref(MOMENTS, moments))
 
     async def restore_learner(self, policy: Slot, moments: Slot | None, state: LearnerState | None) -> None:
@@ -258,11 +256,9 @@ class Crew:
 
 
 @asynccontextmanager
-async def crew(
-    config: TrainerConfig, losses: Sequence[Loss], interrupt: Interrupt, *, saves: bool = False
-) -> AsyncGenerator[Crew]:
-    """The run's workers, all ended when the context is left. `saves`: whether checkpoints will be taken."""
-    workers = Crew(config, interrupt, saves=saves)
+async def crew(config: TrainerConfig, losses: Sequence[Loss], interrupt: Interrupt) -> AsyncGenerator[Crew]:
+    """The run's workers, all ended when the context is left."""
+    workers = Crew(config, interrupt)
     try:
         await workers.assemble(losses)
         yield workers

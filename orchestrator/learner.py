@@ -14,7 +14,7 @@ from torch import Tensor
 
 from losses import CALLBACKS, LossContext, LossSet, LossStatistics, Minibatch, gae
 from orchestrator.global_generators import seed_global_generators
-from orchestrator.learner_state import LearnerBoundary
+from orchestrator.learner_state import LearnerMemory
 from orchestrator.minibatches import SegmentDraws, StepDraws
 from orchestrator.optimization import NonFiniteLossError, Optimization
 from orchestrator.policies import build_policy
@@ -54,8 +54,6 @@ class LearnerPlan:
     max_threads: int
     minibatch_steps: int
     interrupt: Interrupt
-    saves: bool
-    """Whether checkpoints will be taken, so that what they need is kept at the end of each epoch."""
     own_process: bool
 
 
@@ -138,7 +136,7 @@ class Learner:
             config.shuffle == "auto"
             and (self.policy.recurrent or self._losses.needs_segments or config.prioritization > 0)
         )
-        self._boundary = LearnerBoundary(
+        self._memory = LearnerMemory(
             self.policy, self._losses, self._optimization, self._generator, own_process=plan.own_process
         )
         self._spec: ExperienceSpec | None = None
@@ -164,14 +162,14 @@ class Learner:
         self.arena.write_to(self._slots.memory(ref))
 
     def capture(self, moments: SlotRef) -> LearnerState:
-        """What the epoch after the last that counts goes on from; the moments go to a slot."""
-        return self._boundary.write(self._bytes(moments))
+        """What the next epoch goes on from; the moments go to a slot."""
+        return self._memory.write(self._bytes(moments))
 
     def restore(self, policy: SlotRef, moments: SlotRef | None, state: LearnerState | None) -> None:
         """Go on from a policy, and from what was captured with it (None: with a new optimizer)."""
         self.arena.read_from(self._slots.memory(policy))
         if moments is not None and state is not None:
-            self._boundary.restore(self._bytes(moments), state)
+            self._memory.restore(self._bytes(moments), state)
 
     def callback(self, name: str, state: TrainerState) -> None:
         """Call the losses' callbacks of one name."""
@@ -235,15 +233,6 @@ class Learner:
             if waiting:
                 self._optimization.step()
             passes += 1
-        if interrupted:  # the epoch does not count: nothing further is told or published of it
-            return LearnReport(
-                loss_stats={},
-                update_epochs=passes,
-                minibatches=done,
-                began=began,
-                ended=time.monotonic(),
-                interrupted=True,
-            )
         loss_stats = self._loss_stats(epoch, batch, valid, rate)
         state = replace(state, update_epoch=passes, mb_idx=done)
         self.callback("on_train_phase_end", state)
@@ -262,15 +251,13 @@ class Learner:
                 policy=self._snapshot(request.publish_to, request.version),
             )
             self.callback("on_epoch_end", state)
-        if self._plan.saves:
-            self._boundary.keep()
         return LearnReport(
             loss_stats=loss_stats,
             update_epochs=passes,
             minibatches=done,
             began=began,
             ended=ended,
-            interrupted=False,
+            interrupted=interrupted,
             captured=None if request.capture_to is None else self.capture(request.capture_to),
         )
 

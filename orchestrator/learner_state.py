@@ -1,9 +1,9 @@
-"""What a learner goes on from at the boundary of two epochs, beside the policy it has published."""
+"""What a learner goes on from between two epochs, beside the policy it has published."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,8 +11,6 @@ import torch
 from orchestrator.global_generators import global_generators, set_global_generators
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from losses import LossSet
     from orchestrator.optimization import Optimization
     from orchestrator.policies import Policy
@@ -35,11 +33,8 @@ class LearnerState:
     """None where the learner has no process of its own."""
 
 
-class LearnerBoundary:
-    """Takes and restores the state at the boundary of two epochs.
-
-    A run may be told to stop within an epoch, which then does not count: so the boundary before it is kept.
-    """
+class LearnerMemory:
+    """Takes and restores what a learner must remember, between two epochs."""
 
     def __init__(
         self,
@@ -55,29 +50,22 @@ class LearnerBoundary:
         self._optimization = optimization
         self._generator = generator
         self._own_process = own_process
-        # On the device, so that keeping the boundary is a copy there and waits for nothing.
-        self._moments = torch.empty(optimization.moments_nbytes, dtype=torch.uint8, device=generator.device)
-        self._kept: tuple[torch.Tensor, LearnerState] | None = None
-
-    def keep(self) -> None:
-        """The last epoch counts: this is the newest boundary."""
-        steps = self._optimization.write_moments(self._moments)
-        self._kept = steps, self._state()
 
     def write(self, memory: torch.Tensor) -> LearnerState:
-        """The newest boundary; its moments go to `memory` (bytes, on the CPU)."""
-        if self._kept is None:
-            self.keep()
-        assert self._kept is not None
-        steps, state = self._kept
-        memory.copy_(self._moments)
-        carry = None if state.reward_carry is None else state.reward_carry.cpu()
-        return replace(
-            state, steps=steps.tolist(), losses=_with_tensors(state.losses, torch.Tensor.cpu), reward_carry=carry
+        """What the next epoch goes on from; the moments go to `memory` (bytes, on the CPU)."""
+        normalizer = self._policy.reward_normalizer
+        carry = None if normalizer is None or normalizer.carry is None else normalizer.carry.cpu()
+        return LearnerState(
+            steps=self._optimization.write_moments(memory).tolist(),
+            generator=self._generator.get_state(),
+            generator_device=self._generator.device.type,
+            losses=_on_cpu(self._losses.state_dict()),
+            reward_carry=carry,
+            global_generators=global_generators() if self._own_process else None,
         )
 
     def restore(self, memory: torch.Tensor, state: LearnerState) -> None:
-        """Go on from a boundary. Raises ValueError for the state of other losses."""
+        """Go on from there. Raises ValueError for the state of other losses."""
         self._losses.load_state_dict(state.losses)
         self._optimization.read_moments(memory, state.steps)
         if state.generator_device == self._generator.device.type:
@@ -86,25 +74,11 @@ class LearnerBoundary:
             self._policy.reward_normalizer.carry = state.reward_carry
         if self._own_process and state.global_generators is not None:
             set_global_generators(state.global_generators)
-        self.keep()
-
-    def _state(self) -> LearnerState:
-        normalizer = self._policy.reward_normalizer
-        carry = None if normalizer is None or normalizer.carry is None else normalizer.carry.detach().clone()
-        return LearnerState(
-            steps=[],
-            generator=self._generator.get_state(),
-            generator_device=self._generator.device.type,
-            # Copies, because a loss goes on writing to its own.
-            losses=_with_tensors(self._losses.state_dict(), lambda tensor: tensor.detach().clone()),
-            reward_carry=carry,
-            global_generators=global_generators() if self._own_process else None,
-        )
 
 
-def _with_tensors(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def _on_cpu(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return change(value)
+        return value.detach().cpu()
     if isinstance(value, Mapping):
-        return {key: _with_tensors(item, change) for key, item in cast("Mapping[str, Any]", value).items()}
-    return [_with_tensors(item, change) for item in cast("list[Any]", value)] if isinstance(value, list) else value
+        return {key: _on_cpu(item) for key, item in cast("Mapping[str, Any]", value).items()}
+    return [_on_cpu(item) for item in cast("list[Any]", value)] if isinstance(value, list) else value

@@ -126,7 +126,7 @@ class Run:
         self.control.stop(reason)
 
     def stop_now(self, reason: str = "") -> None:
-        """End the run after the present minibatch; what it had learned of the unfinished epoch is dropped."""
+        """End the run after the present minibatch: the epoch that is being learned ends there."""
         self.control.stop_now(reason)
 
     def request_checkpoint(self) -> None:
@@ -317,7 +317,7 @@ class Trainer:
 
     async def _train_with_hooks(self, run: Run, losses: Sequence[Loss], resume: ResumePoint | None) -> None:
         try:
-            async with crew(self.config, losses, run.control.interrupt, saves=run.engine.saving) as workers:
+            async with crew(self.config, losses, run.control.interrupt) as workers:
                 if self.config.run_dir is not None:  # not earlier: a run that could not start leaves nothing behind
                     await anyio.to_thread.run_sync(_begin_folder, self.config, self.config.run_dir, self._goes_on)
                 loop = TrainingLoop(

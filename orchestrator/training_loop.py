@@ -100,6 +100,7 @@ class TrainingLoop:
         self._newest = Wakeup()
         self._collected_steps = 0
         self._collected_epochs = 0 if resume is None else resume.state.epoch
+        self._rollout_cut = False
         self._warned = False
         self.state = TrainerState()
 
@@ -198,6 +199,7 @@ class TrainingLoop:
                 self._stopwatch.add("collect", max(report.seconds for report in reports))
                 self._forget_versions(before=min([self._version_for(epoch + 1), *self._saving_from.values()]))
                 if any(report.interrupted for report in reports):
+                    self._rollout_cut = True
                     return
                 self._collected_epochs = epoch + 1
                 self._collected_steps += sum(report.agent_steps for report in reports)
@@ -274,8 +276,6 @@ class TrainingLoop:
         self._stopwatch.add("learn", report.ended - report.began)
         self._experience.release(batch.slot)
         self._versions[version] = publish_to
-        if report.interrupted:
-            return False
         state = replace(
             known,
             update_epoch=report.update_epochs,
@@ -301,16 +301,16 @@ class TrainingLoop:
         if saving is not None and report.captured is not None and moments is not None:
             self._keep_capture(state.epoch, report.captured, moments, saving.collectors)
         await self._engine.publish("on_epoch_end", state, save=frozenset() if saving is None else saving.hooks)
-        return True
+        return not report.interrupted
 
     # Checkpoints.
 
     async def _capture_last(self) -> None:
-        """What the run can go on from after its end. Where all that began was finished, the collectors stand at the
-        next epoch; where the run was cut short, its episodes are lost."""
+        """What the run can go on from after its end. Where every rollout was finished and learned from, the collectors
+        stand at the next epoch; otherwise their episodes are lost."""
         moments = self._moments.claim()
         captured = await self._crew.capture_learner(moments)
-        finished = self._collected_epochs == self.state.epoch
+        finished = self._collected_epochs == self.state.epoch and not self._rollout_cut
         collectors = await self._crew.capture_collectors() if finished else (None,) * self._config.collection.collectors
         self._keep_capture(self.state.epoch, captured, moments, collectors)
 

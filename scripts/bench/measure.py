@@ -56,7 +56,7 @@ def epoch_seconds(
             if beside is not None:
                 tasks.start_soon(beside)
             async with Trainer(config, hooks=hooks).start() as run:
-                run.drain_seconds = 0.1
+                run.limit_drain(0.1)
                 async for _ in run.states():
                     ends.append(time.perf_counter())
                     if len(ends) == warm_up + epochs:

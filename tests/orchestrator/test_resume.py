@@ -121,8 +121,8 @@ async def test_a_run_cut_short_within_an_epoch_loses_only_its_episodes(
     point = read_checkpoint(source.checkpoint)
     assert point.state.epoch == run.state.epoch
     assert point.learner is not None
-    # The steps of the epoch that was cut short do not count.
-    assert point.learner.steps == [4.0 * run.state.epoch]
+    # The epoch in which it stopped ends there: what was learned in it is kept.
+    assert 4 * (run.state.epoch - 1) < point.learner.steps[0] <= 4 * run.state.epoch
     final = await Trainer(for_epochs(config, run.state.epoch + 2), resume=source).run()
     assert final.epoch == run.state.epoch + 2
     if None in point.collectors:
