@@ -93,6 +93,8 @@ class Crew:
             max_threads=self._cores_for_learning(),
             minibatch_steps=config.steps_per_epoch // config.learning.minibatches,
             interrupt=self._interrupt,
+            folder=config.run_dir,
+            trace=config.metrics.trace,
         )
         self._learner = await self._open("learner", 1, Learner, plan)
         self.description = await self._learner.call("describe")

@@ -16,7 +16,9 @@ from losses import CALLBACKS, LossContext, LossSet, LossStatistics, Minibatch, g
 from orchestrator.minibatches import SegmentDraws, StepDraws
 from orchestrator.optimization import NonFiniteLossError, Optimization
 from orchestrator.policies import build_policy
+from orchestrator.profiling import profile_path, profiled
 from orchestrator.slots import SlotMemory, SlotRef
+from orchestrator.spans import Spans
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
 from state.parameter_arena import ParameterArena
@@ -25,10 +27,12 @@ from state.shared_memory import BufferView
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from losses import Loss
     from orchestrator.config import LearningConfig, PolicyConfig
     from orchestrator.policies import Policy, Spaces
+    from orchestrator.spans import Span
     from orchestrator.workers import Interrupt
     from state.experience import ExperienceSpec, FieldSpec
     from state.policy_snapshot import PolicyLayout
@@ -51,6 +55,10 @@ class LearnerPlan:
     max_threads: int
     minibatch_steps: int
     interrupt: Interrupt
+    folder: Path | None = None
+    """Where profiles are written."""
+    trace: bool = False
+    """Whether reports tell what happened when."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +99,8 @@ class LearnReport:
     began: float
     ended: float
     interrupted: bool
+    spans: Sequence[Span] = ()
+    """What happened in between, where the plan asks for a trace."""
 
 
 class Learner:
@@ -154,7 +164,15 @@ class Learner:
 
     def learn(self, request: LearnRequest) -> LearnReport:
         """One epoch. Raises NonFiniteLossError naming epoch, loss and minibatch."""
+        plan, epoch = self._plan, request.state.epoch + 1
+        if plan.folder is None or epoch not in plan.learning.profile_epochs:
+            return self._learn(request)
+        with profiled(profile_path(plan.folder, epoch), plan.device):
+            return self._learn(request)
+
+    def _learn(self, request: LearnRequest) -> LearnReport:
         began = time.monotonic()
+        spans = Spans(self._plan.trace)
         config = self._plan.learning
         state = self._state_for_losses(request)
         epoch = state.epoch
@@ -177,6 +195,7 @@ class Learner:
             if self._segments
             else StepDraws(self._per_step(batch), valid, config.minibatches, self._generator)
         )
+        spans.end("prepare")
         done = 0
         passes = 0
         finished = not self._losses.active(epoch)
@@ -202,6 +221,7 @@ class Learner:
                     waiting = 0
                 for callback in self._on_mb_end:
                     callback(replace(state, update_epoch=passes, mb_idx=mb_idx))
+                spans.end("minibatch", passes, mb_idx)
                 interrupted = self._plan.interrupt.is_set()
                 finished = interrupted or self._losses.stop_requested
                 if finished:
@@ -219,10 +239,13 @@ class Learner:
                 interrupted=True,
             )
         loss_stats = self._loss_stats(epoch, batch, valid, rate)
+        spans.end("statistics")
         state = replace(state, update_epoch=passes, mb_idx=done)
         self.callback("on_train_phase_end", state)
         self.policy.update_normalizers(self._observation(batch), valid)
+        spans.end("normalizers")
         self.publish(request.publish_to)
+        spans.end("publish")
         ended = time.monotonic()
 
         # Also what the callbacks of the training phase have tracked.
@@ -243,6 +266,7 @@ class Learner:
             began=began,
             ended=ended,
             interrupted=False,
+            spans=spans.recorded,
         )
 
     # How.

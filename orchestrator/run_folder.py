@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _CONTENTS = ("config.toml", "metrics.jsonl", "checkpoints")
 _MAY_CHANGE = re.compile(
-    r"total_agent_steps|run_dir|device|collection\.(collectors|backend)|learning\.threads"
+    r"total_agent_steps|run_dir|device|collection\.(collectors|backend)|learning\.(threads|profile_epochs)"
     r"|(checkpoints|evaluation|metrics)\..*"
 )
 

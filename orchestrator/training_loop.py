@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from orchestrator.crew import EXPERIENCE, POLICY
+from orchestrator.timeline import Timeline
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
 from state.policy_snapshot import PolicySnapshot
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from orchestrator.control import RunControl
     from orchestrator.crew import Crew
     from orchestrator.hooks.engine import HookEngine
+    from orchestrator.trace import Trace
     from state.stopwatch import Stopwatch
 
 _log = logging.getLogger("orchestrator")
@@ -61,12 +63,14 @@ class TrainingLoop:
         control: RunControl,
         stopwatch: Stopwatch,
         on_state: Callable[[TrainerState], None],
+        trace: Trace | None = None,
     ) -> None:
         self._config = config
         self._crew = crew
         self._engine = engine
         self._control = control
         self._stopwatch = stopwatch
+        self._timeline = Timeline(stopwatch, trace)
         self._on_state = on_state
         self._experience = SlotRing(crew.spec.nbytes, max_leased=config.collection.held_epochs, name=EXPERIENCE)
         self._policies = SlotRing(crew.description.layout.nbytes, max_leased=config.collection.held_epochs, name=POLICY)
@@ -81,6 +85,7 @@ class TrainingLoop:
         slot = self._policies.claim()
         await self._crew.publish(slot)
         self._versions[0] = slot
+        self._timeline.published(0)
         self.state = self._engine.fold(
             replace(
                 self.state, policy=self._view_policy(0), stats_tracker=StatsTracker(), timer=self._stopwatch.reading()
@@ -111,21 +116,27 @@ class TrainingLoop:
     async def _collect(self, send: MemoryObjectSendStream[_Batch]) -> None:
         config = self._config
         tracker = StatsTracker()
+        lane = self._timeline.collecting
         async with send:
             for epoch in itertools.count():
+                lane.now("wait")
                 version = max(0, epoch - config.staleness)
                 if self._collected_steps >= config.total_agent_steps or not await self._version_is_there(version):
                     return
                 if not await self._control.may_begin():
                     return
+                lane.now("host")
                 before = replace(self.state, epoch=epoch, agent_step=self._collected_steps, policy_version=version)
                 before = self._engine.fold(replace(before, timer=self._stopwatch.reading()))
                 if config.staleness == 0:  # otherwise the learner is at work, and is told when it begins with the batch
                     await self._crew.callback("on_rollout_start", _without_views(before))
+                lane.now("hooks")
                 await self._engine.publish("on_rollout_start", before)
+                lane.now("host")
                 slot = self._experience.claim()
+                lane.now("work")
                 reports = await self._crew.collect(slot, self._versions[version])
-                self._stopwatch.add("collect", max(report.seconds for report in reports))
+                self._timeline.collected(epoch, version, reports)
                 self._forget_versions(before=version + (1 if epoch >= config.staleness else 0))
                 if any(report.interrupted for report in reports):
                     return
@@ -144,7 +155,9 @@ class TrainingLoop:
                         timer=self._stopwatch.reading(),
                     )
                 )
+                lane.now("hooks")
                 await self._engine.publish("on_rollout_end", state)
+                lane.now("wait")
                 try:
                     await send.send(_Batch(epoch, slot, version, before, state))
                 except anyio.BrokenResourceError:  # the learn task has stopped
@@ -163,19 +176,25 @@ class TrainingLoop:
     async def _learn(self, receive: MemoryObjectReceiveStream[_Batch]) -> None:
         try:
             async with receive:
+                self._timeline.learning.now("wait")
                 async for batch in receive:
                     if self._control.stop_requested == "now" or not await self._learn_from(batch):
                         return
+                    self._timeline.learning.now("wait")
         finally:
             self._wake_collector()
 
     async def _learn_from(self, batch: _Batch) -> bool:
+        lane = self._timeline.learning
+        lane.now("host")
         version = batch.epoch + 1
         publish_to = self._policies.claim()
         # What losses are given must not depend on when things happened: the statistics are of the epoch before.
         known = replace(batch.state, loss_stats=self.state.loss_stats, policy=self.state.policy)
+        message = _without_views(self._engine.fold(known))
+        lane.now("work")
         report = await self._crew.learn(
-            _without_views(self._engine.fold(known)),
+            message,
             batch.slot,
             batch.behaviour_version,
             publish_to,
@@ -184,7 +203,7 @@ class TrainingLoop:
             rollout_start=_without_views(batch.before) if self._config.staleness else None,
         )
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
-        self._stopwatch.add("learn", report.ended - report.began)
+        self._timeline.learned(batch.epoch, version, report)
         self._experience.release(batch.slot)
         self._versions[version] = publish_to
         if report.interrupted:
@@ -196,7 +215,9 @@ class TrainingLoop:
             policy_version=version,
             timer=self._stopwatch.reading(),
         )
+        lane.now("hooks")
         await self._engine.publish("on_train_phase_end", self._engine.fold(state))
+        lane.now("host")
         self._stopwatch.rate("agent_step", batch.state.agent_step - self.state.agent_step)
         state = self._engine.fold(
             replace(
@@ -204,12 +225,13 @@ class TrainingLoop:
                 epoch=batch.epoch + 1,
                 loss_stats=FrozenMapping(report.loss_stats),
                 policy=self._view_policy(version),
-                timer=self._stopwatch.lap(),
+                timer=self._timeline.lap(batch.epoch),
             )
         )
         self.state = state
         self._wake_collector()
         self._on_state(state)
+        lane.now("hooks")
         await self._engine.publish("on_epoch_end", state, save=self._control.take_checkpoint_request())
         return True
 
