@@ -193,8 +193,8 @@ def _report(arguments: Sequence[str]) -> int:
 
     runs = [read_run(path) for path in parsed.paths]
     output = parsed.output or parsed.paths[0] / "report.html"
-    print_table(runs)
     write_page(runs, output)
+    print_table(runs)
     print(f"\n{output}")
     return 0
 

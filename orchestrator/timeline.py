@@ -26,11 +26,11 @@ _Piece: TypeAlias = tuple[Activity, float, float]
 class Lane:
     """What one task does. Made by `Timeline`."""
 
-    def __init__(self, name: Literal["collect", "learn"], timeline: Timeline) -> None:
+    def __init__(self, name: Literal["collect", "learn"], timeline: Timeline, began: float) -> None:
         self.name: Literal["collect", "learn"] = name
         self._timeline = timeline
         self._activity: Activity = "host"
-        self._since = self._accounted = timeline.clock()
+        self._since = self._accounted = began
         self.pieces: list[_Piece] = []
         """Of the open lap, in order and without gaps."""
 
@@ -78,12 +78,13 @@ class Timeline:
     def __init__(
         self, stopwatch: Stopwatch, trace: Trace | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        # The stopwatch must be on the same clock.
         self.clock = clock
         self.trace = trace
         self._stopwatch = stopwatch
-        self._lap_began = clock()
-        self.collecting = Lane("collect", self)
-        self.learning = Lane("learn", self)
+        self._lap_began = stopwatch.lap_started
+        self.collecting = Lane("collect", self, self._lap_began)
+        self.learning = Lane("learn", self, self._lap_began)
         self._published: dict[int, float] = {}
         self._lags: dict[int, float] = {}
 
@@ -121,7 +122,12 @@ class Timeline:
         if self.trace is not None:
             self.trace.epoch(epoch, self._lap_began, now)
         self._lap_began = now
-        return self._stopwatch.lap()
+        return self._stopwatch.lap(now)
+
+    def end(self) -> None:
+        """There is nothing left to do."""
+        self.collecting.now("host")
+        self.learning.now("host")
 
     def count(self, lane: str, activity: Activity, seconds: float) -> None:
         """For the lanes."""

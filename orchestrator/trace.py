@@ -53,8 +53,9 @@ class Event(NamedTuple):
 class Trace:
     """Records a run, up to about `max_bytes` of text.
 
-    The first epochs are recorded without gaps. As space becomes scarce only every second block of epochs is recorded,
-    then every fourth, and so on, so that the end of a long run is there, too; a note in the trace says where.
+    The first epochs are recorded without gaps. When half the space is used, only every fourth block of epochs is
+    recorded, when half of the rest is used every sixteenth, and so on: each half lasts for twice as many epochs as the
+    one before, so that the end of a long run is there, too. Notes in the trace say where.
     """
 
     def __init__(self, max_bytes: int = 20_000_000, clock: Callable[[], float] = time.monotonic) -> None:
@@ -69,6 +70,7 @@ class Trace:
         self._tracks: dict[Track, tuple[int, int]] = {}
         self._published: dict[int, float] = {}
         self._bytes = 0
+        self._level = 1
         self._stride = 1
         self._recording = True
         self.full = False
@@ -219,13 +221,14 @@ class Trace:
         return round((moment - self._origin) * 1e6, 3)
 
     def _economise(self, now: float, parts: list[str]) -> None:
-        """Record less as space becomes scarce: half as much for each half of what is left."""
+        """Record less as space becomes scarce."""
         if self._bytes > self._max_bytes - _NOTES:
             self.full = True
             self._recording = False
             parts += self._lines(self._note(now, "the trace is full: nothing is recorded from here on"))
-        elif self._bytes > self._max_bytes * (1 - 0.5 / self._stride):
-            self._stride *= 2
+        elif self._bytes > self._max_bytes * (1 - 0.5**self._level):
+            self._level += 1
+            self._stride *= 4
             text = f"the trace becomes large: from here on {BLOCK} of every {BLOCK * self._stride} epochs are recorded"
             parts += self._lines(self._note(now, text))
 

@@ -102,6 +102,7 @@ class TrainingLoop:
                 tasks.start_soon(self._collect, send, name="collect")
                 tasks.start_soon(self._learn, receive, name="learn")
             watch.cancel()
+        self._timeline.end()
         if self.state.policy is None:  # hooks hold so much that there was no view: the last state has its own
             self.state = replace(self.state, policy=self._copy_policy(self.state.policy_version))
 

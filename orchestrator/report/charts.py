@@ -214,7 +214,7 @@ def time_line(
 ) -> str:
     """Rows of bars between two moments, on one axis; `marks` are moments to draw a line at."""
     length = ended - began
-    axis = time_axis("time since the beginning of the first of these epochs", length)
+    axis = time_axis("time since the first of these epochs began", length)
 
     def left(moment: float) -> float:
         return 100 * (min(max(moment, began), ended) - began) / length
