@@ -25,7 +25,7 @@ BLOCK = 8
 """Epochs that are recorded, or left out, in a row: enough to see how they overlap."""
 _NOTES = 1_000
 """Bytes kept free for what says that the trace is full."""
-_MAX_WAITING = 200_000
+_MAX_WAITING = 50_000
 """Events kept while nobody writes them: a disk that hangs must not take the memory."""
 _PUBLICATIONS = "publications"
 
@@ -206,7 +206,8 @@ class Trace:
             yield {"ph": "M", "name": "thread_sort_index", **place, "args": {"sort_index": known[1]}}
         pid, tid = known
         began = self._microseconds(event.began)
-        record = {"ph": event.phase, "name": event.name, "cat": event.category, "ts": began, "pid": pid, "tid": tid}
+        record: dict[str, Any] = {"ph": event.phase, "name": event.name, "cat": event.category, "ts": began}
+        record |= {"pid": pid, "tid": tid}
         if event.phase == "X":
             record["dur"] = round(self._microseconds(event.ended) - began, 3)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -148,7 +148,7 @@ def _figure(
     x_scale: _Scale,
     y_scale: _Scale,
     shapes: Sequence[str],
-    hover: Sequence[dict[str, object]],
+    hover: Sequence[Mapping[str, object]],
     legend: Sequence[tuple[str, str]],
 ) -> str:
     x_ticks, y_ticks = ticks(x_scale.low, x_scale.high, 6), ticks(y_scale.low, y_scale.high, 5)
@@ -188,8 +188,8 @@ def _legend(entries: Sequence[tuple[str, str]]) -> str:
 
 
 def _embedded(data: object) -> str:
-    # Inside of a script nothing is escaped, and only this could end it.
-    return json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+    # Inside of a script element nothing is unescaped by HTML, but JSON's own escapes are.
+    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ for (const plot of document.querySelectorAll(".plot")) {
     const left = ((at - first) / (last - first)) * box.width;
     cursor.style.left = `${left}px`;
     tip.replaceChildren(line(`${data.xName} ${show(at, data.xUnit)}`));
-    for (const [one, point] of found) tip.append(line(`${one.name}  ${show(point[1], data.yUnit)}`, one.colour));
+    for (const [one, point] of found) tip.append(line(`${one.name} ${show(point[1], data.yUnit)}`, one.colour));
     cursor.hidden = tip.hidden = false;
     tip.style.left = `${left + tip.offsetWidth + 12 < box.width ? left + 12 : Math.max(0, left - tip.offsetWidth - 12)}px`;
   });
