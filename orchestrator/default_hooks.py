@@ -4,24 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.evaluation import EvaluationPlan
+from orchestrator.checkpoints import CheckpointFolder, retention_of
+from orchestrator.evaluation import evaluation_plans
 from orchestrator.hooks.checkpoint import CheckpointHook
 from orchestrator.hooks.evaluation import EvaluationHook
 from orchestrator.hooks.metrics import MetricsHook
 from orchestrator.hooks.trace import TraceHook
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from orchestrator.config import TrainerConfig
     from orchestrator.hooks.hook import Hook
 
 
-def default_hooks(config: TrainerConfig) -> list[Hook]:
-    """Evaluation where it is switched on; checkpoints, metrics and trace where the run has a folder."""
+def default_hooks(config: TrainerConfig, resumed: Path | None = None) -> list[Hook]:
+    """Evaluation where it is switched on; checkpoints, metrics and trace where the run has a folder. `resumed` is the
+    checkpoint that the run goes on from."""
     hooks: list[Hook] = []
     if config.evaluation.every:
-        hooks.append(EvaluationHook(EvaluationPlan.of(config), config.evaluation.every))
+        settings = config.evaluation
+        hooks.append(EvaluationHook(evaluation_plans(config), settings.every, video_every=settings.video_every))
     if config.run_dir is not None and config.checkpoints.enabled:
-        hooks.append(CheckpointHook(config.run_dir / "checkpoints", config.checkpoints.every, config.checkpoints.keep))
+        folder = CheckpointFolder(
+            config.run_dir / "checkpoints",
+            retention=retention_of(config.checkpoints),
+            protect=[] if resumed is None else [resumed],
+        )
+        parent = None if resumed is None else resumed.name
+        hooks.append(CheckpointHook(folder, config.checkpoints.every, parent))
     if config.run_dir is not None and config.metrics.jsonl:
         hooks.append(MetricsHook(config.run_dir / "metrics.jsonl"))
     if config.run_dir is not None and config.metrics.trace:
