@@ -23,9 +23,9 @@ from orchestrator.default_losses import default_losses
 from orchestrator.hooks.engine import HookEngine, check_hooks
 from orchestrator.hooks.function_hook import function_hook
 from orchestrator.hooks.runner import HookFailed
+from orchestrator.hooks.trace import TraceHook
 from orchestrator.resume import ResumeSource, check_resume, find_resume_source
 from orchestrator.training_capture import checkpoint_content, read_checkpoint
-from orchestrator.hooks.trace import TraceHook
 from orchestrator.training_loop import TrainingLoop
 from orchestrator.workers import Interrupt, start_worker
 from orchestrator.workers.worker import open_worker
