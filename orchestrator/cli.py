@@ -1,4 +1,4 @@
-"""The subcommands `train` and `eval`: from the words on the command line to a configuration, and from there on."""
+"""The subcommands `train`, `eval` and `report`: from the words on the command line to what they ask for."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ commands:
   train   train an agent:      orchestrator train --environment CartPole-v1
           go on with a run:    orchestrator train --resume runs/first
   eval    measure an agent:    orchestrator eval runs/first --episodes 20
+  report  look at runs:        orchestrator report runs/first runs/second
 
 `orchestrator COMMAND --help` explains the options and their defaults."""
 _ACTIONS = tyro.conf.create_mutex_group(required=False)
@@ -79,9 +80,19 @@ class EvalArguments:
     """Print the result as one JSON object."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportArguments:
+    """Look at runs: a table here, and a page with curves and time lines that opens in any browser."""
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs; several are compared."""
+    output: Path | None = None
+    """Where the page is written (none: report.html in the first run's folder)."""
+
+
 def run(arguments: Sequence[str]) -> int:
     """Runs the subcommand that `arguments` begin with and returns the exit code: 2 if they are wrong."""
-    commands = {"train": _train, "eval": _evaluate}
+    commands = {"train": _train, "eval": _evaluate, "report": _report}
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help"):
         print(_HELP)
@@ -106,8 +117,9 @@ def _is_for_the_user(error: ValueError) -> bool:
     from orchestrator.checkpoints import CheckpointError
     from orchestrator.environments import InvalidEnvironment
     from orchestrator.policies import NetworkError
+    from orchestrator.report import RunRecordError
 
-    return isinstance(error, (CheckpointError, InvalidEnvironment, NetworkError))
+    return isinstance(error, (CheckpointError, InvalidEnvironment, NetworkError, RunRecordError))
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -233,6 +245,21 @@ def _eval_problems(arguments: EvalArguments) -> Iterator[Problem]:
         yield Problem(field="episodes", value=arguments.episodes, expected="at least 1", cure=cure)
     if arguments.environment is not None:
         yield from environment_problems(arguments.environment)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    parsed = tyro.cli(ReportArguments, prog="orchestrator report", args=arguments)
+    if not parsed.paths:
+        cure = "give the folder of at least one run (runs/...)"
+        raise ConfigurationError([Problem(field="paths", value=[], expected="folders of runs", cure=cure)])
+    from orchestrator.report import print_table, read_run, write_page
+
+    runs = [read_run(path) for path in parsed.paths]
+    output = parsed.output or parsed.paths[0] / "report.html"
+    write_page(runs, output)
+    print_table(runs)
+    print(f"\n{output}")
+    return 0
 
 
 def _options_registry() -> ConstructorRegistry:

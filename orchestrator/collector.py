@@ -48,7 +48,9 @@ class CollectReport(NamedTuple):
     """Transitions; steps that only reset a copy are not counted."""
     rollout_stats: dict[str, list[float]]
     """Of the episodes that ended, in that order: "episode_return", "episode_length" and their infos' numbers."""
-    seconds: float
+    began: float
+    """`time.monotonic()`, one clock for all processes of a machine; `ended` too."""
+    ended: float
     interrupted: bool
     """Whether `stop` cut the rollout short, so that the slot holds nothing of use."""
 
@@ -103,7 +105,7 @@ class Collector:
         `load` gives the policy its parameters; `stop` is asked before every step, and ends the rollout early.
         Raises EnvironmentFailed when an environment fails or gives rewards or observations that are not finite.
         """
-        began = time.perf_counter()
+        began = time.monotonic()
         actor = self._prepared()
         load(actor.policy)
         rows = slice(self._plan.first_row, self._plan.first_row + self._plan.count)
@@ -125,7 +127,8 @@ class Collector:
         return CollectReport(
             agent_steps=int(np.count_nonzero(rollout.valid)),
             rollout_stats=stats | {EPISODE_RETURN: returns, EPISODE_LENGTH: lengths},
-            seconds=time.perf_counter() - began,
+            began=began,
+            ended=time.monotonic(),
             interrupted=not rollout.complete,
         )
 

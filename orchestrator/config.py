@@ -68,6 +68,8 @@ class LearningConfig:
     """CPU threads of the learner (none: what a minibatch is worth, at most the cores that collection leaves)."""
     nonfinite: Literal["fail", "skip"] = "fail"
     """What a loss or gradient that is NaN or infinite does: end the run, or skip the optimizer step."""
+    profile_epochs: tuple[int, ...] = ()
+    """Epochs, from 1, that torch's profiler records into profile-<epoch>.json in the run's folder."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +182,10 @@ class MetricsConfig:
     """Progress on the terminal: a live view, plain lines, nothing; auto: live where it can be shown."""
     jsonl: bool = True
     """Write metrics.jsonl into the run's folder, one object per epoch."""
+    trace: bool = False
+    """Write trace.json into the run's folder: what every process did when, for Perfetto."""
+    trace_megabytes: int = 20
+    """Size that trace.json may reach; before that it leaves out more and more epochs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,6 +57,8 @@ def check_config(config: TrainerConfig, *, losses: Sequence[Loss] | None = None,
     if named and sound("staleness"):
         known_losses = own_loss_classes(config) if losses is None else losses
         problems.extend(_staleness_of_losses(known_losses, config.staleness))
+    if sound("run_dir", "learning.profile_epochs", "metrics.trace"):
+        problems.extend(_files_without_folder(config))
     if sound("device"):
         problems.extend(device_problems(config))
     if not any(path.startswith(("environment", "evaluation")) for path in wrong):
@@ -183,6 +185,22 @@ def _staleness_of_losses(losses: Iterable[Loss | type[Loss]], staleness: int) ->
             cure="set it to 0, or use losses that correct for it (ppo_actor, vtrace_actor; a loss of your own says "
             "so by corrects_staleness = True)",
         )
+
+
+def _files_without_folder(config: TrainerConfig) -> Iterator[Problem]:
+    if config.run_dir is not None:
+        return
+    for path, value in (
+        ("learning.profile_epochs", config.learning.profile_epochs),
+        ("metrics.trace", config.metrics.trace),
+    ):
+        if value:
+            yield Problem(
+                field=path,
+                value=value,
+                expected="a run with a folder, since it writes a file",
+                cure="give the run a run_dir",
+            )
 
 
 def _multiples(value: int, divisor: int) -> str:

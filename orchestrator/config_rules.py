@@ -70,6 +70,7 @@ RULES = {
     "learning.prioritization": _NOT_NEGATIVE,
     "learning.prioritization_correction": _FRACTION,
     "learning.threads": _at_least(1, or_none=True),
+    "learning.profile_epochs": _Rule(lambda value: all(epoch >= 1 for epoch in value), "epochs of at least 1"),
     "losses.clip": _above_zero(),
     "losses.value_clip": _above_zero(or_none=True),
     "losses.value_coefficient": _NOT_NEGATIVE,
@@ -88,6 +89,7 @@ RULES = {
     "evaluation.environments": _COUNT,
     "evaluation.seed": _SEED,
     "evaluation.video_every": _PERIOD,
+    "metrics.trace_megabytes": _COUNT,
 }
 """By the path of the field; a field that is not here may be whatever its annotation says."""
 

@@ -96,6 +96,8 @@ class Crew:
             minibatch_steps=config.steps_per_epoch // config.learning.minibatches,
             interrupt=self._interrupt,
             own_process=self._own_processes,
+            folder=config.run_dir,
+            trace=config.metrics.trace,
         )
         self._learner = await self._open("learner", 1, Learner, plan)
         self.description = await self._learner.call("describe")

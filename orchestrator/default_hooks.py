@@ -9,6 +9,7 @@ from orchestrator.evaluation import evaluation_plans
 from orchestrator.hooks.checkpoint import CheckpointHook
 from orchestrator.hooks.evaluation import EvaluationHook
 from orchestrator.hooks.metrics import MetricsHook
+from orchestrator.hooks.trace import TraceHook
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def default_hooks(config: TrainerConfig, resumed: Path | None = None) -> list[Hook]:
-    """Evaluation where it is switched on; checkpoints and metrics where the run has a folder. `resumed` is the
+    """Evaluation where it is switched on; checkpoints, metrics and trace where the run has a folder. `resumed` is the
     checkpoint that the run goes on from."""
     hooks: list[Hook] = []
     if config.evaluation.every:
@@ -34,4 +35,6 @@ def default_hooks(config: TrainerConfig, resumed: Path | None = None) -> list[Ho
         hooks.append(CheckpointHook(folder, config.checkpoints.every, parent))
     if config.run_dir is not None and config.metrics.jsonl:
         hooks.append(MetricsHook(config.run_dir / "metrics.jsonl"))
+    if config.run_dir is not None and config.metrics.trace:
+        hooks.append(TraceHook(config.run_dir / "trace.json", config.metrics.trace_megabytes * 1_000_000))
     return hooks

@@ -18,7 +18,9 @@ from orchestrator.learner_state import LearnerMemory
 from orchestrator.minibatches import SegmentDraws, StepDraws
 from orchestrator.optimization import NonFiniteLossError, Optimization
 from orchestrator.policies import build_policy
+from orchestrator.profiling import profile_path, profiled
 from orchestrator.slots import SlotMemory, SlotRef
+from orchestrator.spans import Spans
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
 from state.parameter_arena import ParameterArena
@@ -27,11 +29,13 @@ from state.shared_memory import BufferView
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from losses import Loss
     from orchestrator.config import LearningConfig, PolicyConfig
     from orchestrator.learner_state import LearnerState
     from orchestrator.policies import Policy, Spaces
+    from orchestrator.spans import Span
     from orchestrator.workers import Interrupt
     from state.experience import ExperienceSpec, FieldSpec
     from state.policy_snapshot import PolicyLayout
@@ -55,6 +59,10 @@ class LearnerPlan:
     minibatch_steps: int
     interrupt: Interrupt
     own_process: bool
+    folder: Path | None = None
+    """Where profiles are written."""
+    trace: bool = False
+    """Whether reports tell what happened when."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +107,8 @@ class LearnReport(NamedTuple):
     interrupted: bool
     captured: LearnerState | None = None
     """If it was asked for: what goes with the moments."""
+    spans: Sequence[Span] = ()
+    """What happened in between, where the plan asks for a trace."""
 
 
 class Learner:
@@ -178,7 +188,15 @@ class Learner:
 
     def learn(self, request: LearnRequest) -> LearnReport:
         """One epoch. Raises NonFiniteLossError naming epoch, loss and minibatch."""
+        plan, epoch = self._plan, request.state.epoch + 1
+        if plan.folder is None or epoch not in plan.learning.profile_epochs:
+            return self._learn(request)
+        with profiled(profile_path(plan.folder, epoch), plan.device):
+            return self._learn(request)
+
+    def _learn(self, request: LearnRequest) -> LearnReport:
         began = time.monotonic()
+        spans = Spans(self._plan.trace)
         config = self._plan.learning
         state = self._state_for_losses(request)
         epoch = state.epoch
@@ -201,6 +219,7 @@ class Learner:
             if self._segments
             else StepDraws(self._per_step(batch), valid, config.minibatches, self._generator)
         )
+        spans.end("prepare")
         done = 0
         passes = 0
         finished = not self._losses.active(epoch)
@@ -226,6 +245,7 @@ class Learner:
                     waiting = 0
                 for callback in self._on_mb_end:
                     callback(replace(state, update_epoch=passes, mb_idx=mb_idx))
+                spans.end("minibatch", passes, mb_idx)
                 interrupted = self._plan.interrupt.is_set()
                 finished = interrupted or self._losses.stop_requested
                 if finished:
@@ -234,10 +254,13 @@ class Learner:
                 self._optimization.step()
             passes += 1
         loss_stats = self._loss_stats(epoch, batch, valid, rate)
+        spans.end("statistics")
         state = replace(state, update_epoch=passes, mb_idx=done)
         self.callback("on_train_phase_end", state)
         self.policy.update_normalizers(self._observation(batch), valid)
+        spans.end("normalizers")
         self.publish(request.publish_to)
+        spans.end("publish")
         ended = time.monotonic()
 
         # Also what the callbacks of the training phase have tracked.
@@ -258,6 +281,7 @@ class Learner:
             began=began,
             ended=ended,
             interrupted=interrupted,
+            spans=spans.recorded,
             captured=None if request.capture_to is None else self.capture(request.capture_to),
         )
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.training_capture import ResumePoint
 
 _MAY_CHANGE = re.compile(
-    r"total_agent_steps|run_dir|device|collection\.(collectors|backend|held_epochs)|learning\.threads"
+    r"total_agent_steps|run_dir|device|collection\.(collectors|backend|held_epochs)|learning\.(threads|profile_epochs)"
     r"|(checkpoints|evaluation|metrics)\..*"
 )
 

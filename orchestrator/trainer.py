@@ -23,6 +23,7 @@ from orchestrator.default_losses import default_losses
 from orchestrator.hooks.engine import HookEngine, check_hooks
 from orchestrator.hooks.function_hook import function_hook
 from orchestrator.hooks.runner import HookFailed
+from orchestrator.hooks.trace import TraceHook
 from orchestrator.resume import ResumeSource, check_resume, find_resume_source
 from orchestrator.training_capture import checkpoint_content, read_checkpoint
 from orchestrator.training_loop import TrainingLoop
@@ -77,6 +78,9 @@ class Run:
         self.config = config
         self.control = RunControl(Interrupt())
         self.engine = HookEngine(hooks, self)
+        self.trace = next((hook.trace for hook in hooks if isinstance(hook, TraceHook)), None)
+        if self.trace is not None:
+            self.engine.observe(self.trace.hook)
         self._first_epoch = first_epoch
         self._state = TrainerState(epoch=first_epoch)
         self._captures: dict[int, TrainingCapture] = {}
@@ -141,7 +145,9 @@ class Run:
 
     async def open_worker(self, name: str, factory: Callable[..., object], *args: object) -> Worker:
         """As `start_worker`, for a hook that closes the worker itself."""
-        return await open_worker(self.config.collection.backend, name, factory, *args)
+        worker = await open_worker(self.config.collection.backend, name, factory, *args)
+        worker.observe = None if self.trace is None else self.trace.worker_call
+        return worker
 
     def hook_statistics(self) -> Mapping[str, HookStatistics]:
         """How each hook keeps up, by name."""
@@ -320,15 +326,19 @@ class Trainer:
             async with crew(self.config, losses, run.control.interrupt) as workers:
                 if self.config.run_dir is not None:  # not earlier: a run that could not start leaves nothing behind
                     await anyio.to_thread.run_sync(_begin_folder, self.config, self.config.run_dir, self._goes_on)
+                stopwatch = Stopwatch()
+                if resume is not None and resume.stopwatch is not None:
+                    stopwatch.load_state_dict(resume.stopwatch)
                 loop = TrainingLoop(
                     self.config,
                     workers,
                     run.engine,
                     run.control,
-                    Stopwatch(),
+                    stopwatch,
                     run.take_state,
                     run.take_capture,
                     resume,
+                    run.trace,
                 )
                 await loop.run()
             await self._finish(run, "on_training_end", loop.state)

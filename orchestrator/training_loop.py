@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from orchestrator.crew import EXPERIENCE, MOMENTS, POLICY
 from orchestrator.resume import changes_on_resume
+from orchestrator.timeline import Timeline
 from orchestrator.training_capture import TrainingCapture, fill_moments, fill_policy
 from orchestrator.wakeup import Wakeup
 from state.experience import Experience
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.crew import Crew
     from orchestrator.hooks.engine import HookEngine
     from orchestrator.learner_state import LearnerState
+    from orchestrator.trace import Trace
     from orchestrator.training_capture import ResumePoint
     from state.stopwatch import Stopwatch
 
@@ -80,12 +82,14 @@ class TrainingLoop:
         on_state: Callable[[TrainerState], None],
         on_capture: Callable[[int, TrainingCapture], None],
         resume: ResumePoint | None = None,
+        trace: Trace | None = None,
     ) -> None:
         self._config = config
         self._crew = crew
         self._engine = engine
         self._control = control
         self._stopwatch = stopwatch
+        self._timeline = Timeline(stopwatch, trace)
         self._on_state = on_state
         self._on_capture = on_capture
         self._resume = resume
@@ -113,7 +117,7 @@ class TrainingLoop:
         await self._crew.callback("on_new_training_run", self.state)
         await self._engine.publish("on_new_training_run", self.state)
         # No batch is collected before the version it needs is there, which bounds how many wait.
-        send, receive = anyio.create_memory_object_stream[_Batch](self._config.staleness)
+        send, receive = anyio.create_memory_object_stream[_Batch](self._config.staleness + 1)
         watch = anyio.CancelScope()
         async with anyio.create_task_group() as outer:
             outer.start_soon(self._let_go_of_hooks, watch, name="watch for stop_now")
@@ -121,6 +125,7 @@ class TrainingLoop:
                 tasks.start_soon(self._collect, send, name="collect")
                 tasks.start_soon(self._learn, receive, name="learn")
             watch.cancel()
+        self._timeline.end()
         if self._engine.saving and self.state.epoch:
             await self._capture_last()
         if self.state.policy is None:  # hooks hold so much that there was no view: the last state has its own
@@ -154,12 +159,12 @@ class TrainingLoop:
             self._moments.release(moments)
         for change in changes_on_resume(resume, self._config, episodes_go_on=exact):
             _log.warning("resumed, but %s", change)
-        if resume.stopwatch is not None:
-            self._stopwatch.load_state_dict(resume.stopwatch)
         self._collected_steps = resume.state.agent_step
         self._first_state(resume.state, resume.state.stats_tracker or StatsTracker())
 
     def _first_state(self, state: TrainerState, tracker: StatsTracker) -> None:
+        for version in self._versions:
+            self._timeline.published(version)
         self.state = self._engine.fold(
             replace(
                 state,
@@ -181,22 +186,28 @@ class TrainingLoop:
     async def _collect(self, send: MemoryObjectSendStream[_Batch]) -> None:
         config = self._config
         tracker = self.state.stats_tracker or StatsTracker()
+        lane = self._timeline.collecting
         async with send:
             for epoch in itertools.count(self.state.epoch):
+                lane.now("wait")
                 version = self._version_for(epoch)
                 if self._collected_steps >= config.total_agent_steps or not await self._version_is_there(version):
                     return
                 if not await self._control.may_begin():
                     return
+                lane.now("host")
                 before = replace(self.state, epoch=epoch, agent_step=self._collected_steps, policy_version=version)
                 if self._is_heard("on_rollout_start"):
                     before = self._engine.fold(replace(before, timer=self._stopwatch.reading()))
                 if config.staleness == 0:  # otherwise the learner is at work, and is told when it begins with the batch
                     await self._crew.callback("on_rollout_start", before)
+                lane.now("hooks")
                 await self._engine.publish("on_rollout_start", before)
+                lane.now("host")
                 slot = self._experience.claim()
+                lane.now("work")
                 reports = await self._crew.collect(slot, self._versions[version])
-                self._stopwatch.add("collect", max(report.seconds for report in reports))
+                self._timeline.collected(epoch, version, reports)
                 self._forget_versions(before=min([self._version_for(epoch + 1), *self._saving_from.values()]))
                 if any(report.interrupted for report in reports):
                     self._rollout_cut = True
@@ -218,11 +229,13 @@ class TrainingLoop:
                     )
                 )
                 saving = await self._plan_saving(replace(state, epoch=epoch + 1)) if self._engine.saving else None
-                await self._engine.publish("on_rollout_end", state)
+                # Here and below, who goes on with the training is woken before the hooks, so as to go first.
                 try:
-                    await send.send(_Batch(epoch, slot, version, before, state, saving))
+                    send.send_nowait(_Batch(epoch, slot, version, before, state, saving))
                 except anyio.BrokenResourceError:  # the learn task has stopped
                     return
+                lane.now("hooks")
+                await self._engine.publish("on_rollout_end", state)
 
     def _version_for(self, epoch: int) -> int:
         """The version that an epoch is collected with."""
@@ -249,21 +262,32 @@ class TrainingLoop:
     async def _learn(self, receive: MemoryObjectReceiveStream[_Batch]) -> None:
         try:
             async with receive:
-                async for batch in receive:
+                while True:
+                    self._timeline.learning.now("wait")
+                    try:
+                        batch = receive.receive_nowait()
+                    except anyio.WouldBlock:
+                        batch = await receive.receive()
                     if self._control.stop_requested == "now" or not await self._learn_from(batch):
                         return
+        except anyio.EndOfStream:
+            return
         finally:
             self._wake_collector()
 
     async def _learn_from(self, batch: _Batch) -> bool:
+        lane = self._timeline.learning
+        lane.now("host")
         version = batch.epoch + 1
         publish_to = self._policies.claim()
         saving = batch.saving
         moments = None if saving is None else self._moments.claim()
         # What losses are given must not depend on when things happened: the statistics are of the epoch before.
         known = replace(batch.state, loss_stats=self.state.loss_stats, policy=self.state.policy)
+        known = self._engine.fold(known)
+        lane.now("work")
         report = await self._crew.learn(
-            self._engine.fold(known),
+            known,
             batch.slot,
             batch.behaviour_version,
             publish_to,
@@ -273,33 +297,28 @@ class TrainingLoop:
             capture_to=moments,
         )
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
-        self._stopwatch.add("learn", report.ended - report.began)
+        self._timeline.learned(batch.epoch, version, report)
         self._experience.release(batch.slot)
         self._versions[version] = publish_to
-        state = replace(
-            known,
-            update_epoch=report.update_epochs,
-            mb_idx=report.minibatches,
-            policy_version=version,
-        )
+        phase_end = replace(known, update_epoch=report.update_epochs, mb_idx=report.minibatches, policy_version=version)
         if self._engine.listens("on_train_phase_end"):
-            phase_end = self._engine.fold(replace(state, timer=self._stopwatch.reading()))
-            await self._engine.publish("on_train_phase_end", phase_end)
+            phase_end = self._engine.fold(replace(phase_end, timer=self._stopwatch.reading()))
         self._stopwatch.rate("agent_step", batch.state.agent_step - self.state.agent_step)
-        state = self._engine.fold(
+        self.state = state = self._engine.fold(
             replace(
-                state,
+                phase_end,
                 epoch=batch.epoch + 1,
                 loss_stats=FrozenMapping(report.loss_stats),
                 policy=self._view_policy(version),
-                timer=self._stopwatch.lap(),
+                timer=self._timeline.lap(batch.epoch),
             )
         )
-        self.state = state
         self._wake_collector()
         self._on_state(state)
         if saving is not None and report.captured is not None and moments is not None:
             self._keep_capture(state.epoch, report.captured, moments, saving.collectors)
+        lane.now("hooks")
+        await self._engine.publish("on_train_phase_end", phase_end)
         await self._engine.publish("on_epoch_end", state, save=frozenset() if saving is None else saving.hooks)
         return not report.interrupted
 

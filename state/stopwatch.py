@@ -93,10 +93,11 @@ class Stopwatch:
     """Measures a run from the moment it is made; has one owner, and is not for several threads at once.
 
     `with stopwatch("collect"): ...` or `start` and `stop` time a piece of work; timers of different names may
-    overlap in any way. `clock` gives seconds from any origin and must not go backwards.
+    overlap in any way. `clock` gives seconds from any origin and must not go backwards; the default is one clock for
+    all processes of a machine.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._restore(StopwatchReading())
 
@@ -138,12 +139,18 @@ class Stopwatch:
         _check(count, f"count added to counter {name!r}")
         self._counters.setdefault(name, _Tally()).add(count)
 
-    def lap(self) -> StopwatchReading:
+    @property
+    def lap_started(self) -> float:
+        """When the open lap began, on the stopwatch's clock."""
+        return self._lap_started
+
+    def lap(self, now: float | None = None) -> StopwatchReading:
         """Close the lap of all timers and counters, begin the next, and read.
 
-        A timer that runs goes on; its time until now belongs to the closed lap.
+        A timer that runs goes on; its time until now belongs to the closed lap. `now` is what the clock showed a
+        moment ago, for those who have looked at it already.
         """
-        now = self._clock()
+        now = self._clock() if now is None else now
         for name, started in self._running.items():
             self._timers[name].add(now - started)
             self._running[name] = now

@@ -11,6 +11,7 @@ import logging
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from orchestrator.hooks.hook import Hook, RunContext, StateUpdate
-    from orchestrator.hooks.statistics import HookStatistics
+    from orchestrator.hooks.statistics import HookStatistics, Observer
     from state.trainer_state import TrainerState
 
 __all__ = ["EngineStatistics", "HookConfigurationError", "HookEngine", "check_hooks"]
@@ -160,6 +161,11 @@ class HookEngine:
             while self._undrained():
                 await self.progress.wait()
         return self._undrained()
+
+    def observe(self, observer: Observer) -> None:
+        """Tell `observer` of every attempt of a hook, and of every time that the training has waited for one."""
+        for name, runner in self._runners.items():
+            runner.meter.observe = partial(observer, name)
 
     def fold(self, state: TrainerState) -> TrainerState:
         """`state` with everything that hooks have returned so far: newest event first, then registration order."""

@@ -210,7 +210,7 @@ class HookRunner:
         attempt = 0
         while True:
             current_delivery.set(partial(self._delivery, occurrence, attempt))
-            meter.begin_work()
+            meter.begin_work(occurrence)
             try:
                 if hook.timeout is None:
                     update = await callback(state)

@@ -4,6 +4,20 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from orchestrator.hooks.mailbox import Occurrence
+
+
+class Observer(Protocol):
+    """Is told of every attempt of a hook at an event ("work"), and of every time that senders have waited for it."""
+
+    def __call__(
+        self, hook: str, kind: Literal["work", "block"], began: float, ended: float, occurrence: Occurrence | None, /
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +64,14 @@ class Meter:
         "_blocked_since",
         "_busy_seconds",
         "_busy_since",
+        "_doing",
         "abandoned",
         "coalesced",
         "delivered",
         "dropped",
         "failed",
         "handled",
+        "observe",
         "retried",
     )
 
@@ -64,19 +80,26 @@ class Meter:
         self._busy_seconds = self._blocked_seconds = self._blocked_since = 0.0
         self._busy_since: float | None = None
         self._blocked_senders = 0
+        self._doing: Occurrence | None = None
+        self.observe: Callable[[Literal["work", "block"], float, float, Occurrence | None], None] | None = None
+        """An `Observer` that knows the hook."""
 
-    def begin_work(self) -> None:
-        self._busy_since = time.perf_counter()
+    def begin_work(self, doing: Occurrence | None = None) -> None:
+        self._busy_since = time.monotonic()
+        self._doing = doing
 
     def end_work(self) -> None:
         if self._busy_since is not None:
-            self._busy_seconds += time.perf_counter() - self._busy_since
-            self._busy_since = None
+            now = time.monotonic()
+            self._busy_seconds += now - self._busy_since
+            if self.observe is not None:
+                self.observe("work", self._busy_since, now, self._doing)
+            self._busy_since = self._doing = None
 
     def begin_block(self) -> None:
         """A sender begins to wait for room. Senders that wait at the same time count once."""
         if not self._blocked_senders:
-            self._blocked_since = time.perf_counter()
+            self._blocked_since = time.monotonic()
         self._blocked_senders += 1
 
     def end_block(self) -> None:
@@ -84,15 +107,17 @@ class Meter:
         self._blocked_senders -= 1
         if not self._blocked_senders:
             self._blocked_seconds = blocked_seconds
+            if self.observe is not None:
+                self.observe("block", self._blocked_since, time.monotonic(), None)
 
     @property
     def busy_seconds(self) -> float:
         since = self._busy_since
-        return self._busy_seconds + (0.0 if since is None else time.perf_counter() - since)
+        return self._busy_seconds + (0.0 if since is None else time.monotonic() - since)
 
     @property
     def blocked_seconds(self) -> float:
-        return self._blocked_seconds + (time.perf_counter() - self._blocked_since if self._blocked_senders else 0.0)
+        return self._blocked_seconds + (time.monotonic() - self._blocked_since if self._blocked_senders else 0.0)
 
     def read(self, *, state: str, queue: int, lag: int) -> HookStatistics:
         return HookStatistics(

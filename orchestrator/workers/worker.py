@@ -62,6 +62,8 @@ class Worker:
         self._calls = 0
         self._busy_seconds = 0.0
         self._unanswered = 0
+        self.observe: Callable[[str, str, float, float], None] | None = None
+        """Told of every call: name of the worker, method, begin and end (`time.monotonic()`)."""
 
     def __repr__(self) -> str:
         return f"<Worker {self.name!r}: {self._state}, {self._calls} calls>"
@@ -75,7 +77,7 @@ class Worker:
         async with self._turn:
             if self._state in ("closed", "crashed"):
                 raise WorkerCrashed(f"worker {self.name!r} is {self._state}; it cannot be asked to {method!r}")
-            begin = time.perf_counter()
+            begin = time.monotonic()
             self._state = "busy"
             reply: Any = None
             try:
@@ -96,7 +98,10 @@ class Worker:
                 ) from error
             finally:
                 self._calls += 1
-                self._busy_seconds += time.perf_counter() - begin
+                ended = time.monotonic()
+                self._busy_seconds += ended - begin
+                if self.observe is not None:
+                    self.observe(self.name, method, begin, ended)
                 if self._state == "busy":
                     self._state = "idle"
         if reply[0] == "error":

@@ -9,7 +9,7 @@ from orchestrator.hooks.statistics import HookStatistics, Meter
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What time it is; tests set the only element."""
     now = [0.0]
-    monkeypatch.setattr("orchestrator.hooks.statistics.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("orchestrator.hooks.statistics.time.monotonic", lambda: now[0])
     return now
 
 
@@ -58,3 +58,21 @@ def test_work_that_nobody_waited_for_is_hidden(clock: list[float]) -> None:
     meter.begin_block()
     clock[0] = 50.0
     assert meter.read(state="idle", queue=0, lag=0).hidden_seconds == 0.0, "held up by other things than work"
+
+
+def test_an_observer_is_told_of_each_attempt_and_of_each_wait_once(clock: list[float]) -> None:
+    meter = Meter()
+    told: list[tuple[str, float, float]] = []
+    meter.observe = lambda kind, began, ended, occurrence: told.append((kind, began, ended))
+    meter.begin_work()
+    clock[0] = 1.0
+    meter.begin_block()
+    clock[0] = 2.0
+    meter.begin_block()  # another sender waits, too
+    meter.end_work()
+    clock[0] = 3.0
+    meter.end_block()
+    clock[0] = 5.0
+    meter.end_block()
+    assert told == [("work", 0.0, 2.0), ("block", 1.0, 5.0)]
+    assert (meter.busy_seconds, meter.blocked_seconds) == (2.0, 4.0)

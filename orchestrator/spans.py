@@ -1,0 +1,32 @@
+"""What a worker did when, recorded where a run is traced, and nothing otherwise."""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+
+class Span(NamedTuple):
+    """A piece of work; times are `time.monotonic()`. On an accelerator they are those of issuing the work to it."""
+
+    name: str
+    began: float
+    ended: float
+    update_epoch: int | None = None
+    mb_idx: int | None = None
+
+
+class Spans:
+    """Pieces of work that follow each other. Costs a method call each where it is off."""
+
+    def __init__(self, on: bool) -> None:
+        self._on = on
+        self._since = time.monotonic()
+        self.recorded: list[Span] = []
+
+    def end(self, name: str, update_epoch: int | None = None, mb_idx: int | None = None) -> None:
+        """What went on since the one before is over, and was this."""
+        if self._on:
+            now = time.monotonic()
+            self.recorded.append(Span(name, self._since, now, update_epoch, mb_idx))
+            self._since = now
