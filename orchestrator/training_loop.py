@@ -15,6 +15,7 @@ from orchestrator.crew import EXPERIENCE, MOMENTS, POLICY
 from orchestrator.resume import changes_on_resume
 from orchestrator.timeline import Timeline
 from orchestrator.training_capture import TrainingCapture, fill_moments, fill_policy
+from orchestrator.wakeup import Wakeup
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
 from state.policy_snapshot import PolicySnapshot
@@ -100,7 +101,7 @@ class TrainingLoop:
         self._first_version = 0
         self._saving_from: dict[int, int] = {}
         """By epoch of which a checkpoint will be taken, the oldest version that it must hold."""
-        self._newest = anyio.Event()
+        self._newest = Wakeup()
         self._collected_steps = 0
         self._collected_epochs = 0 if resume is None else resume.state.epoch
         self._warned = False
@@ -112,7 +113,7 @@ class TrainingLoop:
             await self._begin()
         else:
             await self._go_on_from(self._resume)
-        await self._crew.callback("on_new_training_run", _without_views(self.state))
+        await self._crew.callback("on_new_training_run", self.state)
         await self._engine.publish("on_new_training_run", self.state)
         # No batch is collected before the version it needs is there, which bounds how many wait.
         send, receive = anyio.create_memory_object_stream[_Batch](self._config.staleness)
@@ -198,9 +199,10 @@ class TrainingLoop:
                     return
                 lane.now("host")
                 before = replace(self.state, epoch=epoch, agent_step=self._collected_steps, policy_version=version)
-                before = self._engine.fold(replace(before, timer=self._stopwatch.reading()))
+                if self._is_heard("on_rollout_start"):
+                    before = self._engine.fold(replace(before, timer=self._stopwatch.reading()))
                 if config.staleness == 0:  # otherwise the learner is at work, and is told when it begins with the batch
-                    await self._crew.callback("on_rollout_start", _without_views(before))
+                    await self._crew.callback("on_rollout_start", before)
                 lane.now("hooks")
                 await self._engine.publish("on_rollout_start", before)
                 lane.now("host")
@@ -221,13 +223,13 @@ class TrainingLoop:
                         epoch=epoch,
                         agent_step=self._collected_steps,
                         policy_version=version,
-                        rollout_stats=FrozenMapping({name: tuple(values) for name, values in stats.items()}),
+                        rollout_stats=tracker.rollout,
                         experience=self._view_experience(epoch, version, slot),
                         stats_tracker=tracker,
-                        timer=self._stopwatch.reading(),
+                        timer=self._stopwatch.reading() if self._is_heard("on_rollout_end") else None,
                     )
                 )
-                saving = await self._plan_saving(replace(state, epoch=epoch + 1))
+                saving = await self._plan_saving(replace(state, epoch=epoch + 1)) if self._engine.saving else None
                 lane.now("hooks")
                 await self._engine.publish("on_rollout_end", state)
                 lane.now("wait")
@@ -274,20 +276,19 @@ class TrainingLoop:
         lane.now("host")
         version = batch.epoch + 1
         publish_to = self._policies.claim()
-        # What losses are given must not depend on when things happened: the statistics are of the epoch before.
         saving = batch.saving
         moments = None if saving is None else self._moments.claim()
+        # What losses are given must not depend on when things happened: the statistics are of the epoch before.
         known = replace(batch.state, loss_stats=self.state.loss_stats, policy=self.state.policy)
-        message = _without_views(self._engine.fold(known))
         lane.now("work")
         report = await self._crew.learn(
-            message,
+            self._engine.fold(known),
             batch.slot,
             batch.behaviour_version,
             publish_to,
             version,
             steps_before=batch.before.agent_step,
-            rollout_start=_without_views(batch.before) if self._config.staleness else None,
+            rollout_start=batch.before if self._config.staleness else None,
             capture_to=moments,
         )
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
@@ -301,11 +302,12 @@ class TrainingLoop:
             update_epoch=report.update_epochs,
             mb_idx=report.minibatches,
             policy_version=version,
-            timer=self._stopwatch.reading(),
         )
-        lane.now("hooks")
-        await self._engine.publish("on_train_phase_end", self._engine.fold(state))
-        lane.now("host")
+        if self._engine.listens("on_train_phase_end"):
+            phase_end = self._engine.fold(replace(state, timer=self._stopwatch.reading()))
+            lane.now("hooks")
+            await self._engine.publish("on_train_phase_end", phase_end)
+            lane.now("host")
         self._stopwatch.rate("agent_step", batch.state.agent_step - self.state.agent_step)
         state = self._engine.fold(
             replace(
@@ -355,9 +357,12 @@ class TrainingLoop:
 
     def _wake_collector(self) -> None:
         self._newest.set()
-        self._newest = anyio.Event()
 
     # What both need.
+
+    def _is_heard(self, event: str) -> bool:
+        """Whether anyone looks at the states of `event`, so that all of it must be known."""
+        return bool(self._crew.description.callbacks) or self._engine.listens(event)
 
     def _forget_versions(self, before: int) -> None:
         """Release the versions that no further epoch is collected with, except the newest."""
@@ -403,8 +408,3 @@ def _merge(reports: Sequence[CollectReport]) -> dict[str, list[float]]:
         for name, values in report.rollout_stats.items():
             stats.setdefault(name, []).extend(values)
     return stats
-
-
-def _without_views(state: TrainerState) -> TrainerState:
-    """For the learner, who has the memory itself."""
-    return replace(state, experience=None, policy=None)
