@@ -1,4 +1,4 @@
-"""The subcommands `train` and `eval`: from the words on the command line to a configuration, and from there on."""
+"""The subcommands: from the words on the command line to a configuration, and from there on."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_origin
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from orchestrator.checkpoints.find import as_address
 from orchestrator.config import TrainerConfig
 from orchestrator.config_check import check_config
 from orchestrator.config_error import ConfigurationError, Problem, nearest
@@ -37,6 +38,7 @@ Trains reinforcement-learning agents; checkpoints, evaluation and reports never 
 commands:
   train   train an agent:      orchestrator train --environment CartPole-v1
   eval    measure an agent:    orchestrator eval runs/first --episodes 20
+  checkpoints   list, verify, show, prune or export them:    orchestrator checkpoints list runs/first
 
 `orchestrator COMMAND --help` explains the options and their defaults."""
 _ACTIONS = tyro.conf.create_mutex_group(required=False)
@@ -75,7 +77,7 @@ class EvalArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the subcommand that `arguments` begin with and returns the exit code: 2 if they are wrong."""
-    commands = {"train": _train, "eval": _evaluate}
+    commands = {"train": _train, "eval": _evaluate, "checkpoints": _checkpoints}
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help"):
         print(_HELP)
@@ -161,8 +163,14 @@ def _evaluate(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _checkpoints(arguments: Sequence[str]) -> int:
+    from orchestrator.checkpoints.command import run_command
+
+    return run_command(arguments)
+
+
 def _eval_problems(arguments: EvalArguments) -> Iterator[Problem]:
-    if not arguments.path.exists():
+    if as_address(arguments.path) is None and not arguments.path.exists():
         cure = "give the folder of a run (runs/...), or of one of its checkpoints"
         yield Problem(field="path", value=str(arguments.path), expected="a folder that exists", cure=cure)
     if arguments.episodes < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestrator.checkpoints.settings import checkpoint_problems
 from orchestrator.config_error import ConfigurationError, Problem
 from orchestrator.config_imports import device_problems, environment_problems, own_code_problems, own_loss_classes
 from orchestrator.config_rules import name_problems, value_problems
@@ -58,6 +59,8 @@ def check_config(config: TrainerConfig, *, losses: Sequence[Loss] | None = None,
         problems.extend(_staleness_of_losses(known_losses, config.staleness))
     if sound("device"):
         problems.extend(device_problems(config))
+    if sound("checkpoints", "run_dir"):
+        problems.extend(checkpoint_problems(config))
     if sound("run_dir", "collection.environment_options"):
         problems.extend(folder_problems(config, resuming=resuming))
     _raise(problems)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from orchestrator.checkpoints import CheckpointFolder, retention_of
 from orchestrator.evaluation import EvaluationPlan
 from orchestrator.hooks.checkpoint import CheckpointHook
 from orchestrator.hooks.evaluation import EvaluationHook
 from orchestrator.hooks.metrics import MetricsHook
+from orchestrator.hooks.upload import UploadHook
+from orchestrator.hooks.wandb_artifacts import WandbCheckpointHook
 
 if TYPE_CHECKING:
     from orchestrator.config import TrainerConfig
@@ -16,13 +19,18 @@ if TYPE_CHECKING:
 
 
 def default_hooks(config: TrainerConfig) -> list[Hook]:
-    """Evaluation where it is switched on; checkpoints and metrics where the run has a folder."""
+    """Evaluation where it is switched on; checkpoints, copies of them, and metrics where the run has a folder."""
     hooks: list[Hook] = []
     if config.evaluation.every:
         hooks.append(EvaluationHook(EvaluationPlan.of(config), config.evaluation.every))
     if config.run_dir is not None and config.checkpoints.enabled:
         folder = CheckpointFolder(config.run_dir / "checkpoints", retention=retention_of(config.checkpoints))
         hooks.append(CheckpointHook(folder, config.checkpoints.every))
+        if config.checkpoints.upload is not None:
+            address = f"{config.checkpoints.upload.rstrip('/')}/{quote(config.run_dir.resolve().name)}"
+            hooks.append(UploadHook(folder.path, address))
+        if config.checkpoints.wandb_project is not None:
+            hooks.append(WandbCheckpointHook(folder.path, config.checkpoints.wandb_project))
     if config.run_dir is not None and config.metrics.jsonl:
         hooks.append(MetricsHook(config.run_dir / "metrics.jsonl"))
     return hooks

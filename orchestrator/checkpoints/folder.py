@@ -107,8 +107,8 @@ class CheckpointFolder:
             if not is_plain_name(name) or name == MANIFEST:
                 raise CheckpointError(f"{name!r} cannot be the name of a file in a checkpoint")
         with self.claim():
-            newest = max(self.list(), key=_order, default=None)
-            if newest is not None and _order(newest)[0] > epoch:
+            newest = next(reversed(self.list()), None)
+            if newest is not None and order(newest.name)[0] > epoch:
                 raise CheckpointError(
                     f"{self.path} holds {newest.name}, of a later epoch than {epoch}, which would be taken for newer: "
                     "call `rewind` first, or continue the run in a folder of its own"
@@ -129,7 +129,7 @@ class CheckpointFolder:
         if not self.path.is_dir():
             return []
         found = [path for path in self.path.iterdir() if NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
-        return sorted(found, key=_order)
+        return sorted(found, key=lambda path: order(path.name))
 
     def newest_valid(self) -> Checkpoint:
         """The newest checkpoint whose every byte is as it was written.
@@ -160,22 +160,22 @@ class CheckpointFolder:
     def rewind(self, path: Path) -> list[Path]:
         """Move the checkpoints that are newer than `path` aside, so that a run can go on from there; where to."""
         with self.claim():
-            newer = [other for other in self.list() if _order(other) > _order(path)]
+            newer = [other for other in self.list() if order(other.name) > order(path.name)]
             return [self._move_aside(other, _SUPERSEDED) for other in reversed(newer)]
 
-    def prune(self) -> list[Path]:
-        """Delete what nobody wants, and old remains; what was deleted. Nothing that goes wrong here is an error."""
-        deleted: list[Path] = []
+    def prune(self, *, dry_run: bool = False) -> list[Path]:
+        """Delete what nobody wants, and old remains; gives what was deleted, or with `dry_run` what would be.
+
+        What cannot be deleted stays, with a warning in the log.
+        """
         with self.claim():
             checkpoints = [checkpoint for path in self.list() if (checkpoint := self._open(path)) is not None]
             kept = self.retention.wanted(checkpoints) | {checkpoint.path for checkpoint in checkpoints[-1:]}
-            for checkpoint in checkpoints:
-                if checkpoint.path not in kept and checkpoint.path.absolute() not in self.protect:
-                    try:
-                        if self._delete(checkpoint.path):
-                            deleted.append(checkpoint.path)
-                    except OSError as error:
-                        _log.warning("an old checkpoint cannot be deleted: %s", error)
+            paths = [checkpoint.path for checkpoint in checkpoints]
+            unwanted = [path for path in paths if path not in kept and path.absolute() not in self.protect]
+            if dry_run:
+                return unwanted
+            deleted = [path for path in unwanted if self._delete_if_free(path)]
             self._sweep()
         return deleted
 
@@ -244,15 +244,19 @@ class CheckpointFolder:
                 return None
         return self._opened[path]
 
-    def _delete(self, path: Path) -> bool:
-        with unheld(path) as free:
-            if not free:
-                return False
-            # First it is no checkpoint any more, also after a power failure, then it goes.
-            self._files.unlink(path / MANIFEST)
-            self._files.sync(path)
-        self._opened.pop(path, None)
-        remove_tree(self._files, path)
+    def _delete_if_free(self, path: Path) -> bool:
+        try:
+            with unheld(path) as free:
+                if not free:
+                    return False
+                # First it is no checkpoint any more, also after a power failure, then it goes.
+                self._files.unlink(path / MANIFEST)
+                self._files.sync(path)
+            self._opened.pop(path, None)
+            remove_tree(self._files, path)
+        except OSError as error:
+            _log.warning("an old checkpoint cannot be deleted: %s", error)
+            return False
         return True
 
     def _sweep(self) -> None:
@@ -287,6 +291,7 @@ class CheckpointFolder:
         return aside
 
 
-def _order(path: Path) -> tuple[int, int]:
-    epoch, _, number = path.name.partition("-")
+def order(name: str) -> tuple[int, int]:
+    """By which the names of checkpoints are sorted, oldest first."""
+    epoch, _, number = name.partition("-")
     return int(epoch), int(number or 1)
