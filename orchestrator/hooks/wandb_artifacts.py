@@ -81,8 +81,15 @@ class WandbCheckpointHook(Hook):
             return wandb.run
         run_dir = self._folder.parent
         self._own = True
-        # Nothing of the process beside it: neither its output, nor its code, nor figures of the machine.
-        settings = wandb.Settings(console="off", silent=True, x_disable_stats=True, disable_git=True, save_code=False)
+        # Nothing of the process beside it: neither its output, nor its code or packages, nor figures of the machine.
+        settings = wandb.Settings(
+            console="off",
+            silent=True,
+            disable_git=True,
+            save_code=False,
+            x_disable_stats=True,
+            x_save_requirements=False,
+        )
         return wandb.init(
             project=self._project,
             entity=self._entity or None,

@@ -35,7 +35,7 @@ class ObjectStoreServer:
         self.seen: list[tuple[str, str]] = []
         self._server = make_server("127.0.0.1", 0, self._serve, threaded=True, request_handler=Quiet)
         self.endpoint = f"http://127.0.0.1:{self._server.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=[0.02], daemon=True)
         self._thread.start()
 
     def make_bucket(self, name: str) -> None:
