@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from orchestrator.config import TrainerConfig
 
+CHECKED_TOGETHER = ("enabled", "keep_best", "best_metric", "upload", "wandb_project")
+"""The settings that `checkpoint_problems` relies on: each must be right in itself."""
+
 
 def checkpoint_problems(config: TrainerConfig) -> Iterator[Problem]:
     """Rules without what they need, addresses that cannot be right, extras that are not installed."""
