@@ -33,7 +33,7 @@ def find_checkpoint(where: Path | str) -> Checkpoint:
         checkpoint.verify()
         return checkpoint
     for folder in folders_of(path):
-        if folder.list():
+        if folder.used():
             return folder.newest_valid()
     raise CheckpointError(f"{path} is neither a checkpoint ({MANIFEST} is missing) nor a run with checkpoints in it")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import time
 import uuid
@@ -126,10 +127,12 @@ class CheckpointFolder:
 
     def list(self) -> list[Path]:
         """The committed checkpoints, oldest first."""
-        if not self.path.is_dir():
-            return []
-        found = [path for path in self.path.iterdir() if NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
+        found = [self.path / name for name in self._names() if (self.path / name / MANIFEST).is_file()]
         return sorted(found, key=lambda path: order(path.name))
+
+    def used(self) -> bool:
+        """Whether there are, or were, checkpoints here. (While a run deletes them, `list` may miss all it has.)"""
+        return bool(self._names())
 
     def newest_valid(self) -> Checkpoint:
         """The newest checkpoint whose every byte is as it was written.
@@ -137,21 +140,24 @@ class CheckpointFolder:
         Damaged ones are moved aside, never deleted, with an error in the log. Raises CheckpointError where no valid
         one is left, and for one of a later release, which should not be passed over for an older one.
         """
-        passed_over: list[str] = []
-        for path in reversed(self.list()):
-            try:
-                with hold(path):
-                    checkpoint = open_checkpoint(path)
-                    checkpoint.verify()
-                    return checkpoint
-            except CheckpointTooNew:
-                raise
-            except CheckpointError as error:
-                if (path / MANIFEST).is_symlink() or (path / MANIFEST).exists():  # or else it was deleted meanwhile
-                    passed_over.append(str(error))
-                    self._pass_over(path, error)
-        reasons = "".join(f"; {reason}" for reason in passed_over)
-        raise CheckpointError(f"{self.path} has no valid checkpoint{reasons}")
+        passed_over: dict[str, None] = {}
+        while True:
+            before = self._names()
+            for path in reversed(self.list()):
+                try:
+                    with hold(path):
+                        checkpoint = open_checkpoint(path)
+                        checkpoint.verify()
+                        return checkpoint
+                except CheckpointTooNew:
+                    raise
+                except CheckpointError as error:
+                    if os.path.lexists(path / MANIFEST):
+                        passed_over[str(error)] = None
+                        self._pass_over(path, error)
+            if self._names() == before:  # or else a run commits and deletes here: there is a newer one
+                reasons = "".join(f"; {reason}" for reason in passed_over)
+                raise CheckpointError(f"{self.path} has no valid checkpoint{reasons}")
 
     def hold(self, path: Path) -> contextlib.AbstractContextManager[None]:
         """While entered, no run deletes the checkpoint. Raises CheckpointError where there is none (any more)."""
@@ -213,6 +219,12 @@ class CheckpointFolder:
             raise
         self._files.sync(self.path)
         return final
+
+    def _names(self) -> set[str]:
+        try:
+            return {path.name for path in self.path.iterdir() if NAME.fullmatch(path.name)}
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
 
     def _free_name(self, epoch: int) -> Path:
         path = self.path / f"{epoch:08d}"

@@ -107,15 +107,18 @@ class RemoteCheckpoints:
 
     def newest_valid(self, cache: Path | None = None) -> Checkpoint:
         """The newest checkpoint that can be read whole, copied to this machine. Damaged ones are logged."""
-        reasons = ""
-        for name in reversed(self.list()):
+        passed_over: dict[str, CheckpointError] = {}
+        while unseen := [name for name in self.list() if name not in passed_over]:
+            name = unseen[-1]
             try:
                 return self.download(name, cache)
             except (CheckpointTooNew, StoreUnavailable):
                 raise
             except CheckpointError as error:
+                # Looking again, since one that was deleted meanwhile is replaced by a newer one.
                 _log.error("checkpoint %s is passed over: %s", self.address(name), error)
-                reasons += f"; {error}"
+                passed_over[name] = error
+        reasons = "".join(f"; {error}" for error in passed_over.values())
         raise CheckpointError(f"{self.objects.address} has no valid checkpoint{reasons}")
 
     def download(self, name: str, cache: Path | None = None) -> Checkpoint:

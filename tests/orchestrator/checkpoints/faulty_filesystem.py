@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""For `dir` of temporary folders: where a power failure is only played, no real disk need be waited for."""
+
+
 class Stop(BaseException):
     """The power has failed."""
 

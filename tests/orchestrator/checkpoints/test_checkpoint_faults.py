@@ -15,12 +15,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orchestrator.checkpoints import CheckpointError, CheckpointFolder, KeepAny, KeepBest, KeepEvery, KeepLast
-from tests.orchestrator.checkpoints.faulty_filesystem import FaultyFileSystem, Stop
+from tests.orchestrator.checkpoints.faulty_filesystem import MEMORY, FaultyFileSystem, Stop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RUN = "run/checkpoints"
+
+
+@pytest.fixture
+def memory() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as root:
+        yield Path(root)
 
 
 def open_folder(disk: FaultyFileSystem, *, keep: int = 1) -> CheckpointFolder:
@@ -45,17 +51,17 @@ def restored(disk: FaultyFileSystem) -> int:
 
 
 def indices(commits: int) -> Iterator[int]:
-    with tempfile.TemporaryDirectory() as root:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as root:
         disk = FaultyFileSystem(Path(root))
         for epoch in range(1, commits + 1):
             commit(open_folder(disk), epoch)
         yield from range(1, disk.operations + 1)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_stop_at_any_operation_loses_no_announced_checkpoint(tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_a_stop_at_any_operation_loses_no_announced_checkpoint(memory: Path, seed: int) -> None:
     for index in indices(3):
-        root = tmp_path / str(index)
+        root = memory / str(index)
         root.mkdir()
         disk = FaultyFileSystem(root)
         disk.stop_at = index
@@ -74,11 +80,11 @@ def test_a_stop_at_any_operation_loses_no_announced_checkpoint(tmp_path: Path, s
         shutil.rmtree(root)
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EROFS])
-def test_an_error_at_any_operation_fails_the_commit_cleanly_or_not_at_all(tmp_path: Path, error: int) -> None:
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+def test_an_error_at_any_operation_fails_the_commit_cleanly_or_not_at_all(memory: Path, error: int) -> None:
     failed = 0
     for index in indices(2):
-        root = tmp_path / str(index)
+        root = memory / str(index)
         root.mkdir()
         disk = FaultyFileSystem(root)
         disk.fail_at, disk.error = index, error
@@ -103,7 +109,7 @@ class Histories(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = Path(tempfile.mkdtemp())
+        self.root = Path(tempfile.mkdtemp(dir=MEMORY))
         self.disk = FaultyFileSystem(self.root)
         self.folder = open_folder(self.disk)
         self.epoch = 0
@@ -169,6 +175,6 @@ class Histories(RuleBasedStateMachine):
 
 
 Histories.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=20, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestHistories = Histories.TestCase

@@ -171,6 +171,31 @@ def test_a_run_that_goes_back_moves_what_came_later_aside(tmp_path: Path) -> Non
     assert folder.newest_valid().epoch == 2
 
 
+def test_a_reader_always_finds_a_checkpoint_while_a_run_commits_and_deletes(tmp_path: Path) -> None:
+    commit(CheckpointFolder(tmp_path), 1)
+    script = f"""
+        import itertools, pathlib
+        from orchestrator.checkpoints import CheckpointFolder, KeepLast
+        folder = CheckpointFolder(pathlib.Path({str(tmp_path)!r}), retention=KeepLast(1))
+        for epoch in itertools.count(2):
+            folder.commit(epoch=epoch, facts={{}}, files={{{POLICY!r}: b"weights of %d" % epoch}})
+    """
+    run = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+    try:
+        epoch = 1
+        while epoch < 20:
+            assert run.poll() is None
+            found = find_checkpoint(tmp_path).epoch
+            assert found >= epoch
+            epoch = found
+    finally:
+        run.kill()
+        run.wait()
+    found = CheckpointFolder(tmp_path).newest_valid()
+    assert found.epoch >= epoch, "also after the run was killed"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".damaged")]
+
+
 # Two runs.
 
 

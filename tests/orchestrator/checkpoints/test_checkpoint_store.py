@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
@@ -21,10 +23,10 @@ from orchestrator.checkpoints import (
 from orchestrator.checkpoints.find import as_address
 from orchestrator.checkpoints.objects import Objects, address_problem
 from orchestrator.checkpoints.remote import RemoteCheckpoints, find_remote, run_and_name
+from tests.orchestrator.checkpoints.faulty_filesystem import MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 T = TypeVar("T")
 POLICY = "policy.safetensors"
@@ -150,25 +152,27 @@ def test_a_stop_at_any_request_loses_no_announced_checkpoint(paths: list[Path], 
     )
 )
 def test_whatever_happens_to_uploads_what_was_announced_can_be_restored(
-    history: list[tuple[int, bool, str]], tmp_path_factory: pytest.TempPathFactory
+    history: list[tuple[int, bool, str]],
 ) -> None:
     address = f"memory://history{next(_numbers)}/run"
-    folder = CheckpointFolder(tmp_path_factory.mktemp("run") / "checkpoints")
-    announced = epoch = 0
-    for stop_at, done, what in history:
-        remote = RemoteCheckpoints(StoppingObjects(address, stop_at, done=done))
-        try:
-            if what == "prune":
-                remote.prune(KeepLast(1))
-            else:
-                if what == "upload" or not epoch:
-                    epoch += 1
-                    commit(folder, epoch)
-                remote.upload(folder.list()[-1])
-                announced = epoch
-        except Stop:
-            pass
-        assert restored(address) >= announced
+    with tempfile.TemporaryDirectory(dir=MEMORY) as root, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", root)
+        folder = CheckpointFolder(Path(root) / "checkpoints")
+        announced = epoch = 0
+        for stop_at, done, what in history:
+            remote = RemoteCheckpoints(StoppingObjects(address, stop_at, done=done))
+            try:
+                if what == "prune":
+                    remote.prune(KeepLast(1))
+                else:
+                    if what == "upload" or not epoch:
+                        epoch += 1
+                        commit(folder, epoch)
+                    remote.upload(folder.list()[-1])
+                    announced = epoch
+            except Stop:
+                pass
+            assert restored(address) >= announced
 
 
 def test_of_two_checkpoints_of_one_name_the_first_committed_wins(address: str, tmp_path: Path) -> None:
@@ -251,8 +255,6 @@ def test_a_store_in_a_folder_can_be_read_in_place(tmp_path: Path, paths: list[Pa
 
 
 def test_addresses_are_taken_apart_and_understood_as_paths_too() -> None:
-    from pathlib import Path
-
     assert run_and_name("s3://b/runs/a/checkpoints/00000004/") == ("s3://b/runs/a", "00000004")
     assert run_and_name("s3://b/runs/a/checkpoints") == ("s3://b/runs/a", None)
     assert as_address(Path("s3://b/runs/a")) == "s3://b/runs/a"
