@@ -27,6 +27,8 @@ from orchestrator.run_folder import claimed, default_run_dir
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from orchestrator.resume import ResumeSource
+
 _FAILURE = 2
 _PLAIN_WORD = re.compile(r"([A-Za-z_]|\.{0,2}/)[\w./:@+-]*")
 _NOT_TOML = {"True": "true", "False": "false", "None": "left out: TOML has no null"}
@@ -37,6 +39,7 @@ Trains reinforcement-learning agents; checkpoints, evaluation and reports never 
 
 commands:
   train   train an agent:      orchestrator train --environment CartPole-v1
+          go on with a run:    orchestrator train --resume runs/first
   eval    measure an agent:    orchestrator eval runs/first --episodes 20
   checkpoints   list, verify, show, prune or export them:    orchestrator checkpoints list runs/first
 
@@ -54,6 +57,9 @@ class TrainArguments:
 
     config: Path | None = None
     """TOML file with settings."""
+    resume: str | None = None
+    """Run to go on with: its folder, one of its checkpoints, or the URI of one. Its settings hold; those that may
+    change (how long, where, on which device, what is saved and measured) can be given as flags."""
     settings: Annotated[TrainerConfig, tyro.conf.arg(name="")] = field(default_factory=TrainerConfig)
 
 
@@ -107,6 +113,9 @@ def _is_for_the_user(error: ValueError) -> bool:
 
 
 def _train(arguments: Sequence[str]) -> int:
+    file, resume = _first_look(arguments)
+    if resume is not None:
+        return _go_on(arguments, resume, file)
     base, config = train_settings(arguments)
     if config.run_dir is not None:
         return _check_and_run(config)
@@ -115,11 +124,37 @@ def _train(arguments: Sequence[str]) -> int:
         return _check_and_run(replace(config, run_dir=folder))
 
 
-def _check_and_run(config: TrainerConfig) -> int:
-    check_config(config)
+def _go_on(arguments: Sequence[str], where: str, file: Path | None) -> int:
+    """Resumes a run: in its folder, or, from an older checkpoint or one from elsewhere, in a new one."""
+    if file is not None:
+        cure = "leave it out, and give what is to change as flags"
+        raise ConfigurationError(
+            [
+                Problem(
+                    field="config",
+                    value=str(file),
+                    expected="no file beside --resume, which brings settings",
+                    cure=cure,
+                )
+            ]
+        )
+    from orchestrator.resume import check_resume, find_resume_source
+
+    source = find_resume_source(where)
+    config = _parse_train(arguments, source.config)
+    check_resume(source, config)
+    if config.run_dir is not None or source.config.run_dir is not None:
+        return _check_and_run(replace(config, run_dir=config.run_dir or source.config.run_dir), source)
+    home = source.home or default_run_dir(config.environment, datetime.datetime.now())
+    with claimed(home, may_exist=False) as folder:
+        return _check_and_run(replace(config, run_dir=folder), source)
+
+
+def _check_and_run(config: TrainerConfig, source: ResumeSource | None = None) -> int:
+    check_config(config, resuming=source is not None and source.goes_on_in(config.run_dir))
     from orchestrator.run_script import run_training
 
-    return run_training(config)
+    return run_training(config, resume=source)
 
 
 def train_settings(arguments: Sequence[str]) -> tuple[TrainerConfig, TrainerConfig]:
@@ -128,17 +163,27 @@ def train_settings(arguments: Sequence[str]) -> tuple[TrainerConfig, TrainerConf
     The file's `run_dir` is not in the latter: a folder that a flag names is an order, one that a file names is
     the wish of a run that may be repeated.
     """
+    file, _ = _first_look(arguments)
+    base = TrainerConfig() if file is None else read_config(file)
+    return base, _parse_train(arguments, base)
+
+
+def _first_look(arguments: Sequence[str]) -> tuple[Path | None, str | None]:
+    """The values of `--config` and `--resume`, which say what the defaults of all other flags are."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", type=Path)
+    finder.add_argument("--resume")
     try:
-        file = cast("Path | None", finder.parse_known_args(arguments)[0].config)
+        found = finder.parse_known_args(arguments)[0]
     except argparse.ArgumentError:
-        file = None  # tyro will say so
-    base = TrainerConfig() if file is None else read_config(file)
+        return None, None  # tyro will say so
+    return cast("Path | None", found.config), cast("str | None", found.resume)
+
+
+def _parse_train(arguments: Sequence[str], base: TrainerConfig) -> TrainerConfig:
     default = TrainArguments(settings=replace(base, run_dir=None))
     with _options_registry():
-        parsed = tyro.cli(TrainArguments, prog="orchestrator train", args=arguments, default=default)
-    return base, parsed.settings
+        return tyro.cli(TrainArguments, prog="orchestrator train", args=arguments, default=default).settings
 
 
 def _evaluate(arguments: Sequence[str]) -> int:

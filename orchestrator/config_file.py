@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
@@ -27,12 +28,18 @@ def read_config(path: Path) -> TrainerConfig:
     names) and values of another type. Whether the values can work together is `check_config`'s subject.
     """
     try:
-        with path.open("rb") as file:
-            table = tomllib.load(file)
+        text = path.read_bytes()
     except OSError as error:
         inside = path / "config.toml"
         cure = f"give {inside}" if inside.is_file() else "give the path of an existing TOML file"
         raise _unreadable(path, f"a file that can be read ({error.strerror})", cure) from error
+    return parse_config(text, path)
+
+
+def parse_config(text: bytes, path: Path) -> TrainerConfig:
+    """As `read_config`, of what was read from `path`."""
+    try:
+        table = tomllib.loads(text.decode())
     except ValueError as error:  # of the syntax, or of the encoding
         raise _unreadable(path, "a TOML file", f"correct it: {error}") from error
     return from_table(table)
@@ -45,9 +52,21 @@ def write_config(config: TrainerConfig, path: Path) -> None:
     `ConfigurationError` if `collection.environment_options` holds what TOML cannot express, `FileExistsError`
     if there is such a file, and `OSError` if it cannot be written.
     """
-    text = _HEADER + tomli_w.dumps(to_table(config))
+    text = config_text(config)
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
+
+
+def replace_config(config: TrainerConfig, path: Path) -> None:
+    """Writes every setting in place of what is there, at once: for a run that goes on with some of them changed."""
+    beside = path.with_name(f".{path.name}-{os.getpid()}")
+    beside.write_text(config_text(config), encoding="utf-8")
+    beside.replace(path)
+
+
+def config_text(config: TrainerConfig) -> str:
+    """A configuration as TOML. Raises `ConfigurationError` as `write_config`."""
+    return _HEADER + tomli_w.dumps(to_table(config))
 
 
 def from_table(table: Mapping[str, object]) -> TrainerConfig:

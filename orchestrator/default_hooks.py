@@ -14,18 +14,26 @@ from orchestrator.hooks.upload import UploadHook
 from orchestrator.hooks.wandb_artifacts import WandbCheckpointHook
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from orchestrator.config import TrainerConfig
     from orchestrator.hooks.hook import Hook
 
 
-def default_hooks(config: TrainerConfig) -> list[Hook]:
-    """Evaluation where it is switched on; checkpoints, copies of them, and metrics where the run has a folder."""
+def default_hooks(config: TrainerConfig, resumed: Path | None = None) -> list[Hook]:
+    """Evaluation where it is switched on; checkpoints, copies of them, and metrics where the run has a folder.
+    `resumed` is the checkpoint that the run goes on from."""
     hooks: list[Hook] = []
     if config.evaluation.every:
         hooks.append(EvaluationHook(EvaluationPlan.of(config), config.evaluation.every))
     if config.run_dir is not None and config.checkpoints.enabled:
-        folder = CheckpointFolder(config.run_dir / "checkpoints", retention=retention_of(config.checkpoints))
-        hooks.append(CheckpointHook(folder, config.checkpoints.every))
+        folder = CheckpointFolder(
+            config.run_dir / "checkpoints",
+            retention=retention_of(config.checkpoints),
+            protect=[] if resumed is None else [resumed],
+        )
+        parent = None if resumed is None else resumed.name
+        hooks.append(CheckpointHook(folder, config.checkpoints.every, parent))
         if config.checkpoints.upload is not None:
             address = f"{config.checkpoints.upload.rstrip('/')}/{quote(config.run_dir.resolve().name)}"
             hooks.append(UploadHook(folder.path, address))

@@ -6,9 +6,7 @@ from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
-from safetensors.numpy import save
 
-from orchestrator.checkpoints import POLICY
 from orchestrator.hooks.hook import Hook, StateUpdate
 from orchestrator.hooks.metrics import metrics
 
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.checkpoints import CheckpointFolder
+    from orchestrator.training_capture import CheckpointContent
     from state.trainer_state import TrainerState
 
 
@@ -32,10 +31,12 @@ class CheckpointHook(Hook):
     on_error = "stop"
     saves = True
 
-    def __init__(self, folder: CheckpointFolder, every: int) -> None:
+    def __init__(self, folder: CheckpointFolder, every: int, parent: str | None = None) -> None:
+        """`parent` names the checkpoint that the run goes on from."""
         self.every = every or _NEVER
         self._folder = folder
-        self._saved_epoch: int | None = None
+        self._saved: tuple[int, object] | None = None
+        self._parent = parent
 
     @asynccontextmanager
     async def resources(self) -> AsyncGenerator[None]:
@@ -52,26 +53,27 @@ class CheckpointHook(Hook):
         return await self._save(state)
 
     async def _save(self, state: TrainerState) -> StateUpdate | None:
-        if state.epoch == self._saved_epoch or not state.epoch:
+        if not state.epoch:
             return None
         if state.policy is None:
             raise RuntimeError(
                 f"epoch {state.epoch} cannot be saved: hooks hold views of so many epochs that its state came without "
                 "the policy; drop states earlier or raise collection.held_epochs"
             )
-        path = await anyio.to_thread.run_sync(self._commit, state)
-        self._saved_epoch = state.epoch
+        content = self.run.checkpoint_content(state)
+        # At the end the epoch may be saved already, but not what hooks have made of it since.
+        saved = state.epoch, content.hook_states
+        if saved == self._saved:
+            return None
+        numbers = {name: value for name, value in metrics(state, self.run).items() if value is not None}
+        path = await anyio.to_thread.run_sync(self._commit, state.epoch, content, numbers)
+        self._saved = saved
+        self._parent = path.name
         return StateUpdate(latest_checkpoint_uri=path.absolute().as_uri())
 
-    def _commit(self, state: TrainerState) -> Path:
-        assert state.policy is not None
-        facts = {
-            "agent_step": state.agent_step,
-            "policy_version": state.policy.version,
-            "metrics": {name: value for name, value in metrics(state, self.run).items() if value is not None},
-        }
-        files = {POLICY: save(dict(state.policy.tensors), metadata={"format": "pt"})}
-        return self._folder.commit(epoch=state.epoch, facts=facts, files=files)
+    def _commit(self, epoch: int, content: CheckpointContent, numbers: dict[str, float]) -> Path:
+        facts = {**content.facts, "metrics": numbers}
+        return self._folder.commit(epoch=epoch, facts=facts, files=content.files, parent=self._parent)
 
 
 _NEVER = 2**62

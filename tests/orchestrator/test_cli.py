@@ -50,7 +50,8 @@ class Calls:
     def warm_up(self) -> None:
         self.events.append("warm_up")
 
-    def run_training(self, config: TrainerConfig) -> int:
+    def run_training(self, config: TrainerConfig, *, resume: object = None) -> int:
+        assert resume is None
         self.events.append("train")
         self.configs.append(config)
         if self.error is not None:
