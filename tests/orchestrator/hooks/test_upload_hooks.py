@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import logging
+import shutil
 import threading
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -15,9 +19,11 @@ import pytest
 from orchestrator import CheckpointsConfig, ConfigurationError, Trainer
 from orchestrator.checkpoints import CheckpointFolder, KeepLast, find_checkpoint
 from orchestrator.config_check import check_config
+from orchestrator.evaluation import evaluate_checkpoint
 from orchestrator.hooks.hook import StateUpdate
 from orchestrator.hooks.upload import UploadHook
 from orchestrator.hooks.wandb_artifacts import WandbCheckpointHook
+from orchestrator.resume import find_resume_source
 from state.trainer_state import TrainerState
 from tests.orchestrator.checkpoints.object_store_server import ObjectStoreServer, object_store_server
 from tests.orchestrator.hooks.driving import AtCommit, AtEpochEnd, publish_epochs, running, until
@@ -25,7 +31,6 @@ from tests.orchestrator.training import small_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.anyio
 
@@ -69,6 +74,23 @@ async def test_a_run_leaves_its_checkpoints_in_the_store(address: str, tmp_path:
     assert found.read("policy.safetensors") == local.read("policy.safetensors")
     assert (found.path.parent.parent / "config.toml").read_text() == (tmp_path / "first run/config.toml").read_text()
     assert "SECRET" not in (tmp_path / "first run/config.toml").read_text()
+
+
+async def test_a_run_goes_on_and_is_evaluated_from_the_store_where_nothing_else_is_left(
+    address: str, tmp_path: Path
+) -> None:
+    config = small_config(epochs=2, run_dir=tmp_path / "run", checkpoints=CheckpointsConfig(every=1, upload=address))
+    ended = await Trainer(config).run()
+    shutil.rmtree(tmp_path / "run")
+    report = await anyio.to_thread.run_sync(partial(evaluate_checkpoint, Path(f"{address}/run"), episodes=1))
+    assert report["epoch"] == ended.epoch
+    source = await anyio.to_thread.run_sync(find_resume_source, f"{address}/run")
+    further = dataclasses.replace(
+        source.config, run_dir=tmp_path / "further", total_agent_steps=2 * config.total_agent_steps
+    )
+    final = await Trainer(further, resume=source).run()
+    assert final.epoch > ended.epoch
+    assert final.latest_checkpoint_uri == f"{address}/further/checkpoints/{final.epoch:08d}"
 
 
 async def test_a_dead_store_costs_an_error_in_the_log_and_nothing_else(
