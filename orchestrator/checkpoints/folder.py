@@ -10,7 +10,7 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from orchestrator.checkpoints.checkpoint import Checkpoint, is_valid, open_checkpoint
 from orchestrator.checkpoints.filesystem import REAL, make_folders, remove_tree, sync_if_possible
 from orchestrator.checkpoints.locks import hold, sole_writer, unheld
 from orchestrator.checkpoints.manifest import (
@@ -104,6 +104,8 @@ class CheckpointFolder:
         `parent` names the checkpoint that the run continued from. Raises CheckpointError: no space, no permission,
         another run in this folder, a later epoch in it.
         """
+        if epoch < 0:
+            raise CheckpointError(f"a checkpoint's epoch must be at least 0, not {epoch}")
         for name in files:
             if not is_plain_name(name) or name == MANIFEST:
                 raise CheckpointError(f"{name!r} cannot be the name of a file in a checkpoint")
@@ -122,7 +124,10 @@ class CheckpointFolder:
                     "checkpoints before it are as they were"
                 ) from error
             self._point_to(final)
-            self.prune()
+            try:
+                self._prune(final)
+            except OSError as error:
+                _log.warning("%s is committed, but old checkpoints cannot be deleted: %s", final, error)
         return final
 
     def list(self) -> list[Path]:
@@ -172,18 +177,27 @@ class CheckpointFolder:
     def prune(self, *, dry_run: bool = False) -> list[Path]:
         """Delete what nobody wants, and old remains; gives what was deleted, or with `dry_run` what would be.
 
-        What cannot be deleted stays, with a warning in the log.
+        Reads the newest checkpoints until it finds the newest valid one. What cannot be deleted stays, with a warning
+        in the log.
         """
         with self.claim():
-            checkpoints = [checkpoint for path in self.list() if (checkpoint := self._open(path)) is not None]
-            kept = self.retention.wanted(checkpoints) | {checkpoint.path for checkpoint in checkpoints[-1:]}
-            paths = [checkpoint.path for checkpoint in checkpoints]
-            unwanted = [path for path in paths if path not in kept and path.absolute() not in self.protect]
-            if dry_run:
-                return unwanted
-            deleted = [path for path in unwanted if self._delete_if_free(path)]
-            self._sweep()
+            newest = next((checkpoint.path for checkpoint in reversed(self._all()) if is_valid(checkpoint)), None)
+            return self._prune(newest, dry_run=dry_run)
+
+    def _prune(self, newest: Path | None, *, dry_run: bool = False) -> list[Path]:
+        checkpoints = self._all()
+        kept = self.retention.wanted(checkpoints) | {newest}
+        paths = [checkpoint.path for checkpoint in checkpoints]
+        unwanted = [path for path in paths if path not in kept and path.absolute() not in self.protect]
+        if dry_run:
+            return unwanted
+        deleted = [path for path in unwanted if self._delete_if_free(path)]
+        self._sweep()
         return deleted
+
+    def _all(self) -> list[Checkpoint]:
+        """Those whose manifests can be read."""
+        return [checkpoint for path in self.list() if (checkpoint := self._open(path)) is not None]
 
     # Committing.
 
@@ -225,6 +239,8 @@ class CheckpointFolder:
             return {path.name for path in self.path.iterdir() if NAME.fullmatch(path.name)}
         except (FileNotFoundError, NotADirectoryError):
             return set()
+        except PermissionError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from error
 
     def _free_name(self, epoch: int) -> Path:
         path = self.path / f"{epoch:08d}"

@@ -162,16 +162,22 @@ class RemoteCheckpoints:
         return copy
 
     def prune(self, retention: Retention, *, dry_run: bool = False) -> list[str]:
-        """Delete what `retention` does not want, never the newest, and day-old remains of uploads; the names."""
+        """Delete what `retention` does not want, never the newest valid one, and day-old remains of uploads.
+
+        Gives the names, with `dry_run` without deleting. Reads the newest until it finds the newest valid one.
+        """
         listed = self.objects.list(_FOLDER)
         names = _committed(entry.key for entry in listed)
         checkpoints: list[Checkpoint] = []
         for name in names:
             try:
                 checkpoints.append(self.open(name))
+            except StoreUnavailable:
+                raise
             except CheckpointError as error:
                 _log.warning("retention leaves a checkpoint alone that cannot be read: %s", error)
-        kept = retention.wanted(checkpoints) | {checkpoint.path for checkpoint in checkpoints[-1:]}
+        newest = next((checkpoint.path for checkpoint in reversed(checkpoints) if self._is_valid(checkpoint)), None)
+        kept = retention.wanted(checkpoints) | {newest}
         unwanted = [checkpoint.path.name for checkpoint in checkpoints if checkpoint.path not in kept]
         if dry_run:
             return unwanted
@@ -186,6 +192,15 @@ class RemoteCheckpoints:
             if unfinished and rest != MANIFEST and name not in unwanted and entry.written < oldest:
                 self.objects.delete(entry.key)
         return unwanted
+
+    def _is_valid(self, checkpoint: Checkpoint) -> bool:
+        try:
+            self.verify(checkpoint.path.name)
+        except StoreUnavailable:
+            raise
+        except CheckpointError:
+            return False
+        return True
 
     def _committed_attempt(self, name: str) -> str | None:
         stored = self.objects.get(f"{_FOLDER}{name}/{MANIFEST}")

@@ -44,6 +44,15 @@ def where(request: pytest.FixtureRequest, folder: CheckpointFolder) -> str:
     return address
 
 
+def damage(where: str, folder: CheckpointFolder, name: str) -> None:
+    if where.startswith("memory:"):
+        objects = Objects(where)
+        attempt = RemoteCheckpoints(objects).open(name).manifest["attempt"]
+        objects.put(f"checkpoints/{name}/{attempt}/optimizer.safetensors", b"moment")
+    else:
+        os.truncate(folder.path / name / "optimizer.safetensors", 6)
+
+
 def test_list_shows_what_is_there(where: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["checkpoints", "list", where]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -58,12 +67,7 @@ def test_list_shows_what_is_there(where: str, capsys: pytest.CaptureFixture[str]
 def test_verify_tells_good_from_bad(where: str, folder: CheckpointFolder, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["checkpoints", "verify", where]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{epoch:08d}: ok" for epoch in (1, 2, 3)]
-    if where.startswith("memory:"):
-        objects = Objects(where)
-        attempt = RemoteCheckpoints(objects).open("00000002").manifest["attempt"]
-        objects.put(f"checkpoints/00000002/{attempt}/optimizer.safetensors", b"moment")
-    else:
-        os.truncate(folder.list()[1] / "optimizer.safetensors", 6)
+    damage(where, folder, "00000002")
     assert run(["checkpoints", "verify", where]) == 1
     captured = capsys.readouterr()
     assert captured.out.splitlines() == ["00000001: ok", "00000003: ok"]
@@ -88,6 +92,17 @@ def test_prune_deletes_what_no_rule_keeps(where: str, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out == "00000002: deleted\n"
     assert run(["checkpoints", "list", where]) == 0
     assert [line[:8] for line in capsys.readouterr().out.splitlines()] == ["00000001", "00000003"]
+
+
+def test_prune_never_deletes_the_newest_valid_one(
+    where: str, folder: CheckpointFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("00000002", "00000003"):
+        damage(where, folder, name)
+    assert run(["checkpoints", "prune", where, "--keep", "1"]) == 0
+    assert capsys.readouterr().out == "00000002: deleted\n"
+    assert run(["checkpoints", "verify", where]) == 1
+    assert capsys.readouterr().out == "00000001: ok\n"
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])

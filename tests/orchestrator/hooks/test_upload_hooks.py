@@ -158,6 +158,18 @@ async def test_a_run_that_is_cancelled_does_not_wait_for_a_store_that_hangs(
         released.set()
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_copying_never_blocks_the_event_loop(tmp_path: Path) -> None:
+    blockbuster = pytest.importorskip("blockbuster")
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    with blockbuster.blockbuster_ctx():
+        async with running(Saver(folder), UploadHook(folder.path, (tmp_path / "store").as_uri())) as engine:
+            await publish_epochs(engine, 1)
+            await engine.drain(20)
+            assert engine.statistics().hooks["upload"].handled == 1
+    assert find_checkpoint(tmp_path / "store").epoch == 1
+
+
 async def test_the_newest_is_tried_again_at_the_end_if_its_upload_failed(
     address: str, server: ObjectStoreServer, tmp_path: Path
 ) -> None:
