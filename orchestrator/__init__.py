@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         CheckpointsConfig,
         CollectionConfig,
         EvaluationConfig,
+        EvaluationTask,
         LearningConfig,
         LossesConfig,
         MetricsConfig,
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
     )
     from orchestrator.config_error import ConfigurationError
     from orchestrator.hooks.engine import HookConfigurationError
-    from orchestrator.hooks.hook import Every, Hook, RunContext, StateUpdate
+    from orchestrator.hooks.hook import Every, Hook, HookResult, RunContext, StateUpdate
     from orchestrator.hooks.run_in_worker import run_in_worker
     from orchestrator.hooks.runner import HookFailed, HookOverflow
+    from orchestrator.hooks.statistics import HookStatistics
     from orchestrator.optimization import NonFiniteLossError
     from orchestrator.trainer import Run, Trainer
     from orchestrator.workers.worker import WorkerCrashed
@@ -33,11 +35,14 @@ __all__ = [
     "CollectionConfig",
     "ConfigurationError",
     "EvaluationConfig",
+    "EvaluationTask",
     "Every",
     "Hook",
     "HookConfigurationError",
     "HookFailed",
     "HookOverflow",
+    "HookResult",
+    "HookStatistics",
     "LearningConfig",
     "LossesConfig",
     "MetricsConfig",
@@ -59,6 +64,8 @@ _MODULES = {
     "HookConfigurationError": "hooks.engine",
     "HookFailed": "hooks.runner",
     "HookOverflow": "hooks.runner",
+    "HookResult": "hooks.hook",
+    "HookStatistics": "hooks.statistics",
     "NonFiniteLossError": "optimization",
     "Run": "trainer",
     "RunContext": "hooks.hook",

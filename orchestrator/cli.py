@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_origin
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from orchestrator.checkpoints.find import as_address
-from orchestrator.config import TrainerConfig
+from orchestrator.config import EvaluationTask, TrainerConfig
 from orchestrator.config_check import check_config
 from orchestrator.config_error import ConfigurationError, Problem, nearest
-from orchestrator.config_file import read_config
+from orchestrator.config_file import from_table, read_config
 from orchestrator.config_imports import environment_problems
 from orchestrator.run_folder import claimed, default_run_dir
 
@@ -67,12 +66,12 @@ class TrainArguments:
 class EvalArguments:
     """Measure how an agent does: play whole episodes with the policy of a checkpoint."""
 
-    path: tyro.conf.Positional[Path]
-    """A run's folder (its newest checkpoint is taken) or one checkpoint of it."""
+    path: tyro.conf.Positional[str]
+    """A run's folder (its newest checkpoint is taken), one checkpoint of it, or the URI of either."""
     episodes: int = 20
-    """Episodes to play."""
+    """Episodes to play in each environment."""
     environment: str | None = None
-    """Environment to play on (none: the one that the agent was trained on)."""
+    """Environment to play on (none: those of the run's evaluation, or else of its training)."""
     deterministic: Annotated[bool, _ACTIONS, tyro.conf.FlagCreatePairsOff] = False
     """Take the most likely action, as the run's own evaluations do unless configured otherwise."""
     sampled: Annotated[bool, _ACTIONS, tyro.conf.FlagCreatePairsOff] = False
@@ -202,9 +201,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     if parsed.json:
         print(json.dumps(report, default=str))
     else:
-        width = max(map(len, report))
-        for name, value in report.items():
-            print(f"{name:{width}}  {value:.6g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+        print(_report_text(report))
     return 0
 
 
@@ -214,10 +211,30 @@ def _checkpoints(arguments: Sequence[str]) -> int:
     return run_command(arguments)
 
 
+def _report_text(report: Mapping[str, object]) -> str:
+    """A line for every number; of several tasks, the scores by category and task, and their averages."""
+    lines = dict(report)
+    if "tasks" in report:
+        tasks = cast("Sequence[Mapping[str, object]]", lines.pop("tasks"))
+        categories = cast("Mapping[str, float]", lines.pop("category_scores"))
+        averages = {name: lines.pop(name) for name in ("avg_category_score", "avg_simulation_score")}
+        for category, score in categories.items():
+            lines[category] = score
+            for task in tasks:
+                if task["category"] == category:
+                    lines[f"  {category}/{task['name']}"] = task["return_mean"]
+        lines |= averages
+    width = max(map(len, lines))
+    return "\n".join(
+        f"{name:{width}}  {value:.6g}" if isinstance(value, float) else f"{name:{width}}  {value}"
+        for name, value in lines.items()
+    )
+
+
 def _eval_problems(arguments: EvalArguments) -> Iterator[Problem]:
-    if as_address(arguments.path) is None and not arguments.path.exists():
+    if "://" not in arguments.path and not Path(arguments.path).exists():
         cure = "give the folder of a run (runs/...), or of one of its checkpoints"
-        yield Problem(field="path", value=str(arguments.path), expected="a folder that exists", cure=cure)
+        yield Problem(field="path", value=arguments.path, expected="a folder that exists, or a URI", cure=cure)
     if arguments.episodes < 1:
         cure = "the default is 20"
         yield Problem(field="episodes", value=arguments.episodes, expected="at least 1", cure=cure)
@@ -226,9 +243,10 @@ def _eval_problems(arguments: EvalArguments) -> Iterator[Problem]:
 
 
 def _options_registry() -> ConstructorRegistry:
-    """Teaches tyro to read `environment_options`, a table of any keys, as words KEY=VALUE."""
+    """Teaches tyro to read `environment_options`, a table of any keys, as words KEY=VALUE, and lists of tables."""
     registry = ConstructorRegistry()
     registry.primitive_rule(_option_table)
+    registry.primitive_rule(_task_list)
     return registry
 
 
@@ -244,6 +262,39 @@ def _option_table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | No
             [f"{key}={json.dumps(value, default=str)}" for key, value in options.items()] or ["nothing"]
         ),
     )
+
+
+def _task_list(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    if info.type != tuple[EvaluationTask, ...]:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[ENVIRONMENT|{SETTING=VALUE,...} ...]",
+        instance_from_str=lambda words: tuple(map(parse_task, words)),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda tasks: (
+            [task.name or task.environment or "the training's" for task in tasks] or ["nothing"]
+        ),
+    )
+
+
+def parse_task(word: str) -> EvaluationTask:
+    """The task that the name of an environment, or an inline table of TOML with a task's settings, stands for.
+
+    Raises `ValueError` otherwise.
+    """
+    if not word.startswith("{"):
+        return EvaluationTask(environment=word)
+    try:
+        table = tomllib.loads(f"task = {word}")
+    except tomllib.TOMLDecodeError as error:
+        example = '{environment="CartPole-v1", episodes=5}'
+        raise ValueError(f"{word} is no inline table of TOML ({error}), such as {example}") from error
+    try:
+        return from_table({"evaluation": {"tasks": [table["task"]]}}).evaluation.tasks[0]
+    except ConfigurationError as error:
+        wrong = [f"{name.field.rpartition('.')[2]} ({name.expected}; {name.cure})" for name in error.problems]
+        raise ValueError(f"wrong in {word}: {', '.join(wrong)}") from error
 
 
 def parse_option(word: str) -> tuple[str, object]:

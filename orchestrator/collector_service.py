@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.collector import Collector, CollectorPlan, CollectReport
 from orchestrator.global_generators import global_generators, seed_global_generators, set_global_generators
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from state.experience import ExperienceSpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CollectRequest:
+class CollectRequest(NamedTuple):
     """Fill the collector's rows of `experience`, acting with the weights in `policy`."""
 
     experience: SlotRef

@@ -137,6 +137,26 @@ class CheckpointsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationTask:
+    """One environment that policies are evaluated on."""
+
+    name: str | None = None
+    """Name of its score (none: that of the environment)."""
+    category: str = "tasks"
+    """Tasks of one category also have a score together, the mean of theirs."""
+    environment: str | None = None
+    """As `environment` at the top; its spaces must be those of the training (none: the training's environment)."""
+    options: Mapping[str, object] | None = None
+    """Keyword arguments for making it (none: the training's for the training's environment, else no arguments)."""
+    episodes: int | None = None
+    """Episodes of one evaluation (none: evaluation.episodes)."""
+    seed: int | None = None
+    """Seed of its environments, the same for every evaluation (none: evaluation.seed)."""
+    deterministic: bool | None = None
+    """Take the most likely action instead of a sampled one (none: evaluation.deterministic)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
     """Evaluation on environments of its own, beside the training."""
 
@@ -150,6 +170,10 @@ class EvaluationConfig:
     """Take the most likely action instead of a sampled one."""
     seed: int = 1_000_000
     """Seed of the evaluation's environments, the same for every evaluation."""
+    tasks: tuple[EvaluationTask, ...] = ()
+    """Environments to evaluate on (none: the training's), each with settings of its own."""
+    video_every: int = 0
+    """Epochs between evaluations that also record an episode of each task as a video (0: none)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

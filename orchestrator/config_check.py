@@ -8,6 +8,7 @@ from orchestrator.checkpoints.settings import CHECKED_TOGETHER, checkpoint_probl
 from orchestrator.config_error import ConfigurationError, Problem
 from orchestrator.config_imports import device_problems, environment_problems, own_code_problems, own_loss_classes
 from orchestrator.config_rules import name_problems, value_problems
+from orchestrator.evaluation_check import evaluation_problems
 from orchestrator.run_folder import folder_problems
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def check_config(config: TrainerConfig, *, losses: Sequence[Loss] | None = None,
     Looks at every value, at how they fit together, at the environment, the device, and the run's folder (which
     must hold no run; with `resuming`, it must hold one of the same settings). `losses` are the ones in use, if
     they exist already; otherwise the names in the configuration say which. Imports the modules of code that is
-    not ours, and torch only for a device other than `auto` and `cpu`.
+    not ours, and torch only for a device other than `auto` and `cpu`, and for tasks of the evaluation.
     """
     problems = list(value_problems(config))
     wrong = {problem.field for problem in problems}
@@ -61,6 +62,8 @@ def check_config(config: TrainerConfig, *, losses: Sequence[Loss] | None = None,
         problems.extend(device_problems(config))
     if sound(*(f"checkpoints.{name}" for name in CHECKED_TOGETHER)):
         problems.extend(checkpoint_problems(config))
+    if not any(path.startswith(("environment", "evaluation")) for path in wrong):
+        problems.extend(evaluation_problems(config))
     if sound("run_dir", "collection.environment_options"):
         problems.extend(folder_problems(config, resuming=resuming))
     _raise(problems)

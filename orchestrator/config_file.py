@@ -14,7 +14,7 @@ import tomli_w
 
 from orchestrator.config import TrainerConfig
 from orchestrator.config_error import ConfigurationError, Problem, nearest
-from orchestrator.config_fields import default_of, describe, fields_of, fits
+from orchestrator.config_fields import default_of, describe, fields_of, fits, table_type
 
 _HEADER = "# The settings of a run: `orchestrator train --config <this file>` repeats it, in a new folder.\n\n"
 _SCALARS = (bool, int, float, str, datetime.datetime, datetime.date, datetime.time)
@@ -104,11 +104,25 @@ def _section(kind: Any, table: Mapping[str, object], prefix: str, problems: list
         value = _convert(hint, raw)
         if is_dataclass(hint) and isinstance(raw, Mapping):
             settings[name] = _section(hint, cast(Mapping[str, object], raw), path + ".", problems)
+        elif table_type(hint) is not None and isinstance(value, tuple):
+            settings[name] = _tables(table_type(hint), cast("tuple[object, ...]", value), path, problems)
         elif fits(hint, value):
             settings[name] = value
         else:
             problems.append(Problem(field=path, value=raw, expected=describe(hint), cure=default_of(path)))
     return kind(**settings)
+
+
+def _tables(kind: Any, items: Sequence[object], path: str, problems: list[Problem]) -> tuple[object, ...]:
+    """The dataclasses `kind` from a list of tables."""
+    tables: list[object] = []
+    for index, raw in enumerate(items):
+        place = f"{path}[{index}]"
+        if isinstance(raw, Mapping):
+            tables.append(_section(kind, cast(Mapping[str, object], raw), place + ".", problems))
+        else:
+            problems.append(Problem(field=place, value=raw, expected="a table of settings", cure=default_of(place)))
+    return tuple(tables)
 
 
 def _unknown(name: str, value: object, prefix: str, known: Mapping[str, object]) -> Problem:
@@ -147,6 +161,8 @@ def _plain(value: object, path: str, problems: list[Problem]) -> object:
         return str(value)
     if type(value) in _SCALARS:
         return value
+    if is_dataclass(value):
+        return _plain_section(value, path + ".", problems)
     if isinstance(value, (list, tuple)):
         items = cast(Sequence[object], value)
         return [_plain(item, f"{path}[{index}]", problems) for index, item in enumerate(items)]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from orchestrator.slots import SlotSender
 from orchestrator.workers import WorkerCrashed
 from orchestrator.workers.worker import Worker, open_worker
 from state.experience import ExperienceSpec
+from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from orchestrator.policies import Policy, Spaces
     from orchestrator.workers import Interrupt
     from state.shared_memory import Slot
-    from state.trainer_state import TrainerState
 
 _log = logging.getLogger("orchestrator")
 EXPERIENCE, POLICY, MOMENTS = "experience", "policy", "moments"
@@ -122,7 +122,7 @@ class Crew:
     async def callback(self, name: str, state: TrainerState) -> None:
         """Call one of the losses' callbacks, if any loss overrides it."""
         if name in self.description.callbacks:
-            await self._learner.call("callback", name, state)
+            await self._learner.call("callback", name, _for_losses(state))
 
     async def collect(self, experience: Slot, policy: Slot) -> tuple[CollectReport, ...]:
         """One rollout of every collector. Raises WorkerCrashed when one keeps dying."""
@@ -154,14 +154,16 @@ class Crew:
 
         Raises WorkerCrashed when the learner dies.
         """
+        callbacks = self.description.callbacks
         request = LearnRequest(
-            state=state,
+            # Without callbacks nobody looks at more than the counters.
+            state=_for_losses(state) if callbacks else TrainerState(epoch=state.epoch, agent_step=state.agent_step),
             experience=self._learner_slots.ref(EXPERIENCE, experience),
             behaviour_version=behaviour_version,
             publish_to=self._learner_slots.ref(POLICY, publish_to),
             version=version,
             steps_before=steps_before,
-            rollout_start=rollout_start if "on_rollout_start" in self.description.callbacks else None,
+            rollout_start=_for_losses(rollout_start) if rollout_start and "on_rollout_start" in callbacks else None,
             capture_to=None if capture_to is None else self._learner_slots.ref(MOMENTS, capture_to),
         )
         return await self._learner.call("learn", request)
@@ -267,6 +269,11 @@ async def crew(
     finally:
         interrupt.set()
         await workers.aclose()
+
+
+def _for_losses(state: TrainerState) -> TrainerState:
+    """Without the views: the learner has the memory itself."""
+    return replace(state, experience=None, policy=None)
 
 
 def available_cores() -> int:

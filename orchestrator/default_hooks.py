@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from orchestrator.checkpoints import CheckpointFolder, retention_of
-from orchestrator.evaluation import EvaluationPlan
+from orchestrator.evaluation import evaluation_plans
 from orchestrator.hooks.checkpoint import CheckpointHook
 from orchestrator.hooks.evaluation import EvaluationHook
 from orchestrator.hooks.metrics import MetricsHook
@@ -25,7 +25,8 @@ def default_hooks(config: TrainerConfig, resumed: Path | None = None) -> list[Ho
     `resumed` is the checkpoint that the run goes on from."""
     hooks: list[Hook] = []
     if config.evaluation.every:
-        hooks.append(EvaluationHook(EvaluationPlan.of(config), config.evaluation.every))
+        settings = config.evaluation
+        hooks.append(EvaluationHook(evaluation_plans(config), settings.every, video_every=settings.video_every))
     if config.run_dir is not None and config.checkpoints.enabled:
         folder = CheckpointFolder(
             config.run_dir / "checkpoints",

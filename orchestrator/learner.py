@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -73,8 +73,7 @@ class LearnerDescription:
     """As of `Optimization`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnRequest:
+class LearnRequest(NamedTuple):
     """Learn from `experience` and publish the result to `publish_to` as version `version`."""
 
     state: TrainerState
@@ -91,8 +90,7 @@ class LearnRequest:
     """Where the optimizer's moments go, if a checkpoint is to be taken of this epoch."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnReport:
+class LearnReport(NamedTuple):
     """What came of one epoch. Times are `time.monotonic()`, one clock for all processes of a machine."""
 
     loss_stats: dict[str, float]

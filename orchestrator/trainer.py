@@ -26,6 +26,7 @@ from orchestrator.hooks.runner import HookFailed
 from orchestrator.resume import ResumeSource, check_resume, find_resume_source
 from orchestrator.training_capture import checkpoint_content, read_checkpoint
 from orchestrator.training_loop import TrainingLoop
+from orchestrator.wakeup import Wakeup
 from orchestrator.workers import Interrupt, start_worker
 from orchestrator.workers.worker import open_worker
 from state.stopwatch import Stopwatch
@@ -79,7 +80,7 @@ class Run:
         self._first_epoch = first_epoch
         self._state = TrainerState(epoch=first_epoch)
         self._captures: dict[int, TrainingCapture] = {}
-        self._changed = anyio.Event()
+        self._changed = Wakeup()
         self._ended = anyio.Event()
         self.error: BaseException | None = None
         """What the run failed with, once it has ended."""
@@ -183,7 +184,6 @@ class Run:
         """For the trainer: a new state is there."""
         self._state = state
         self._changed.set()
-        self._changed = anyio.Event()
 
     def end(self, error: BaseException | None) -> None:
         """For the trainer: the run is over."""

@@ -14,6 +14,7 @@ import anyio.to_thread
 from orchestrator.crew import EXPERIENCE, MOMENTS, POLICY
 from orchestrator.resume import changes_on_resume
 from orchestrator.training_capture import TrainingCapture, fill_moments, fill_policy
+from orchestrator.wakeup import Wakeup
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
 from state.policy_snapshot import PolicySnapshot
@@ -96,7 +97,7 @@ class TrainingLoop:
         self._first_version = 0
         self._saving_from: dict[int, int] = {}
         """By epoch of which a checkpoint will be taken, the oldest version that it must hold."""
-        self._newest = anyio.Event()
+        self._newest = Wakeup()
         self._collected_steps = 0
         self._collected_epochs = 0 if resume is None else resume.state.epoch
         self._warned = False
@@ -108,7 +109,7 @@ class TrainingLoop:
             await self._begin()
         else:
             await self._go_on_from(self._resume)
-        await self._crew.callback("on_new_training_run", _without_views(self.state))
+        await self._crew.callback("on_new_training_run", self.state)
         await self._engine.publish("on_new_training_run", self.state)
         # No batch is collected before the version it needs is there, which bounds how many wait.
         send, receive = anyio.create_memory_object_stream[_Batch](self._config.staleness)
@@ -187,9 +188,10 @@ class TrainingLoop:
                 if not await self._control.may_begin():
                     return
                 before = replace(self.state, epoch=epoch, agent_step=self._collected_steps, policy_version=version)
-                before = self._engine.fold(replace(before, timer=self._stopwatch.reading()))
+                if self._is_heard("on_rollout_start"):
+                    before = self._engine.fold(replace(before, timer=self._stopwatch.reading()))
                 if config.staleness == 0:  # otherwise the learner is at work, and is told when it begins with the batch
-                    await self._crew.callback("on_rollout_start", _without_views(before))
+                    await self._crew.callback("on_rollout_start", before)
                 await self._engine.publish("on_rollout_start", before)
                 slot = self._experience.claim()
                 reports = await self._crew.collect(slot, self._versions[version])
@@ -207,13 +209,13 @@ class TrainingLoop:
                         epoch=epoch,
                         agent_step=self._collected_steps,
                         policy_version=version,
-                        rollout_stats=FrozenMapping({name: tuple(values) for name, values in stats.items()}),
+                        rollout_stats=tracker.rollout,
                         experience=self._view_experience(epoch, version, slot),
                         stats_tracker=tracker,
-                        timer=self._stopwatch.reading(),
+                        timer=self._stopwatch.reading() if self._is_heard("on_rollout_end") else None,
                     )
                 )
-                saving = await self._plan_saving(replace(state, epoch=epoch + 1))
+                saving = await self._plan_saving(replace(state, epoch=epoch + 1)) if self._engine.saving else None
                 await self._engine.publish("on_rollout_end", state)
                 try:
                     await send.send(_Batch(epoch, slot, version, before, state, saving))
@@ -254,18 +256,18 @@ class TrainingLoop:
     async def _learn_from(self, batch: _Batch) -> bool:
         version = batch.epoch + 1
         publish_to = self._policies.claim()
-        # What losses are given must not depend on when things happened: the statistics are of the epoch before.
         saving = batch.saving
         moments = None if saving is None else self._moments.claim()
+        # What losses are given must not depend on when things happened: the statistics are of the epoch before.
         known = replace(batch.state, loss_stats=self.state.loss_stats, policy=self.state.policy)
         report = await self._crew.learn(
-            _without_views(self._engine.fold(known)),
+            self._engine.fold(known),
             batch.slot,
             batch.behaviour_version,
             publish_to,
             version,
             steps_before=batch.before.agent_step,
-            rollout_start=_without_views(batch.before) if self._config.staleness else None,
+            rollout_start=batch.before if self._config.staleness else None,
             capture_to=moments,
         )
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
@@ -279,9 +281,10 @@ class TrainingLoop:
             update_epoch=report.update_epochs,
             mb_idx=report.minibatches,
             policy_version=version,
-            timer=self._stopwatch.reading(),
         )
-        await self._engine.publish("on_train_phase_end", self._engine.fold(state))
+        if self._engine.listens("on_train_phase_end"):
+            phase_end = self._engine.fold(replace(state, timer=self._stopwatch.reading()))
+            await self._engine.publish("on_train_phase_end", phase_end)
         self._stopwatch.rate("agent_step", batch.state.agent_step - self.state.agent_step)
         state = self._engine.fold(
             replace(
@@ -317,7 +320,9 @@ class TrainingLoop:
         lease = self._moments.lease(moments)
         self._moments.release(moments)
         if lease is None:
-            _log.warning("epoch %d can't be resumed from: hooks that save hold too much that they have not saved", epoch)
+            _log.warning(
+                "epoch %d can't be resumed from: hooks that save hold too much that they have not saved", epoch
+            )
             return
         needed = range(self._saving_from.pop(epoch, self._version_for(epoch)), epoch)
         behaviour = [
@@ -328,9 +333,12 @@ class TrainingLoop:
 
     def _wake_collector(self) -> None:
         self._newest.set()
-        self._newest = anyio.Event()
 
     # What both need.
+
+    def _is_heard(self, event: str) -> bool:
+        """Whether anyone looks at the states of `event`, so that all of it must be known."""
+        return bool(self._crew.description.callbacks) or self._engine.listens(event)
 
     def _forget_versions(self, before: int) -> None:
         """Release the versions that no further epoch is collected with, except the newest."""
@@ -376,8 +384,3 @@ def _merge(reports: Sequence[CollectReport]) -> dict[str, list[float]]:
         for name, values in report.rollout_stats.items():
             stats.setdefault(name, []).extend(values)
     return stats
-
-
-def _without_views(state: TrainerState) -> TrainerState:
-    """For the learner, who has the memory itself."""
-    return replace(state, experience=None, policy=None)

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import pytest
 
-from orchestrator.config import TrainerConfig
+from orchestrator.config import EvaluationConfig, EvaluationTask, TrainerConfig
 from orchestrator.config_check import ConfigurationError, Problem, check_config, check_losses, check_minibatches
-from orchestrator.config_fields import leaves
+from orchestrator.config_fields import leaves, table_leaves
 from orchestrator.config_file import from_table
-from orchestrator.config_rules import RULES
+from orchestrator.config_rules import RULES, TABLE_RULES
 
 if TYPE_CHECKING:
     from losses.loss import Loss
@@ -101,6 +101,12 @@ def test_every_number_has_a_range() -> None:
         return hint in (int, float) or any(numeric(argument) for argument in get_args(hint))
 
     assert {path for path, hint, _ in leaves(TrainerConfig()) if numeric(hint)} | {"environment"} == set(RULES)
+
+
+def test_every_number_of_a_table_has_a_range() -> None:
+    config = TrainerConfig(evaluation=EvaluationConfig(tasks=(EvaluationTask(),)))
+    numeric = {path for path, hint, _ in table_leaves(config) if hint in (int, float) or int in get_args(hint)}
+    assert numeric <= {path.replace("[]", "[0]") for path in TABLE_RULES}
 
 
 @pytest.mark.parametrize("path", sorted(RULES))
