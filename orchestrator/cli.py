@@ -1,4 +1,4 @@
-"""The subcommands `train`, `eval` and `report`: from the words on the command line to what they ask for."""
+"""The subcommands: from the words on the command line to what they ask for."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ commands:
           go on with a run:    orchestrator train --resume runs/first
   eval    measure an agent:    orchestrator eval runs/first --episodes 20
   report  look at runs:        orchestrator report runs/first runs/second
+  checkpoints   list, verify, show, prune or export them:    orchestrator checkpoints list runs/first
 
 `orchestrator COMMAND --help` explains the options and their defaults."""
 _ACTIONS = tyro.conf.create_mutex_group(required=False)
@@ -92,7 +93,7 @@ class ReportArguments:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs the subcommand that `arguments` begin with and returns the exit code: 2 if they are wrong."""
-    commands = {"train": _train, "eval": _evaluate, "report": _report}
+    commands = {"train": _train, "eval": _evaluate, "report": _report, "checkpoints": _checkpoints}
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help"):
         print(_HELP)
@@ -214,6 +215,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
     else:
         print(_report_text(report))
     return 0
+
+
+def _checkpoints(arguments: Sequence[str]) -> int:
+    from orchestrator.checkpoints.command import run_command
+
+    return run_command(arguments)
 
 
 def _report_text(report: Mapping[str, object]) -> str:

@@ -132,6 +132,10 @@ class CheckpointsConfig:
     """Whether the largest or the smallest metric is best."""
     keep_every: int = 0
     """Checkpoints of every so many epochs stay besides (0: none)."""
+    upload: str | None = None
+    """Object store to copy them to, below the run's name: s3://bucket/..., gs://, az://, file:// (none: nowhere)."""
+    wandb_project: str | None = None
+    """Weights & Biases project, or entity/project, to upload them to as artifacts (none: nowhere)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestrator.checkpoints.settings import CHECKED_TOGETHER, checkpoint_problems
 from orchestrator.config_error import ConfigurationError, Problem
 from orchestrator.config_imports import device_problems, environment_problems, own_code_problems, own_loss_classes
 from orchestrator.config_rules import name_problems, value_problems
@@ -61,6 +62,8 @@ def check_config(config: TrainerConfig, *, losses: Sequence[Loss] | None = None,
         problems.extend(_files_without_folder(config))
     if sound("device"):
         problems.extend(device_problems(config))
+    if sound(*(f"checkpoints.{name}" for name in CHECKED_TOGETHER)):
+        problems.extend(checkpoint_problems(config))
     if not any(path.startswith(("environment", "evaluation")) for path in wrong):
         problems.extend(evaluation_problems(config))
     if sound("run_dir", "collection.environment_options"):

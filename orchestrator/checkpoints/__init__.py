@@ -4,6 +4,7 @@ from orchestrator.checkpoints.checkpoint import Checkpoint
 from orchestrator.checkpoints.find import find_checkpoint
 from orchestrator.checkpoints.folder import CheckpointFolder
 from orchestrator.checkpoints.manifest import MANIFEST, POLICY, CheckpointDamaged, CheckpointError
+from orchestrator.checkpoints.objects import StoreUnavailable
 from orchestrator.checkpoints.retention import KeepAll, KeepAny, KeepBest, KeepEvery, KeepLast, Retention, retention_of
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "KeepEvery",
     "KeepLast",
     "Retention",
+    "StoreUnavailable",
     "find_checkpoint",
     "retention_of",
 ]

@@ -75,6 +75,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path=path, manifest=parse_manifest(content, path / MANIFEST))
 
 
+def is_valid(checkpoint: Checkpoint) -> bool:
+    """Whether every byte is as it was written."""
+    try:
+        checkpoint.verify()
+    except CheckpointError:
+        return False
+    return True
+
+
 def _read(path: Path) -> bytes:
     return read_regular(path)
 

@@ -2,25 +2,68 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.checkpoints.folder import CheckpointFolder
 from orchestrator.checkpoints.manifest import MANIFEST, CheckpointError
+from orchestrator.checkpoints.objects import SCHEMES
+
+_ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}")
 
 
 def find_checkpoint(where: Path | str) -> Checkpoint:
     """The checkpoint at `where`, or the newest valid one of the run at `where`, verified.
 
-    Raises CheckpointError naming what is missing or damaged.
+    `where` is a path, or an address that begins with file://, s3://, gs://, az:// or memory://; what is in an object
+    store is copied to this machine (see `RemoteCheckpoints.download`). Raises CheckpointError naming what is missing
+    or damaged, and StoreUnavailable (a ConnectionError) where a store cannot be reached.
     """
-    path = Path(unquote(urlsplit(where).path)) if isinstance(where, str) and where.startswith("file:") else Path(where)
-    if (path / MANIFEST).exists() or (path / MANIFEST).is_symlink():
+    address = as_address(where)
+    if address is not None and not address.startswith("file://"):
+        from orchestrator.checkpoints.remote import find_remote
+
+        return find_remote(address)
+    path = local_place(where)
+    if os.path.lexists(path / MANIFEST):
         checkpoint = open_checkpoint(path)
         checkpoint.verify()
         return checkpoint
-    for folder in (CheckpointFolder(path / "checkpoints"), CheckpointFolder(path)):
-        if folder.list():
+    for folder in folders_of(path):
+        if folder.used():
             return folder.newest_valid()
     raise CheckpointError(f"{path} is neither a checkpoint ({MANIFEST} is missing) nor a run with checkpoints in it")
+
+
+def local_place(where: Path | str) -> Path:
+    """The path that a path or a file:// address names."""
+    address = as_address(where)
+    return Path(where) if address is None else Path(unquote(urlsplit(address).path))
+
+
+def folders_of(path: Path) -> tuple[CheckpointFolder, ...]:
+    """Where the checkpoints of a run may be: in its folder, or right here."""
+    return CheckpointFolder(path / "checkpoints"), CheckpointFolder(path)
+
+
+def local_path(address: str | None, folder: Path) -> Path | None:
+    """The path of a checkpoint that an address names, if it is one of `folder`, and not a copy elsewhere."""
+    if address is None or not address.startswith("file://"):
+        return None
+    path = Path(unquote(urlsplit(address).path))
+    return path if path.parent == folder.absolute() else None
+
+
+def as_address(where: Path | str) -> str | None:
+    """The address of a place in an object store; None for a path.
+
+    Also where it was taken for a path before, and has lost a slash by that.
+    """
+    match = _ADDRESS.match(str(where))
+    if match is None:
+        return None
+    rest = str(where)[match.end() :]
+    return f"file:///{rest.lstrip('/')}" if match[1] == "file" else f"{match[1]}://{rest}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from orchestrator.checkpoints.checkpoint import Checkpoint, is_valid, open_checkpoint
 from orchestrator.checkpoints.filesystem import REAL, make_folders, remove_tree, sync_if_possible
 from orchestrator.checkpoints.locks import hold, sole_writer, unheld
 from orchestrator.checkpoints.manifest import (
@@ -103,12 +104,14 @@ class CheckpointFolder:
         `parent` names the checkpoint that the run continued from. Raises CheckpointError: no space, no permission,
         another run in this folder, a later epoch in it.
         """
+        if epoch < 0:
+            raise CheckpointError(f"a checkpoint's epoch must be at least 0, not {epoch}")
         for name in files:
             if not is_plain_name(name) or name == MANIFEST:
                 raise CheckpointError(f"{name!r} cannot be the name of a file in a checkpoint")
         with self.claim():
-            newest = max(self.list(), key=_order, default=None)
-            if newest is not None and _order(newest)[0] > epoch:
+            newest = next(reversed(self.list()), None)
+            if newest is not None and order(newest.name)[0] > epoch:
                 raise CheckpointError(
                     f"{self.path} holds {newest.name}, of a later epoch than {epoch}, which would be taken for newer: "
                     "call `rewind` first, or continue the run in a folder of its own"
@@ -121,15 +124,20 @@ class CheckpointFolder:
                     "checkpoints before it are as they were"
                 ) from error
             self._point_to(final)
-            self.prune()
+            try:
+                self._prune(final)
+            except OSError as error:
+                _log.warning("%s is committed, but old checkpoints cannot be deleted: %s", final, error)
         return final
 
     def list(self) -> list[Path]:
         """The committed checkpoints, oldest first."""
-        if not self.path.is_dir():
-            return []
-        found = [path for path in self.path.iterdir() if NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
-        return sorted(found, key=_order)
+        found = [self.path / name for name in self._names() if (self.path / name / MANIFEST).is_file()]
+        return sorted(found, key=lambda path: order(path.name))
+
+    def used(self) -> bool:
+        """Whether there are, or were, checkpoints here. (While a run deletes them, `list` may miss all it has.)"""
+        return bool(self._names())
 
     def newest_valid(self) -> Checkpoint:
         """The newest checkpoint whose every byte is as it was written.
@@ -137,21 +145,24 @@ class CheckpointFolder:
         Damaged ones are moved aside, never deleted, with an error in the log. Raises CheckpointError where no valid
         one is left, and for one of a later release, which should not be passed over for an older one.
         """
-        passed_over: list[str] = []
-        for path in reversed(self.list()):
-            try:
-                with hold(path):
-                    checkpoint = open_checkpoint(path)
-                    checkpoint.verify()
-                    return checkpoint
-            except CheckpointTooNew:
-                raise
-            except CheckpointError as error:
-                if (path / MANIFEST).is_symlink() or (path / MANIFEST).exists():  # or else it was deleted meanwhile
-                    passed_over.append(str(error))
-                    self._pass_over(path, error)
-        reasons = "".join(f"; {reason}" for reason in passed_over)
-        raise CheckpointError(f"{self.path} has no valid checkpoint{reasons}")
+        passed_over: dict[str, None] = {}
+        while True:
+            before = self._names()
+            for path in reversed(self.list()):
+                try:
+                    with hold(path):
+                        checkpoint = open_checkpoint(path)
+                        checkpoint.verify()
+                        return checkpoint
+                except CheckpointTooNew:
+                    raise
+                except CheckpointError as error:
+                    if os.path.lexists(path / MANIFEST):
+                        passed_over[str(error)] = None
+                        self._pass_over(path, error)
+            if self._names() == before:  # or else a run commits and deletes here: there is a newer one
+                reasons = "".join(f"; {reason}" for reason in passed_over)
+                raise CheckpointError(f"{self.path} has no valid checkpoint{reasons}")
 
     def hold(self, path: Path) -> contextlib.AbstractContextManager[None]:
         """While entered, no run deletes the checkpoint. Raises CheckpointError where there is none (any more)."""
@@ -160,24 +171,33 @@ class CheckpointFolder:
     def rewind(self, path: Path) -> list[Path]:
         """Move the checkpoints that are newer than `path` aside, so that a run can go on from there; where to."""
         with self.claim():
-            newer = [other for other in self.list() if _order(other) > _order(path)]
+            newer = [other for other in self.list() if order(other.name) > order(path.name)]
             return [self._move_aside(other, _SUPERSEDED) for other in reversed(newer)]
 
-    def prune(self) -> list[Path]:
-        """Delete what nobody wants, and old remains; what was deleted. Nothing that goes wrong here is an error."""
-        deleted: list[Path] = []
+    def prune(self, *, dry_run: bool = False) -> list[Path]:
+        """Delete what nobody wants, and old remains; gives what was deleted, or with `dry_run` what would be.
+
+        Reads the newest checkpoints until it finds the newest valid one. What cannot be deleted stays, with a warning
+        in the log.
+        """
         with self.claim():
-            checkpoints = [checkpoint for path in self.list() if (checkpoint := self._open(path)) is not None]
-            kept = self.retention.wanted(checkpoints) | {checkpoint.path for checkpoint in checkpoints[-1:]}
-            for checkpoint in checkpoints:
-                if checkpoint.path not in kept and checkpoint.path.absolute() not in self.protect:
-                    try:
-                        if self._delete(checkpoint.path):
-                            deleted.append(checkpoint.path)
-                    except OSError as error:
-                        _log.warning("an old checkpoint cannot be deleted: %s", error)
-            self._sweep()
+            newest = next((checkpoint.path for checkpoint in reversed(self._all()) if is_valid(checkpoint)), None)
+            return self._prune(newest, dry_run=dry_run)
+
+    def _prune(self, newest: Path | None, *, dry_run: bool = False) -> list[Path]:
+        checkpoints = self._all()
+        kept = self.retention.wanted(checkpoints) | {newest}
+        paths = [checkpoint.path for checkpoint in checkpoints]
+        unwanted = [path for path in paths if path not in kept and path.absolute() not in self.protect]
+        if dry_run:
+            return unwanted
+        deleted = [path for path in unwanted if self._delete_if_free(path)]
+        self._sweep()
         return deleted
+
+    def _all(self) -> list[Checkpoint]:
+        """Those whose manifests can be read."""
+        return [checkpoint for path in self.list() if (checkpoint := self._open(path)) is not None]
 
     # Committing.
 
@@ -214,6 +234,14 @@ class CheckpointFolder:
         self._files.sync(self.path)
         return final
 
+    def _names(self) -> set[str]:
+        try:
+            return {path.name for path in self.path.iterdir() if NAME.fullmatch(path.name)}
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
+        except PermissionError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from error
+
     def _free_name(self, epoch: int) -> Path:
         path = self.path / f"{epoch:08d}"
         number = 2
@@ -244,15 +272,19 @@ class CheckpointFolder:
                 return None
         return self._opened[path]
 
-    def _delete(self, path: Path) -> bool:
-        with unheld(path) as free:
-            if not free:
-                return False
-            # First it is no checkpoint any more, also after a power failure, then it goes.
-            self._files.unlink(path / MANIFEST)
-            self._files.sync(path)
-        self._opened.pop(path, None)
-        remove_tree(self._files, path)
+    def _delete_if_free(self, path: Path) -> bool:
+        try:
+            with unheld(path) as free:
+                if not free:
+                    return False
+                # First it is no checkpoint any more, also after a power failure, then it goes.
+                self._files.unlink(path / MANIFEST)
+                self._files.sync(path)
+            self._opened.pop(path, None)
+            remove_tree(self._files, path)
+        except OSError as error:
+            _log.warning("an old checkpoint cannot be deleted: %s", error)
+            return False
         return True
 
     def _sweep(self) -> None:
@@ -287,6 +319,7 @@ class CheckpointFolder:
         return aside
 
 
-def _order(path: Path) -> tuple[int, int]:
-    epoch, _, number = path.name.partition("-")
+def order(name: str) -> tuple[int, int]:
+    """By which the names of checkpoints are sorted, oldest first."""
+    epoch, _, number = name.partition("-")
     return int(epoch), int(number or 1)

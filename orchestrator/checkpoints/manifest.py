@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import math
@@ -12,7 +13,7 @@ from typing import Any, cast
 FORMAT_VERSION = 2
 MANIFEST, POLICY = "manifest.json", "policy.safetensors"
 
-_OURS = frozenset({"format_version", "attempt", "parent", "files", "folder", "checksum"})
+_OURS = frozenset({"format_version", "attempt", "parent", "created", "files", "folder", "checksum"})
 _PLAIN_NAME = re.compile(r"[\w-][\w.+-]*")
 
 
@@ -53,6 +54,7 @@ def make_manifest(
         "format_version": FORMAT_VERSION,
         "attempt": attempt,
         "parent": parent,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **facts,
         "epoch": epoch,
         "metrics": {name: _finite(value) for name, value in (facts.get("metrics") or {}).items()},
@@ -100,8 +102,7 @@ def _check(manifest: Mapping[str, Any], where: object) -> None:
         raise CheckpointDamaged(f"{where} is damaged: its checksum does not fit its content")
     if not isinstance(manifest["epoch"], int):
         raise CheckpointDamaged(f"{where} is damaged: epoch {manifest['epoch']!r}")
-    folder = manifest.get("folder")
-    for name in (*manifest["files"], *([] if folder is None else [folder])):
+    for name in (*manifest["files"], manifest["attempt"], manifest.get("folder", "-")):
         if not is_plain_name(name) or name == MANIFEST:
             raise CheckpointDamaged(f"{where} names a file outside of the checkpoint: {name!r}")
     for name, described in manifest["files"].items():
@@ -109,9 +110,11 @@ def _check(manifest: Mapping[str, Any], where: object) -> None:
             raise CheckpointDamaged(f"{where} is damaged: {name} is described by {described!r}")
 
 
-def with_folder(manifest: Mapping[str, Any], folder: str) -> bytes:
-    """The manifest of a copy whose files are in a folder of their own beside it, as in an object store."""
-    changed = {**manifest, "folder": folder}
+def in_folder(manifest: Mapping[str, Any], folder: str | None) -> bytes:
+    """The manifest of a copy whose files are in `folder` beside it (none: right beside it)."""
+    changed = {name: value for name, value in manifest.items() if name not in ("folder", "checksum")}
+    if folder is not None:
+        changed["folder"] = folder
     changed["checksum"] = _checksum(changed)
     return json.dumps(changed, indent=2, allow_nan=False).encode()
 
@@ -129,7 +132,7 @@ def _finite(value: Any) -> Any:
 
 def _from_version_1(manifest: dict[str, Any]) -> dict[str, Any]:
     # It had neither lineage nor metrics, and did not protect itself.
-    return {**manifest, "format_version": 2, "parent": None, "metrics": {}, "checksum": None}
+    return {**manifest, "format_version": 2, "parent": None, "created": None, "metrics": {}, "checksum": None}
 
 
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_version_1}

@@ -1,0 +1,81 @@
+"""Copies committed checkpoints to an object store while the training goes on."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from orchestrator.checkpoints import CheckpointError, StoreUnavailable
+from orchestrator.checkpoints.find import local_path
+from orchestrator.hooks.function_thread import FunctionThread
+from orchestrator.hooks.hook import Hook, StateUpdate
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from pathlib import Path
+
+    from orchestrator.checkpoints.remote import RemoteCheckpoints
+    from state.trainer_state import TrainerState
+
+_log = logging.getLogger("orchestrator.hooks")
+
+
+class UploadHook(Hook):
+    """Copies each checkpoint of `folder` to `<address>/checkpoints/`, one at a time.
+
+    Behind a slow store it skips all but the newest; the final one is always tried. A store that fails costs an
+    error in the log: the local checkpoint is committed. Requests happen in a thread of the hook's own and are
+    bounded by timeouts; a cancelled run waits for none of them.
+    """
+
+    name = "upload"
+    max_lag = 1
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self._folder = folder
+        self._address = address
+        self._remote: RemoteCheckpoints | None = None
+        self._thread = FunctionThread("upload of checkpoints")
+        self._failed: Path | None = None
+        """The newest checkpoint, if it could not be copied."""
+
+    @asynccontextmanager
+    async def resources(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            self._thread.close()
+            if self._remote is not None:
+                self._remote.objects.give_up()
+                self._remote = None
+
+    async def on_checkpoint_committed(self, state: TrainerState) -> StateUpdate | None:
+        path = local_path(state.latest_checkpoint_uri, self._folder)
+        return None if path is None else await self._copy(path)
+
+    async def on_training_end(self, state: TrainerState) -> StateUpdate | None:
+        return None if self._failed is None else await self._copy(self._failed)
+
+    async def _copy(self, path: Path) -> StateUpdate | None:
+        self._failed = path
+        address = await self._thread.call(self._upload, path)
+        self._failed = None
+        return None if address is None else StateUpdate(latest_checkpoint_uri=address)
+
+    def _upload(self, path: Path) -> str | None:
+        if self._remote is None:
+            # Only now and here: it takes a moment to import, and may look for credentials over the network.
+            from orchestrator.checkpoints.objects import Objects
+            from orchestrator.checkpoints.remote import RemoteCheckpoints
+
+            self._remote = RemoteCheckpoints(Objects(self._address))
+        try:
+            return self._remote.upload(path, config=self._folder.parent / "config.toml")
+        except StoreUnavailable:
+            raise
+        except CheckpointError:
+            if path.exists():
+                raise
+            _log.info("checkpoint %s is not uploaded: it was deleted before its turn came", path)
+            return None
