@@ -83,6 +83,10 @@ RULES = {
     "evaluation.episodes": _COUNT,
     "evaluation.environments": _COUNT,
     "evaluation.seed": _SEED,
+    "metrics.prometheus_port": _Rule(lambda value: 0 <= value < 65536, "0 (any free one) to 65535"),
+    "metrics.sinks": _Rule(lambda value: all(map(FUNCTION.fullmatch, value)), "names like package.module:function"),
+    "metrics.weight_norm_every": _COUNT,
+    "metrics.heartbeat": _NOT_NEGATIVE,
 }
 """By the path of the field; a field that is not here may be whatever its annotation says."""
 

@@ -2,25 +2,67 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+from orchestrator.config_fields import leaves
 from orchestrator.evaluation import EvaluationPlan
 from orchestrator.hooks.checkpoint import CheckpointHook
 from orchestrator.hooks.evaluation import EvaluationHook
+from orchestrator.hooks.heartbeat import Heartbeat
 from orchestrator.hooks.metrics import MetricsHook
+from orchestrator.own_code import import_function
+from orchestrator.sinks import Prometheus, Sink, TensorBoard, Wandb
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from orchestrator.config import TrainerConfig
     from orchestrator.hooks.hook import Hook
 
 
-def default_hooks(config: TrainerConfig) -> list[Hook]:
-    """Evaluation where it is switched on; checkpoints and metrics where the run has a folder."""
+def default_hooks(config: TrainerConfig, given: Sequence[Hook] = ()) -> list[Hook]:
+    """Evaluation where it is switched on; checkpoints and metrics where the run has a folder, or sinks.
+
+    A MetricsHook among the hooks that are `given` takes the place of the default one, and gets its sinks as well.
+    """
     hooks: list[Hook] = []
     if config.evaluation.every:
         hooks.append(EvaluationHook(EvaluationPlan.of(config), config.evaluation.every))
     if config.run_dir is not None and config.checkpoints.enabled:
         hooks.append(CheckpointHook(config.run_dir / "checkpoints", config.checkpoints.every, config.checkpoints.keep))
-    if config.run_dir is not None and config.metrics.jsonl:
-        hooks.append(MetricsHook(config.run_dir / "metrics.jsonl"))
+    if config.run_dir is not None and config.metrics.heartbeat:
+        hooks.append(Heartbeat(config.run_dir / "heartbeat.json", config.metrics.heartbeat))
+    sinks = default_sinks(config)
+    own = next((hook for hook in given if isinstance(hook, MetricsHook)), None)
+    if own is not None:
+        own.configured = sinks
+        own.settings = own.settings or _settings(config)
+    elif sinks or (config.run_dir is not None and config.metrics.jsonl):
+        metrics = MetricsHook(
+            sinks,
+            jsonl=config.metrics.jsonl,
+            weight_norm_every=config.metrics.weight_norm_every,
+            settings=_settings(config),
+        )
+        hooks.append(metrics)
     return hooks
+
+
+def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:
+    """The sinks beside metrics.jsonl. Raises MissingExtra, and OwnCodeError for a function that can't be had."""
+    settings = config.metrics
+    sinks: list[Sink] = []
+    if settings.tensorboard:
+        sinks.append(TensorBoard())
+    if settings.wandb != "off":
+        sinks.append(Wandb(project=settings.wandb_project, mode=settings.wandb))
+    if settings.prometheus:
+        sinks.append(Prometheus(host=settings.prometheus_host, port=settings.prometheus_port))
+    sinks += [cast("Sink", import_function(name)()) for name in settings.sinks]
+    return tuple(sinks)
+
+
+def _settings(config: TrainerConfig) -> Mapping[str, object]:
+    """By dotted path, as plain data."""
+    plain = (bool, int, float, str, type(None))
+    return {path: value if isinstance(value, plain) else str(value) for path, _, value in leaves(config)}

@@ -204,7 +204,7 @@ class Trainer:
     ) -> None:
         self.config = config or TrainerConfig()
         self.losses = tuple(losses) if losses is not None else None
-        self.hooks: list[Hook] = [*default_hooks(self.config), *hooks]
+        self.hooks: list[Hook] = [*default_hooks(self.config, hooks), *hooks]
         self._run: Run | None = None
         check_hooks(self.hooks)
 
