@@ -12,6 +12,7 @@ from orchestrator.hooks.heartbeat import Heartbeat
 from orchestrator.hooks.metrics import MetricsHook
 from orchestrator.own_code import import_function
 from orchestrator.sinks import Prometheus, Sink, TensorBoard, Wandb
+from orchestrator.sinks.sink import check_sink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -34,22 +35,21 @@ def default_hooks(config: TrainerConfig, given: Sequence[Hook] = ()) -> list[Hoo
         hooks.append(Heartbeat(config.run_dir / "heartbeat.json", config.metrics.heartbeat))
     sinks = default_sinks(config)
     own = next((hook for hook in given if isinstance(hook, MetricsHook)), None)
+    if own is None and (sinks or (config.run_dir is not None and config.metrics.jsonl)):
+        settings = config.metrics
+        own = MetricsHook(jsonl=settings.jsonl, weight_norm_every=settings.weight_norm_every)
+        hooks.append(own)
     if own is not None:
         own.configured = sinks
         own.settings = own.settings or _settings(config)
-    elif sinks or (config.run_dir is not None and config.metrics.jsonl):
-        metrics = MetricsHook(
-            sinks,
-            jsonl=config.metrics.jsonl,
-            weight_norm_every=config.metrics.weight_norm_every,
-            settings=_settings(config),
-        )
-        hooks.append(metrics)
     return hooks
 
 
 def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:
-    """The sinks beside metrics.jsonl. Raises MissingExtra, and OwnCodeError for a function that can't be had."""
+    """The sinks beside metrics.jsonl.
+
+    Raises MissingExtra, OwnCodeError for a function that can't be had, TypeError where one returns no sink.
+    """
     settings = config.metrics
     sinks: list[Sink] = []
     if settings.tensorboard:
@@ -58,7 +58,10 @@ def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:
         sinks.append(Wandb(project=settings.wandb_project, mode=settings.wandb))
     if settings.prometheus:
         sinks.append(Prometheus(host=settings.prometheus_host, port=settings.prometheus_port))
-    sinks += [cast("Sink", import_function(name)()) for name in settings.sinks]
+    for name in settings.sinks:
+        sink = import_function(name)()
+        check_sink(sink)
+        sinks.append(cast("Sink", sink))
     return tuple(sinks)
 
 

@@ -13,7 +13,7 @@ from orchestrator.hooks.hook import Hook
 from orchestrator.hooks.metrics_record import metrics, weight_norm
 from orchestrator.hooks.system_usage import SystemUsage
 from orchestrator.sinks.jsonl import JsonLines
-from orchestrator.sinks.sink import GuardedSink, RunInfo, ThreadedSink
+from orchestrator.sinks.sink import GuardedSink, RunInfo, ThreadedSink, check_sink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -33,7 +33,9 @@ class MetricsHook(Hook):
 
     Records are made and written in threads: the file's in step with the training, at most `max_lag` epochs behind,
     the sinks' each in their own time. A sink that fails is reported once and harms neither the run nor the others.
-    `weight_norm_every` epochs the policy's norm is computed. `settings` is what sinks are told of the run's settings.
+    Every `weight_norm_every` epochs the policy's norm is computed. `settings` is what sinks are told of the run's.
+
+    Raises TypeError for what is no sink.
     """
 
     name = "metrics"
@@ -48,6 +50,8 @@ class MetricsHook(Hook):
         weight_norm_every: int = 10,
         settings: Mapping[str, object] | None = None,
     ) -> None:
+        for sink in sinks:
+            check_sink(sink)
         self.sinks = tuple(sinks)
         self.configured: tuple[Sink, ...] = ()
         """Sinks that the run's configuration adds."""

@@ -6,12 +6,11 @@ import importlib.util
 import logging
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
 _log = logging.getLogger("orchestrator.metrics")
@@ -38,6 +37,8 @@ class RunInfo:
     """Epochs completed before the first record: above 0 where a run is resumed."""
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
     """The run's settings by dotted path, as far as they are known."""
+    stop: Callable[[str], None] = lambda reason: None
+    """Has the run finish its epoch and end, for a reason; can be called from any thread."""
 
 
 class Sink(Protocol):
@@ -134,6 +135,13 @@ class ThreadedSink:
         while (record := self._records.get()) is not None:
             self._guarded.write(record)
         self._guarded.close()
+
+
+def check_sink(sink: object) -> None:
+    """Raises TypeError, naming what is missing, for what is no sink."""
+    missing = [name for name in ("open", "write", "close") if not callable(getattr(sink, name, None))]
+    if missing:
+        raise TypeError(f"{sink!r} is no sink of metrics: it has no {', no '.join(missing)}")
 
 
 def require(package: str, extra: str) -> None:

@@ -14,8 +14,9 @@ class Wandb:
     """Logs each epoch to a W&B run, with the epoch as W&B's step and the settings as the run's config.
 
     `mode` "offline" writes to the folder `wandb` in the run's folder, for `wandb sync`; "online" uploads. The W&B run
-    has the id of the run that its folder was made for, so that a resumed run goes on in it. Its other properties are
-    W&B's environment variables (`WANDB_ENTITY`, `WANDB_NAME`, ...) or `options`, keyword arguments of `wandb.init`.
+    has the id of the run that its folder was made for, so that a resumed run goes on in it. A run that is stopped on
+    W&B's page finishes its epoch and ends in order. Other properties come from W&B's environment variables
+    (`WANDB_ENTITY`, `WANDB_NAME`, ...) or `options`, keyword arguments of `wandb.init`.
 
     Raises MissingExtra.
     """
@@ -40,6 +41,10 @@ class Wandb:
                 run_id = id_file.read_text().strip()
             id_file.write_text(f"{run_id}\n")
         resumes = run.epoch > 0 and self._mode == "online"  # an offline run is joined to the first when it is synced
+        # Output belongs to the program, and what the machine does is among the metrics.
+        settings = {"console": "off", "silent": True, "x_disable_stats": True}
+        if "stop_fn" in wandb.Settings.model_fields:  # older releases send SIGINT, which the command understands
+            settings["stop_fn"] = lambda: run.stop("asked for in Weights & Biases")
         init: Any = wandb.init
         self.run = init(
             **{
@@ -49,8 +54,7 @@ class Wandb:
                 "resume": "allow" if resumes else None,
                 "reinit": "create_new",  # several runs may go on in one process
                 "config": dict(run.settings),
-                # Output belongs to the program, and what the machine does is among the metrics.
-                "settings": wandb.Settings(console="off", silent=True, x_disable_stats=True),
+                "settings": wandb.Settings(**settings),
                 **self._options,
             }
         )

@@ -22,9 +22,9 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def write_epochs(folder: Path, *epochs: int, resumed_at: int = 0, run_id: str = "run", **options: Any) -> None:
+def write_epochs(run_dir: Path, *epochs: int, resumed_at: int = 0, run_id: str = "run", **options: Any) -> None:
     sink = TensorBoard(**options)
-    sink.open(RunInfo(run_id=run_id, run_dir=folder, epoch=resumed_at))
+    sink.open(RunInfo(run_id=run_id, run_dir=run_dir, epoch=resumed_at))
     for epoch in epochs:
         sink.write({"epoch": epoch, "agent_step": 100 * epoch, "loss/x": epoch / 4, "none": None})
     sink.close()
