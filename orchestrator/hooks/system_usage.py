@@ -30,12 +30,12 @@ class SystemUsage:
         self._over = threading.Event()
         self._processes: dict[int, psutil.Process] = {}
         self._gpus = _Gpus()
-        self._thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
 
     def start(self) -> None:
         self._over.clear()
-        self._thread = threading.Thread(target=self._watch, name="system usage", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._watch, name="system usage", daemon=True)
+        self.thread.start()
 
     def stop(self) -> None:
         """Ends the thread, without waiting for it."""

@@ -182,7 +182,7 @@ def test_a_kill_loses_nothing_that_was_recorded(tmp_path: Path) -> None:
         "from tests.orchestrator.training import small_config\n"
         "if __name__ == '__main__':\n"
         "    metrics = MetricsConfig(tensorboard=True)\n"
-        "    config = small_config(epochs=10**6, backend='process', run_dir=Path(sys.argv[1]), metrics=metrics)\n"
+        "    config = small_config(epochs=10**6, run_dir=Path(sys.argv[1]), metrics=metrics)\n"
         "    anyio.run(Trainer(config, hooks=[Announce()]).run)\n"
     )
     folder = tmp_path / "run"
