@@ -36,7 +36,9 @@ def minibatch_of(update_epoch: int, mb_idx: int) -> Minibatch:
 
 def evaluation_of(kl: float) -> Any:
     log_prob = torch.full((4,), log_ratio_of(kl), dtype=torch.float64)
-    return PolicyEvaluation(log_prob=log_prob, entropy=torch.zeros(4), value=torch.zeros(4), action_parameters=torch.zeros(4))
+    return PolicyEvaluation(
+        log_prob=log_prob, entropy=torch.zeros(4), value=torch.zeros(4), action_parameters=torch.zeros(4)
+    )
 
 
 def train_epoch(tuner: UpdateEpochsTuner, kls: list[float], minibatches: int = 3) -> int:
