@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         CheckpointsConfig,
         CollectionConfig,
         EvaluationConfig,
+        EvaluationTask,
         LearningConfig,
         LossesConfig,
         MetricsConfig,
@@ -22,11 +23,12 @@ if TYPE_CHECKING:
     from orchestrator.config_error import ConfigurationError
     from orchestrator.hooks.engine import HookConfigurationError
     from orchestrator.hooks.heartbeat import Heartbeat
-    from orchestrator.hooks.hook import Every, Hook, RunContext, StateUpdate
+    from orchestrator.hooks.hook import Every, Hook, HookResult, RunContext, StateUpdate
     from orchestrator.hooks.metrics import MetricsHook
     from orchestrator.hooks.progress import ProgressHook
     from orchestrator.hooks.run_in_worker import run_in_worker
     from orchestrator.hooks.runner import HookFailed, HookOverflow
+    from orchestrator.hooks.statistics import HookStatistics
     from orchestrator.hooks.stop_request import StopFile, StopRequest
     from orchestrator.optimization import NonFiniteLossError
     from orchestrator.trainer import Run, Trainer
@@ -37,12 +39,15 @@ __all__ = [
     "CollectionConfig",
     "ConfigurationError",
     "EvaluationConfig",
+    "EvaluationTask",
     "Every",
     "Heartbeat",
     "Hook",
     "HookConfigurationError",
     "HookFailed",
     "HookOverflow",
+    "HookResult",
+    "HookStatistics",
     "LearningConfig",
     "LossesConfig",
     "MetricsConfig",
@@ -69,6 +74,8 @@ _MODULES = {
     "HookConfigurationError": "hooks.engine",
     "HookFailed": "hooks.runner",
     "HookOverflow": "hooks.runner",
+    "HookResult": "hooks.hook",
+    "HookStatistics": "hooks.statistics",
     "MetricsHook": "hooks.metrics",
     "NonFiniteLossError": "optimization",
     "ProgressHook": "hooks.progress",

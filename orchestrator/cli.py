@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_origin
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from orchestrator.config import TrainerConfig
+from orchestrator.config import EvaluationTask, TrainerConfig
 from orchestrator.config_check import check_config
 from orchestrator.config_error import ConfigurationError, Problem, nearest
-from orchestrator.config_file import read_config
+from orchestrator.config_file import from_table, read_config
 from orchestrator.config_imports import environment_problems
 from orchestrator.run_folder import claimed, default_run_dir
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from orchestrator.resume import ResumeSource
 
 _FAILURE = 2
 _PLAIN_WORD = re.compile(r"([A-Za-z_]|\.{0,2}/)[\w./:@+-]*")
@@ -36,6 +38,7 @@ Trains reinforcement-learning agents; checkpoints, evaluation and reports never 
 
 commands:
   train   train an agent:      orchestrator train --environment CartPole-v1
+          go on with a run:    orchestrator train --resume runs/first
   eval    measure an agent:    orchestrator eval runs/first --episodes 20
 
 `orchestrator COMMAND --help` explains the options and their defaults."""
@@ -52,6 +55,9 @@ class TrainArguments:
 
     config: Path | None = None
     """TOML file with settings."""
+    resume: str | None = None
+    """Run to go on with: its folder, one of its checkpoints, or the URI of one. Its settings hold; those that may
+    change (how long, where, on which device, what is saved and measured) can be given as flags."""
     settings: Annotated[TrainerConfig, tyro.conf.arg(name="")] = field(default_factory=TrainerConfig)
 
 
@@ -59,12 +65,12 @@ class TrainArguments:
 class EvalArguments:
     """Measure how an agent does: play whole episodes with the policy of a checkpoint."""
 
-    path: tyro.conf.Positional[Path]
-    """A run's folder (its newest checkpoint is taken) or one checkpoint of it."""
+    path: tyro.conf.Positional[str]
+    """A run's folder (its newest checkpoint is taken), one checkpoint of it, or the URI of either."""
     episodes: int = 20
-    """Episodes to play."""
+    """Episodes to play in each environment."""
     environment: str | None = None
-    """Environment to play on (none: the one that the agent was trained on)."""
+    """Environment to play on (none: those of the run's evaluation, or else of its training)."""
     deterministic: Annotated[bool, _ACTIONS, tyro.conf.FlagCreatePairsOff] = False
     """Take the most likely action, as the run's own evaluations do unless configured otherwise."""
     sampled: Annotated[bool, _ACTIONS, tyro.conf.FlagCreatePairsOff] = False
@@ -105,6 +111,9 @@ def _is_for_the_user(error: ValueError) -> bool:
 
 
 def _train(arguments: Sequence[str]) -> int:
+    file, resume = _first_look(arguments)
+    if resume is not None:
+        return _go_on(arguments, resume, file)
     base, config = train_settings(arguments)
     if config.run_dir is not None:
         return _check_and_run(config)
@@ -113,11 +122,37 @@ def _train(arguments: Sequence[str]) -> int:
         return _check_and_run(replace(config, run_dir=folder))
 
 
-def _check_and_run(config: TrainerConfig) -> int:
-    check_config(config)
+def _go_on(arguments: Sequence[str], where: str, file: Path | None) -> int:
+    """Resumes a run: in its folder, or, from an older checkpoint or one from elsewhere, in a new one."""
+    if file is not None:
+        cure = "leave it out, and give what is to change as flags"
+        raise ConfigurationError(
+            [
+                Problem(
+                    field="config",
+                    value=str(file),
+                    expected="no file beside --resume, which brings settings",
+                    cure=cure,
+                )
+            ]
+        )
+    from orchestrator.resume import check_resume, find_resume_source
+
+    source = find_resume_source(where)
+    config = _parse_train(arguments, source.config)
+    check_resume(source, config)
+    if config.run_dir is not None or source.config.run_dir is not None:
+        return _check_and_run(replace(config, run_dir=config.run_dir or source.config.run_dir), source)
+    home = source.home or default_run_dir(config.environment, datetime.datetime.now())
+    with claimed(home, may_exist=False) as folder:
+        return _check_and_run(replace(config, run_dir=folder), source)
+
+
+def _check_and_run(config: TrainerConfig, source: ResumeSource | None = None) -> int:
+    check_config(config, resuming=source is not None and source.goes_on_in(config.run_dir))
     from orchestrator.run_script import run_training
 
-    return run_training(config)
+    return run_training(config, resume=source)
 
 
 def train_settings(arguments: Sequence[str]) -> tuple[TrainerConfig, TrainerConfig]:
@@ -126,17 +161,27 @@ def train_settings(arguments: Sequence[str]) -> tuple[TrainerConfig, TrainerConf
     The file's `run_dir` is not in the latter: a folder that a flag names is an order, one that a file names is
     the wish of a run that may be repeated.
     """
+    file, _ = _first_look(arguments)
+    base = TrainerConfig() if file is None else read_config(file)
+    return base, _parse_train(arguments, base)
+
+
+def _first_look(arguments: Sequence[str]) -> tuple[Path | None, str | None]:
+    """The values of `--config` and `--resume`, which say what the defaults of all other flags are."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", type=Path)
+    finder.add_argument("--resume")
     try:
-        file = cast("Path | None", finder.parse_known_args(arguments)[0].config)
+        found = finder.parse_known_args(arguments)[0]
     except argparse.ArgumentError:
-        file = None  # tyro will say so
-    base = TrainerConfig() if file is None else read_config(file)
+        return None, None  # tyro will say so
+    return cast("Path | None", found.config), cast("str | None", found.resume)
+
+
+def _parse_train(arguments: Sequence[str], base: TrainerConfig) -> TrainerConfig:
     default = TrainArguments(settings=replace(base, run_dir=None))
     with _options_registry():
-        parsed = tyro.cli(TrainArguments, prog="orchestrator train", args=arguments, default=default)
-    return base, parsed.settings
+        return tyro.cli(TrainArguments, prog="orchestrator train", args=arguments, default=default).settings
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
@@ -155,16 +200,34 @@ def _evaluate(arguments: Sequence[str]) -> int:
     if parsed.json:
         print(json.dumps(report, default=str))
     else:
-        width = max(map(len, report))
-        for name, value in report.items():
-            print(f"{name:{width}}  {value:.6g}" if isinstance(value, float) else f"{name:{width}}  {value}")
+        print(_report_text(report))
     return 0
 
 
+def _report_text(report: Mapping[str, object]) -> str:
+    """A line for every number; of several tasks, the scores by category and task, and their averages."""
+    lines = dict(report)
+    if "tasks" in report:
+        tasks = cast("Sequence[Mapping[str, object]]", lines.pop("tasks"))
+        categories = cast("Mapping[str, float]", lines.pop("category_scores"))
+        averages = {name: lines.pop(name) for name in ("avg_category_score", "avg_simulation_score")}
+        for category, score in categories.items():
+            lines[category] = score
+            for task in tasks:
+                if task["category"] == category:
+                    lines[f"  {category}/{task['name']}"] = task["return_mean"]
+        lines |= averages
+    width = max(map(len, lines))
+    return "\n".join(
+        f"{name:{width}}  {value:.6g}" if isinstance(value, float) else f"{name:{width}}  {value}"
+        for name, value in lines.items()
+    )
+
+
 def _eval_problems(arguments: EvalArguments) -> Iterator[Problem]:
-    if not arguments.path.exists():
+    if "://" not in arguments.path and not Path(arguments.path).exists():
         cure = "give the folder of a run (runs/...), or of one of its checkpoints"
-        yield Problem(field="path", value=str(arguments.path), expected="a folder that exists", cure=cure)
+        yield Problem(field="path", value=arguments.path, expected="a folder that exists, or a URI", cure=cure)
     if arguments.episodes < 1:
         cure = "the default is 20"
         yield Problem(field="episodes", value=arguments.episodes, expected="at least 1", cure=cure)
@@ -173,9 +236,10 @@ def _eval_problems(arguments: EvalArguments) -> Iterator[Problem]:
 
 
 def _options_registry() -> ConstructorRegistry:
-    """Teaches tyro to read `environment_options`, a table of any keys, as words KEY=VALUE."""
+    """Teaches tyro to read `environment_options`, a table of any keys, as words KEY=VALUE, and lists of tables."""
     registry = ConstructorRegistry()
     registry.primitive_rule(_option_table)
+    registry.primitive_rule(_task_list)
     return registry
 
 
@@ -191,6 +255,39 @@ def _option_table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | No
             [f"{key}={json.dumps(value, default=str)}" for key, value in options.items()] or ["nothing"]
         ),
     )
+
+
+def _task_list(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    if info.type != tuple[EvaluationTask, ...]:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[ENVIRONMENT|{SETTING=VALUE,...} ...]",
+        instance_from_str=lambda words: tuple(map(parse_task, words)),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda tasks: (
+            [task.name or task.environment or "the training's" for task in tasks] or ["nothing"]
+        ),
+    )
+
+
+def parse_task(word: str) -> EvaluationTask:
+    """The task that the name of an environment, or an inline table of TOML with a task's settings, stands for.
+
+    Raises `ValueError` otherwise.
+    """
+    if not word.startswith("{"):
+        return EvaluationTask(environment=word)
+    try:
+        table = tomllib.loads(f"task = {word}")
+    except tomllib.TOMLDecodeError as error:
+        example = '{environment="CartPole-v1", episodes=5}'
+        raise ValueError(f"{word} is no inline table of TOML ({error}), such as {example}") from error
+    try:
+        return from_table({"evaluation": {"tasks": [table["task"]]}}).evaluation.tasks[0]
+    except ConfigurationError as error:
+        wrong = [f"{name.field.rpartition('.')[2]} ({name.expected}; {name.cure})" for name in error.problems]
+        raise ValueError(f"wrong in {word}: {', '.join(wrong)}") from error
 
 
 def parse_option(word: str) -> tuple[str, object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -41,8 +41,7 @@ class CollectorPlan:
     mode: Mode = "auto"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CollectReport:
+class CollectReport(NamedTuple):
     """What came of one rollout."""
 
     agent_steps: int
@@ -234,6 +233,8 @@ class Collector:
         names = ["reward", *(observation_field(key) for key in self._current)]
         for name in names:
             array = slot[name]
+            if array.dtype.kind != "f":  # images are integers, which are finite
+                continue
             # The extremes are NaN if anything is, and need no temporary of the array's size.
             if not np.isfinite(array.min()) or not np.isfinite(array.max()):
                 index = tuple(np.argwhere(~np.isfinite(array))[0])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.collector import Collector, CollectorPlan, CollectReport
+from orchestrator.global_generators import global_generators, seed_global_generators, set_global_generators
 from orchestrator.slots import SlotMemory, SlotRef
 from state.parameter_arena import ParameterArena
 
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from state.experience import ExperienceSpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CollectRequest:
+class CollectRequest(NamedTuple):
     """Fill the collector's rows of `experience`, acting with the weights in `policy`."""
 
     experience: SlotRef
@@ -29,7 +28,10 @@ class CollectRequest:
 class CollectorService:
     """What a collector worker holds."""
 
-    def __init__(self, plan: CollectorPlan, interrupt: Interrupt) -> None:
+    def __init__(self, plan: CollectorPlan, interrupt: Interrupt, own_process: bool) -> None:
+        self._own_process = own_process
+        if own_process:
+            seed_global_generators(plan.seed)
         self._collector = Collector(plan)
         self._interrupt = interrupt
         self._slots = SlotMemory()
@@ -58,10 +60,14 @@ class CollectorService:
         return self._collector.collect(arrays, load, self._interrupt.is_set)
 
     def state(self) -> dict[str, object]:
-        return self._collector.state()
+        """As `Collector.state`, with the process's own generators, which an environment may draw from."""
+        return self._collector.state() | {"global_generators": global_generators() if self._own_process else None}
 
-    def load_state(self, state: Mapping[str, object]) -> bool:
-        return self._collector.load_state(state)
+    def load_state(self, state: Mapping[str, Any]) -> bool:
+        exact = self._collector.load_state(state)
+        if self._own_process and state["global_generators"] is not None:
+            set_global_generators(state["global_generators"])
+        return exact
 
     def close(self) -> None:
         self._collector.close()

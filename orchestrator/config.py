@@ -122,6 +122,34 @@ class CheckpointsConfig:
     """Epochs between checkpoints (0: only the final one)."""
     keep: int = 3
     """Newest checkpoints that stay on disk (0: all)."""
+    keep_best: int = 0
+    """Checkpoints that stay besides because their metric is best (0: none)."""
+    best_metric: str | None = None
+    """Metric of metrics.jsonl that says which checkpoints are best, such as rollout/recent_return."""
+    best_mode: Literal["max", "min"] = "max"
+    """Whether the largest or the smallest metric is best."""
+    keep_every: int = 0
+    """Checkpoints of every so many epochs stay besides (0: none)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationTask:
+    """One environment that policies are evaluated on."""
+
+    name: str | None = None
+    """Name of its score (none: that of the environment)."""
+    category: str = "tasks"
+    """Tasks of one category also have a score together, the mean of theirs."""
+    environment: str | None = None
+    """As `environment` at the top; its spaces must be those of the training (none: the training's environment)."""
+    options: Mapping[str, object] | None = None
+    """Keyword arguments for making it (none: the training's for the training's environment, else no arguments)."""
+    episodes: int | None = None
+    """Episodes of one evaluation (none: evaluation.episodes)."""
+    seed: int | None = None
+    """Seed of its environments, the same for every evaluation (none: evaluation.seed)."""
+    deterministic: bool | None = None
+    """Take the most likely action instead of a sampled one (none: evaluation.deterministic)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +166,10 @@ class EvaluationConfig:
     """Take the most likely action instead of a sampled one."""
     seed: int = 1_000_000
     """Seed of the evaluation's environments, the same for every evaluation."""
+    tasks: tuple[EvaluationTask, ...] = ()
+    """Environments to evaluate on (none: the training's), each with settings of its own."""
+    video_every: int = 0
+    """Epochs between evaluations that also record an episode of each task as a video (0: none)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from orchestrator.config_imports import (
     sink_problems,
 )
 from orchestrator.config_rules import name_problems, value_problems
+from orchestrator.evaluation_check import evaluation_problems
 from orchestrator.run_folder import folder_problems
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def check_config(config: TrainerConfig, *, losses: Sequence[Loss] | None = None,
     Looks at every value, at how they fit together, at the environment, the device, and the run's folder (which
     must hold no run; with `resuming`, it must hold one of the same settings). `losses` are the ones in use, if
     they exist already; otherwise the names in the configuration say which. Imports the modules of code that is
-    not ours, and torch only for a device other than `auto` and `cpu`.
+    not ours, and torch only for a device other than `auto` and `cpu`, and for tasks of the evaluation.
     """
     problems = list(value_problems(config))
     wrong = {problem.field for problem in problems}
@@ -66,6 +67,8 @@ def check_config(config: TrainerConfig, *, losses: Sequence[Loss] | None = None,
         problems.extend(_staleness_of_losses(known_losses, config.staleness))
     if sound("device"):
         problems.extend(device_problems(config))
+    if not any(path.startswith(("environment", "evaluation")) for path in wrong):
+        problems.extend(evaluation_problems(config))
     if sound("run_dir", "collection.environment_options"):
         problems.extend(folder_problems(config, resuming=resuming))
     _raise(problems)

@@ -42,6 +42,20 @@ def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any, object]
             yield prefix + name, hint, value
 
 
+def table_type(hint: Any) -> type | None:
+    """The dataclass of which a field holds a tuple, `[[tables]]` in a file; None for a field of another kind."""
+    item = get_args(hint)[0] if get_origin(hint) is tuple else None
+    return item if is_dataclass(item) and isinstance(item, type) else None
+
+
+def table_leaves(config: object) -> Iterator[tuple[str, Any, object]]:
+    """As `leaves`, of the fields of every table in a tuple of them: `evaluation.tasks[0].seed`."""
+    for path, hint, value in leaves(config):
+        if table_type(hint) is not None and fits(hint, value):
+            for index, table in enumerate(cast("tuple[object, ...]", value)):
+                yield from leaves(table, f"{path}[{index}].")
+
+
 def value_at(config: object, path: str) -> Any:
     """The value of the field with a dotted path."""
     return functools.reduce(getattr, path.split("."), config)
@@ -49,9 +63,18 @@ def value_at(config: object, path: str) -> Any:
 
 def default_of(path: str) -> str:
     """What to write for the field with a dotted path if in doubt: `the default is ...`."""
-    default = value_at(TrainerConfig(), path)
+    list_path, bracket, rest = path.partition("[")
+    if bracket:  # of one table in a list of them
+        section, _, name = list_path.rpartition(".")
+        table = table_type(fields_of(type(value_at(TrainerConfig(), section)))[name])
+        assert table is not None
+        field = rest.partition("].")[2]
+        default = value_at(table(), field) if field else table()
+    else:
+        default = value_at(TrainerConfig(), path)
     if is_dataclass(default):
-        return f"write [{path}] and its settings below it"
+        header = f"[[{list_path}]]" if bracket else f"[{path}]"
+        return f"write {header} and its settings below it"
     if default is None:
         return "leave it out for the default"
     if isinstance(default, bool):
@@ -88,6 +111,8 @@ def describe(hint: Any) -> str:
         return " or ".join(describe(argument) for argument in arguments)
     if origin is tuple:
         count = "any number of" if arguments[-1] is Ellipsis else str(len(arguments))
+        if table_type(hint) is not None:
+            return f"a list of {count} tables of settings"
         return f"a list of {count} {_PLURALS[arguments[0]]}"
     if origin is Mapping or is_dataclass(hint):
         return "a table of settings"

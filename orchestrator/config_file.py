@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
@@ -13,7 +14,7 @@ import tomli_w
 
 from orchestrator.config import TrainerConfig
 from orchestrator.config_error import ConfigurationError, Problem, nearest
-from orchestrator.config_fields import default_of, describe, fields_of, fits
+from orchestrator.config_fields import default_of, describe, fields_of, fits, table_type
 
 _HEADER = "# The settings of a run: `orchestrator train --config <this file>` repeats it, in a new folder.\n\n"
 _SCALARS = (bool, int, float, str, datetime.datetime, datetime.date, datetime.time)
@@ -27,12 +28,18 @@ def read_config(path: Path) -> TrainerConfig:
     names) and values of another type. Whether the values can work together is `check_config`'s subject.
     """
     try:
-        with path.open("rb") as file:
-            table = tomllib.load(file)
+        text = path.read_bytes()
     except OSError as error:
         inside = path / "config.toml"
         cure = f"give {inside}" if inside.is_file() else "give the path of an existing TOML file"
         raise _unreadable(path, f"a file that can be read ({error.strerror})", cure) from error
+    return parse_config(text, path)
+
+
+def parse_config(text: bytes, path: Path) -> TrainerConfig:
+    """As `read_config`, of what was read from `path`."""
+    try:
+        table = tomllib.loads(text.decode())
     except ValueError as error:  # of the syntax, or of the encoding
         raise _unreadable(path, "a TOML file", f"correct it: {error}") from error
     return from_table(table)
@@ -45,9 +52,21 @@ def write_config(config: TrainerConfig, path: Path) -> None:
     `ConfigurationError` if `collection.environment_options` holds what TOML cannot express, `FileExistsError`
     if there is such a file, and `OSError` if it cannot be written.
     """
-    text = _HEADER + tomli_w.dumps(to_table(config))
+    text = config_text(config)
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
+
+
+def replace_config(config: TrainerConfig, path: Path) -> None:
+    """Writes every setting in place of what is there, at once: for a run that goes on with some of them changed."""
+    beside = path.with_name(f".{path.name}-{os.getpid()}")
+    beside.write_text(config_text(config), encoding="utf-8")
+    beside.replace(path)
+
+
+def config_text(config: TrainerConfig) -> str:
+    """A configuration as TOML. Raises `ConfigurationError` as `write_config`."""
+    return _HEADER + tomli_w.dumps(to_table(config))
 
 
 def from_table(table: Mapping[str, object]) -> TrainerConfig:
@@ -85,11 +104,25 @@ def _section(kind: Any, table: Mapping[str, object], prefix: str, problems: list
         value = _convert(hint, raw)
         if is_dataclass(hint) and isinstance(raw, Mapping):
             settings[name] = _section(hint, cast(Mapping[str, object], raw), path + ".", problems)
+        elif table_type(hint) is not None and isinstance(value, tuple):
+            settings[name] = _tables(table_type(hint), cast("tuple[object, ...]", value), path, problems)
         elif fits(hint, value):
             settings[name] = value
         else:
             problems.append(Problem(field=path, value=raw, expected=describe(hint), cure=default_of(path)))
     return kind(**settings)
+
+
+def _tables(kind: Any, items: Sequence[object], path: str, problems: list[Problem]) -> tuple[object, ...]:
+    """The dataclasses `kind` from a list of tables."""
+    tables: list[object] = []
+    for index, raw in enumerate(items):
+        place = f"{path}[{index}]"
+        if isinstance(raw, Mapping):
+            tables.append(_section(kind, cast(Mapping[str, object], raw), place + ".", problems))
+        else:
+            problems.append(Problem(field=place, value=raw, expected="a table of settings", cure=default_of(place)))
+    return tuple(tables)
 
 
 def _unknown(name: str, value: object, prefix: str, known: Mapping[str, object]) -> Problem:
@@ -128,6 +161,8 @@ def _plain(value: object, path: str, problems: list[Problem]) -> object:
         return str(value)
     if type(value) in _SCALARS:
         return value
+    if is_dataclass(value):
+        return _plain_section(value, path + ".", problems)
     if isinstance(value, (list, tuple)):
         items = cast(Sequence[object], value)
         return [_plain(item, f"{path}[{index}]", problems) for index, item in enumerate(items)]

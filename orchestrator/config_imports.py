@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from orchestrator.config import TrainerConfig
 
 
-def environment_problems(environment: str) -> Iterator[Problem]:
+def environment_problems(environment: str, field: str = "environment") -> Iterator[Problem]:
     """What keeps an environment from being made."""
     from orchestrator.environments import check_environment
 
     for message in check_environment(environment):
         expected = "an environment that can be made"
-        yield Problem(field="environment", value=environment, expected=expected, cure=message)
+        yield Problem(field=field, value=environment, expected=expected, cure=message)
 
 
 def device_problems(config: TrainerConfig) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 from orchestrator.config import TrainerConfig
 from orchestrator.config_error import Problem, nearest
-from orchestrator.config_fields import default_of, describe, fits, leaves
+from orchestrator.config_fields import default_of, describe, fits, leaves, table_leaves
 
 NETWORKS = ("auto", "mlp", "cnn", "lstm")
 LOSSES = ("ppo_actor", "ppo_critic", "vtrace_actor", "vtrace_critic")
@@ -42,7 +43,8 @@ _COUNT = _at_least(1)
 _PERIOD = _at_least(0)
 _NOT_NEGATIVE = _Rule(lambda value: 0 <= value < math.inf, "a finite number, 0 or above")
 _FRACTION = _Rule(lambda value: 0 <= value <= 1, "a number between 0 and 1")
-_SEED = _Rule(lambda value: 0 <= value < _SEED_END, f"a whole number from 0 to {_SEED_END - 1}")
+_SEED = _Rule(lambda value: value is None or 0 <= value < _SEED_END, f"a whole number from 0 to {_SEED_END - 1}")
+_NAME = _Rule(lambda value: value is None or bool(value.strip()), "a name")
 
 RULES = {
     "environment": _Rule(lambda value: bool(value.strip()), "the name of an environment"),
@@ -79,21 +81,33 @@ RULES = {
     "policy.lstm_size": _COUNT,
     "checkpoints.every": _PERIOD,
     "checkpoints.keep": _PERIOD,
+    "checkpoints.keep_best": _PERIOD,
+    "checkpoints.keep_every": _PERIOD,
     "evaluation.every": _PERIOD,
     "evaluation.episodes": _COUNT,
     "evaluation.environments": _COUNT,
     "evaluation.seed": _SEED,
+    "evaluation.video_every": _PERIOD,
     "metrics.prometheus_port": _Rule(lambda value: 0 <= value < 65536, "0 (any free one) to 65535"),
     "metrics.weight_norm_every": _COUNT,
     "metrics.heartbeat": _NOT_NEGATIVE,
 }
 """By the path of the field; a field that is not here may be whatever its annotation says."""
 
+TABLE_RULES = {
+    "evaluation.tasks[].name": _NAME,
+    "evaluation.tasks[].category": _NAME,
+    "evaluation.tasks[].environment": _Rule(_NAME.holds, "the name of an environment"),
+    "evaluation.tasks[].episodes": _at_least(1, or_none=True),
+    "evaluation.tasks[].seed": _SEED,
+}
+"""As `RULES`, for the fields of every table in a list of them."""
+
 
 def value_problems(config: TrainerConfig) -> Iterator[Problem]:
     """Values of another type than the field is annotated with, or outside what it admits."""
-    for path, hint, value in leaves(config):
-        rule = RULES.get(path)
+    for path, hint, value in itertools.chain(leaves(config), table_leaves(config)):
+        rule = RULES.get(path) or TABLE_RULES.get(re.sub(r"\[\d+\]", "[]", path))
         if not fits(hint, value):
             yield Problem(field=path, value=value, expected=describe(hint), cure=default_of(path))
         elif rule is not None and not rule.holds(value):

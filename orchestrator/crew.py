@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -22,19 +22,20 @@ from orchestrator.slots import SlotSender
 from orchestrator.workers import WorkerCrashed
 from orchestrator.workers.worker import Worker, open_worker
 from state.experience import ExperienceSpec
+from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from losses import Loss
     from orchestrator.config import TrainerConfig
+    from orchestrator.learner_state import LearnerState
     from orchestrator.policies import Policy, Spaces
     from orchestrator.workers import Interrupt
     from state.shared_memory import Slot
-    from state.trainer_state import TrainerState
 
 _log = logging.getLogger("orchestrator")
-EXPERIENCE, POLICY = "experience", "policy"
+EXPERIENCE, POLICY, MOMENTS = "experience", "policy", "moments"
 MAX_RESTARTS = 3
 """Times that one collector is replaced before its death ends the run."""
 
@@ -50,9 +51,11 @@ class _Collector:
 class Crew:
     """The workers at work. Made by `crew()`."""
 
-    def __init__(self, config: TrainerConfig, interrupt: Interrupt) -> None:
+    def __init__(self, config: TrainerConfig, interrupt: Interrupt, *, saves: bool) -> None:
         self._config = config
         self._interrupt = interrupt
+        self._saves = saves
+        self._own_processes = config.collection.backend == "process"
         self._opened: list[Worker] = []
         self._collectors: list[_Collector] = []
         self._learner: Worker
@@ -93,6 +96,8 @@ class Crew:
             max_threads=self._cores_for_learning(),
             minibatch_steps=config.steps_per_epoch // config.learning.minibatches,
             interrupt=self._interrupt,
+            saves=self._saves,
+            own_process=self._own_processes,
         )
         self._learner = await self._open("learner", 1, Learner, plan)
         self.description = await self._learner.call("describe")
@@ -117,7 +122,7 @@ class Crew:
     async def callback(self, name: str, state: TrainerState) -> None:
         """Call one of the losses' callbacks, if any loss overrides it."""
         if name in self.description.callbacks:
-            await self._learner.call("callback", name, state)
+            await self._learner.call("callback", name, _for_losses(state))
 
     async def collect(self, experience: Slot, policy: Slot) -> tuple[CollectReport, ...]:
         """One rollout of every collector. Raises WorkerCrashed when one keeps dying."""
@@ -143,18 +148,56 @@ class Crew:
         *,
         steps_before: int = 0,
         rollout_start: TrainerState | None = None,
+        capture_to: Slot | None = None,
     ) -> LearnReport:
-        """One epoch of learning. Raises WorkerCrashed when the learner dies."""
+        """One epoch of learning; with `capture_to`, also what a checkpoint of it needs.
+
+        Raises WorkerCrashed when the learner dies.
+        """
+        callbacks = self.description.callbacks
         request = LearnRequest(
-            state=state,
+            # Without callbacks nobody looks at more than the counters.
+            state=_for_losses(state) if callbacks else TrainerState(epoch=state.epoch, agent_step=state.agent_step),
             experience=self._learner_slots.ref(EXPERIENCE, experience),
             behaviour_version=behaviour_version,
             publish_to=self._learner_slots.ref(POLICY, publish_to),
             version=version,
             steps_before=steps_before,
-            rollout_start=rollout_start if "on_rollout_start" in self.description.callbacks else None,
+            rollout_start=_for_losses(rollout_start) if rollout_start and "on_rollout_start" in callbacks else None,
+            capture_to=None if capture_to is None else self._learner_slots.ref(MOMENTS, capture_to),
         )
         return await self._learner.call("learn", request)
+
+    # Checkpoints.
+
+    async def capture_learner(self, moments: Slot) -> LearnerState:
+        """What the learner goes on from after the last epoch that counts; the moments go to a slot."""
+        return await self._learner.call("capture", self._learner_slots.ref(MOMENTS, moments))
+
+    async def restore_learner(self, policy: Slot, moments: Slot | None, state: LearnerState | None) -> None:
+        """Have the learner go on from what is in the slots. Raises what a loss raises for a state that is not its."""
+        moments_ref = None if moments is None else self._learner_slots.ref(MOMENTS, moments)
+        await self._learner.call("restore", self._learner_slots.ref(POLICY, policy), moments_ref, state)
+
+    async def capture_collectors(self) -> tuple[Mapping[str, Any] | None, ...]:
+        """Where each collector stands between two rollouts; None for one that has died, which its next rollout finds
+        out."""
+        states: list[Mapping[str, Any] | None] = []
+        for collector in self._collectors:
+            try:
+                states.append(await collector.worker.call("state"))
+            except WorkerCrashed:
+                states.append(None)
+        return tuple(states)
+
+    async def restore_collectors(self, states: Sequence[Mapping[str, Any]]) -> bool:
+        """Have each collector go on from its state; False where an environment could not tell its own, so that new
+        episodes begin."""
+        exact = [
+            await collector.worker.call("load_state", state)
+            for collector, state in zip(self._collectors, states, strict=True)
+        ]
+        return all(exact)
 
     async def _collect(self, collector: _Collector, experience: Slot, policy: Slot) -> CollectReport:
         while True:
@@ -191,7 +234,7 @@ class Crew:
             options=config.environment_options,
             mode=config.mode,
         )
-        return await self._open(f"collector-{index}", 1, CollectorService, plan, self._interrupt)
+        return await self._open(f"collector-{index}", 1, CollectorService, plan, self._interrupt, self._own_processes)
 
     async def _prepare(self, worker: Worker) -> None:
         await worker.call("prepare", self._config.policy, self.spec, self._config.learning.discount)
@@ -215,15 +258,22 @@ class Crew:
 
 
 @asynccontextmanager
-async def crew(config: TrainerConfig, losses: Sequence[Loss], interrupt: Interrupt) -> AsyncGenerator[Crew]:
-    """The run's workers, all ended when the context is left."""
-    workers = Crew(config, interrupt)
+async def crew(
+    config: TrainerConfig, losses: Sequence[Loss], interrupt: Interrupt, *, saves: bool = False
+) -> AsyncGenerator[Crew]:
+    """The run's workers, all ended when the context is left. `saves`: whether checkpoints will be taken."""
+    workers = Crew(config, interrupt, saves=saves)
     try:
         await workers.assemble(losses)
         yield workers
     finally:
         interrupt.set()
         await workers.aclose()
+
+
+def _for_losses(state: TrainerState) -> TrainerState:
+    """Without the views: the learner has the memory itself."""
+    return replace(state, experience=None, policy=None)
 
 
 def available_cores() -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from orchestrator.checkpoints import CheckpointFolder, retention_of
 from orchestrator.config_fields import leaves
-from orchestrator.evaluation import EvaluationPlan
+from orchestrator.evaluation import evaluation_plans
 from orchestrator.hooks.checkpoint import CheckpointHook
 from orchestrator.hooks.evaluation import EvaluationHook
 from orchestrator.hooks.heartbeat import Heartbeat
@@ -16,28 +17,37 @@ from orchestrator.sinks.sink import check_sink
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from orchestrator.config import TrainerConfig
     from orchestrator.hooks.hook import Hook
 
 
-def default_hooks(config: TrainerConfig, given: Sequence[Hook] = ()) -> list[Hook]:
-    """Evaluation where it is switched on; checkpoints and metrics where the run has a folder, or sinks.
+def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Sequence[Hook] = ()) -> list[Hook]:
+    """Evaluation where it is switched on; checkpoints and metrics where the run has a folder, or sinks. `resumed` is
+    the checkpoint that the run goes on from.
 
     A MetricsHook among the hooks that are `given` takes the place of the default one, and gets its sinks as well.
     """
     hooks: list[Hook] = []
     if config.evaluation.every:
-        hooks.append(EvaluationHook(EvaluationPlan.of(config), config.evaluation.every))
+        settings = config.evaluation
+        hooks.append(EvaluationHook(evaluation_plans(config), settings.every, video_every=settings.video_every))
     if config.run_dir is not None and config.checkpoints.enabled:
-        hooks.append(CheckpointHook(config.run_dir / "checkpoints", config.checkpoints.every, config.checkpoints.keep))
+        folder = CheckpointFolder(
+            config.run_dir / "checkpoints",
+            retention=retention_of(config.checkpoints),
+            protect=[] if resumed is None else [resumed],
+        )
+        parent = None if resumed is None else resumed.name
+        hooks.append(CheckpointHook(folder, config.checkpoints.every, parent))
     if config.run_dir is not None and config.metrics.heartbeat:
         hooks.append(Heartbeat(config.run_dir / "heartbeat.json", config.metrics.heartbeat))
     sinks = default_sinks(config)
     own = next((hook for hook in given if isinstance(hook, MetricsHook)), None)
     if own is None and (sinks or (config.run_dir is not None and config.metrics.jsonl)):
-        settings = config.metrics
-        own = MetricsHook(jsonl=settings.jsonl, weight_norm_every=settings.weight_norm_every)
+        metrics = config.metrics
+        own = MetricsHook(jsonl=metrics.jsonl, weight_norm_every=metrics.weight_norm_every)
         hooks.append(own)
     if own is not None:
         own.configured = sinks

@@ -16,6 +16,16 @@ _PRELOAD = [
     "orchestrator.learner",
     "orchestrator.workers.serve",
 ]
+_ENVIRONMENT = {
+    # Threads of one computation wait for each other by spinning unless OpenMP is told otherwise when it is loaded; on
+    # a machine whose cores are all busy, spinning makes the computation many times slower.
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # By default glibc gives the memory of each large tensor back to the system, which must then zero its pages anew
+    # for the next one: thousands of page faults per minibatch.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(2_000_000_000),
+}
+"""Of the workers, except where the user has set something else."""
 context = multiprocessing.get_context("forkserver")
 _environment = threading.Lock()  # the process has one environment, which is changed for a moment here
 
@@ -28,12 +38,10 @@ def warm_up() -> None:
 
 def _start() -> None:
     context.set_forkserver_preload(_PRELOAD)
-    # Threads of one computation wait for each other by spinning unless OpenMP is told otherwise when it is loaded; on
-    # a machine whose cores are all busy, spinning makes the computation many times slower.
-    chosen = os.environ.get("OMP_WAIT_POLICY")
-    os.environ["OMP_WAIT_POLICY"] = chosen or "PASSIVE"
+    own = {name: value for name, value in _ENVIRONMENT.items() if not os.environ.get(name)}
+    os.environ.update(own)
     try:
         forkserver.ensure_running()
     finally:
-        if chosen is None:
-            del os.environ["OMP_WAIT_POLICY"]
+        for name in own:
+            del os.environ[name]

@@ -6,13 +6,15 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from losses import CALLBACKS, LossContext, LossSet, LossStatistics, Minibatch, gae
+from orchestrator.global_generators import seed_global_generators
+from orchestrator.learner_state import LearnerBoundary
 from orchestrator.minibatches import SegmentDraws, StepDraws
 from orchestrator.optimization import NonFiniteLossError, Optimization
 from orchestrator.policies import build_policy
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from losses import Loss
     from orchestrator.config import LearningConfig, PolicyConfig
+    from orchestrator.learner_state import LearnerState
     from orchestrator.policies import Policy, Spaces
     from orchestrator.workers import Interrupt
     from state.experience import ExperienceSpec, FieldSpec
@@ -51,6 +54,9 @@ class LearnerPlan:
     max_threads: int
     minibatch_steps: int
     interrupt: Interrupt
+    saves: bool
+    """Whether checkpoints will be taken, so that what they need is kept at the end of each epoch."""
+    own_process: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +69,11 @@ class LearnerDescription:
     """Names of the loss callbacks that any loss overrides."""
     recurrent_state_size: int
     """0 for a policy without memory."""
+    moments_nbytes: int
+    """As of `Optimization`."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnRequest:
+class LearnRequest(NamedTuple):
     """Learn from `experience` and publish the result to `publish_to` as version `version`."""
 
     state: TrainerState
@@ -79,10 +86,11 @@ class LearnRequest:
     """Agent steps of the run before this epoch's."""
     rollout_start: TrainerState | None
     """The state in which the rollout started, where the losses are yet to be told because it overlapped."""
+    capture_to: SlotRef | None = None
+    """Where the optimizer's moments go, if a checkpoint is to be taken of this epoch."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnReport:
+class LearnReport(NamedTuple):
     """What came of one epoch. Times are `time.monotonic()`, one clock for all processes of a machine."""
 
     loss_stats: dict[str, float]
@@ -91,6 +99,8 @@ class LearnReport:
     began: float
     ended: float
     interrupted: bool
+    captured: LearnerState | None = None
+    """If it was asked for: what goes with the moments."""
 
 
 class Learner:
@@ -100,6 +110,8 @@ class Learner:
         self._plan = plan
         config = plan.learning
         self._device = torch.device(plan.device)
+        if plan.own_process:
+            seed_global_generators(plan.seed)
         self.policy: Policy = build_policy(plan.policy, plan.spaces, plan.seed, config.discount)
         self.policy.to(self._device)
         torch.set_num_threads(plan.threads or _threads_for(self.policy, plan))
@@ -126,6 +138,9 @@ class Learner:
             config.shuffle == "auto"
             and (self.policy.recurrent or self._losses.needs_segments or config.prioritization > 0)
         )
+        self._boundary = LearnerBoundary(
+            self.policy, self._losses, self._optimization, self._generator, own_process=plan.own_process
+        )
         self._spec: ExperienceSpec | None = None
         self._slots = SlotMemory()
 
@@ -137,6 +152,7 @@ class Learner:
             fields=self._losses.experience_fields(),
             callbacks=frozenset(name for name in CALLBACKS if self._losses.overriding(name)),
             recurrent_state_size=self.policy.state_size if self.policy.recurrent else 0,
+            moments_nbytes=self._optimization.moments_nbytes,
         )
 
     def prepare(self, spec: ExperienceSpec) -> None:
@@ -146,6 +162,16 @@ class Learner:
     def publish(self, ref: SlotRef) -> None:
         """Copy the live policy into a slot."""
         self.arena.write_to(self._slots.memory(ref))
+
+    def capture(self, moments: SlotRef) -> LearnerState:
+        """What the epoch after the last that counts goes on from; the moments go to a slot."""
+        return self._boundary.write(self._bytes(moments))
+
+    def restore(self, policy: SlotRef, moments: SlotRef | None, state: LearnerState | None) -> None:
+        """Go on from a policy, and from what was captured with it (None: with a new optimizer)."""
+        self.arena.read_from(self._slots.memory(policy))
+        if moments is not None and state is not None:
+            self._boundary.restore(self._bytes(moments), state)
 
     def callback(self, name: str, state: TrainerState) -> None:
         """Call the losses' callbacks of one name."""
@@ -236,6 +262,8 @@ class Learner:
                 policy=self._snapshot(request.publish_to, request.version),
             )
             self.callback("on_epoch_end", state)
+        if self._plan.saves:
+            self._boundary.keep()
         return LearnReport(
             loss_stats=loss_stats,
             update_epochs=passes,
@@ -243,6 +271,7 @@ class Learner:
             began=began,
             ended=ended,
             interrupted=False,
+            captured=None if request.capture_to is None else self.capture(request.capture_to),
         )
 
     # How.
@@ -268,6 +297,10 @@ class Learner:
             config.gae_lambda,
         )
         return batch, valid
+
+    def _bytes(self, ref: SlotRef) -> Tensor:
+        memory = np.frombuffer(self._slots.memory(ref), dtype=np.uint8, count=self._optimization.moments_nbytes)
+        return torch.from_numpy(memory)
 
     def _per_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         assert self._spec is not None

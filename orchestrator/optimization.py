@@ -94,22 +94,45 @@ class Optimization:
         """`[minibatches, losses + 1]` of this epoch on the CPU: the losses, then the gradient norm."""
         return self._log[: self._logged].cpu()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Moments and step counts, by the index of the flat parameter; tensors are copies on the CPU."""
-        state: dict[str, Any] = {}
-        for index, parameter in enumerate(self._parameters):
-            for key, value in self._optimizer.state[parameter].items():
-                state[f"{index}/{key}"] = value.detach().cpu().clone()
-        return state
+    # What a checkpoint keeps.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for index, parameter in enumerate(self._parameters):
-            entries = {
-                key.split("/", 1)[1]: value for key, value in state.items() if key.split("/", 1)[0] == str(index)
+    @property
+    def moments_nbytes(self) -> int:
+        """Bytes that `write_moments` fills: the first moments of all trainable parameters, laid out like these in a
+        snapshot of the policy, and after them the second ones."""
+        return 2 * sum(parameter.nbytes for parameter in self._parameters)
+
+    def write_moments(self, memory: torch.Tensor) -> torch.Tensor:
+        """Copy the moments into `memory` (bytes, on any device); returns the step count of each flat parameter."""
+        steps: list[torch.Tensor] = []
+        for place, parameter in self._places():
+            state = self._optimizer.state.get(parameter)
+            steps.append(state["step"] if state else torch.zeros((), device=parameter.device))
+            for key, begin in place.items():
+                target = memory[begin : begin + parameter.nbytes]
+                if state:
+                    target.copy_(state[key].view(torch.uint8))
+                else:
+                    target.zero_()
+        return torch.stack(steps)
+
+    def read_moments(self, memory: torch.Tensor, steps: list[float]) -> None:
+        """Take over what `write_moments` wrote and returned."""
+        for (place, parameter), step in zip(self._places(), steps, strict=True):
+            moments = {
+                key: memory[begin : begin + parameter.nbytes].to(parameter.device, copy=True).view(parameter.dtype)
+                for key, begin in place.items()
             }
-            self._optimizer.state[parameter] = {
-                key: value.clone().to(parameter.device) for key, value in entries.items()
-            }
+            self._optimizer.state[parameter] = {"step": torch.tensor(step, device=parameter.device), **moments}
+
+    def _places(self) -> list[tuple[dict[str, int], torch.nn.Parameter]]:
+        half = self.moments_nbytes // 2
+        begin = 0
+        places: list[tuple[dict[str, int], torch.nn.Parameter]] = []
+        for parameter in self._parameters:
+            places.append(({"exp_avg": begin, "exp_avg_sq": half + begin}, parameter))
+            begin += parameter.nbytes
+        return places
 
 
 def schedule_factor(schedule: Schedule, progress: float) -> float:

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orchestrator.config_error import ConfigurationError, Problem
-from orchestrator.config_fields import leaves
-from orchestrator.config_file import read_config, to_table
+from orchestrator.config_file import to_table
 
 if TYPE_CHECKING:
     import datetime
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
     from orchestrator.config import TrainerConfig
 
 _CONTENTS = ("config.toml", "metrics.jsonl", "checkpoints")
-_MAY_CHANGE = re.compile(
-    r"total_agent_steps|run_dir|device|collection\.(collectors|backend)|learning\.threads"
-    r"|(checkpoints|evaluation|metrics)\..*"
-)
 
 
 def holds_run(folder: Path) -> bool:
@@ -80,11 +75,7 @@ def _make_first_free(wanted: Path) -> Path | None:
 
 
 def folder_problems(config: TrainerConfig, *, resuming: bool = False) -> Iterator[Problem]:
-    """What speaks against the run's folder: it cannot be written, or it holds a run already.
-
-    `resuming` asks for the opposite of the latter: the folder must hold a run of the same settings, but for
-    those that only say how long, where and beside what it trains.
-    """
+    """What speaks against the run's folder: it cannot be written, or, unless `resuming`, it holds a run already."""
     folder = config.run_dir
     if folder is None:
         return
@@ -97,9 +88,7 @@ def folder_problems(config: TrainerConfig, *, resuming: bool = False) -> Iterato
         cure = "choose another folder, or make this one writable"
         yield Problem(field="run_dir", value=str(folder), expected=expected, cure=cure)
         return
-    if resuming:
-        yield from _resume_problems(config, folder)
-    elif occupied:
+    if occupied and not resuming:
         again = f"orchestrator train --config {folder / 'config.toml'}"
         cure = f"choose another folder; `{again}` repeats that run in a new one"
         yield Problem(field="run_dir", value=str(folder), expected="a folder that holds no run yet", cure=cure)
@@ -120,16 +109,3 @@ def _option_problems(config: TrainerConfig) -> Iterator[Problem]:
         to_table(config)
     except ConfigurationError as error:
         yield from error.problems
-
-
-def _resume_problems(config: TrainerConfig, folder: Path) -> Iterator[Problem]:
-    recorded_file = folder / "config.toml"
-    try:
-        recorded = {path: value for path, _, value in leaves(read_config(recorded_file))}
-    except ConfigurationError as error:
-        yield from error.problems
-        return
-    for path, _, value in leaves(config):
-        if value != recorded[path] and not _MAY_CHANGE.fullmatch(path):
-            expected = f"{recorded[path]!r}, as in {recorded_file}: a resumed run goes on with its settings"
-            yield Problem(field=path, value=value, expected=expected, cure="leave it as it was, or start a new run")

@@ -13,27 +13,32 @@ from orchestrator.hooks.progress import ProgressHook, progress
 from orchestrator.trainer import Trainer, only_error
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
     from orchestrator.config import TrainerConfig
+    from orchestrator.resume import ResumeSource
     from orchestrator.trainer import Run
     from state.trainer_state import TrainerState
 
 GRACE = 10.0
 """Seconds that hooks have to finish after a signal."""
+EPOCH_GRACE = 5.0
+"""Seconds that the epochs in progress have to finish after a signal: then a resumed run goes on exactly there."""
 
 
-def run_training(config: TrainerConfig) -> int:
+def run_training(config: TrainerConfig, *, resume: ResumeSource | None = None) -> int:
     """Train to the end and say what came of it. Returns 0, or 128 + the signal's number after a signal.
 
-    SIGINT and SIGTERM: the first ends the run after its minibatch, with a final checkpoint; the second cancels; the
-    third exits at once. Errors of the run are raised.
+    SIGINT and SIGTERM: the first ends the run after the epochs in progress, or where these take long after a
+    minibatch, with a final checkpoint; the second cancels; the third exits at once. Errors of the run are raised.
     """
-    return anyio.run(_run, config)
+    return anyio.run(_run, config, resume)
 
 
-async def _run(config: TrainerConfig) -> int:
+async def _run(config: TrainerConfig, resume: ResumeSource | None) -> int:
     mode = config.metrics.progress
     hooks = [] if mode == "off" else [ProgressHook(config.total_agent_steps, mode)]
-    trainer = Trainer(config, hooks=hooks)
+    trainer = Trainer(config, hooks=hooks, resume=resume)
     received: list[int] = []
     final: TrainerState | None = None
     error: BaseException | None = None
@@ -41,7 +46,7 @@ async def _run(config: TrainerConfig) -> int:
         async with anyio.create_task_group() as tasks:
             with anyio.CancelScope() as training:
                 async with trainer.start() as run:
-                    tasks.start_soon(_obey_signals, run, training, received)
+                    tasks.start_soon(_obey_signals, run, training, received, tasks)
                     final = await run.result()
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
@@ -53,15 +58,21 @@ async def _run(config: TrainerConfig) -> int:
     return 128 + received[0] if received else 0
 
 
-async def _obey_signals(run: Run, training: anyio.CancelScope, received: list[int]) -> None:
+async def _stop_long_epochs(run: Run, name: str) -> None:
+    await anyio.sleep(EPOCH_GRACE)
+    run.stop_now(name)
+
+
+async def _obey_signals(run: Run, training: anyio.CancelScope, received: list[int], tasks: TaskGroup) -> None:
     with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for number in signals:
             received.append(number)
             name = signal.Signals(number).name
             if len(received) == 1:
-                print(f"{name}: stopping after this minibatch; once more to stop at once", file=sys.stderr)
-                run.stop_now(name)
+                print(f"{name}: stopping after this epoch; once more to stop at once", file=sys.stderr)
+                run.stop(name)
                 run.limit_drain(GRACE)
+                tasks.start_soon(_stop_long_epochs, run, name)
             elif len(received) == 2:
                 print(f"{name}: stopping at once", file=sys.stderr)
                 training.cancel()

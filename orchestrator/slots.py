@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import mmap
@@ -11,12 +10,11 @@ if TYPE_CHECKING:
     from state.shared_memory import SharedBuffer, Slot
 
 
-@dataclass(frozen=True, slots=True)
-class SlotRef:
+class SlotRef(NamedTuple):
     """A slot of the ring called `ring`; `buffer` comes along when the worker has not met the slot yet."""
 
     ring: str
-    index: int
+    place: int
     buffer: SharedBuffer | None
 
 
@@ -47,7 +45,7 @@ class SlotMemory:
         return self._entry(ref)[0]
 
     def _entry(self, ref: SlotRef) -> tuple[SharedBuffer, mmap.mmap]:
-        key = ref.ring, ref.index
+        key = ref.ring, ref.place
         if ref.buffer is not None:
             self._mapped[key] = ref.buffer, ref.buffer.map_shared()
         return self._mapped[key]

@@ -6,6 +6,7 @@ import logging
 import uuid
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -14,7 +15,7 @@ import anyio.to_thread
 from losses import LossSet
 from orchestrator.config import TrainerConfig
 from orchestrator.config_check import check_config, check_losses, check_minibatches
-from orchestrator.config_file import write_config
+from orchestrator.config_file import replace_config, write_config
 from orchestrator.control import RunControl
 from orchestrator.crew import crew
 from orchestrator.default_hooks import default_hooks
@@ -22,7 +23,10 @@ from orchestrator.default_losses import default_losses
 from orchestrator.hooks.engine import HookEngine, check_hooks
 from orchestrator.hooks.function_hook import function_hook
 from orchestrator.hooks.runner import HookFailed
+from orchestrator.resume import ResumeSource, check_resume, find_resume_source
+from orchestrator.training_capture import checkpoint_content, read_checkpoint
 from orchestrator.training_loop import TrainingLoop
+from orchestrator.wakeup import Wakeup
 from orchestrator.workers import Interrupt, start_worker
 from orchestrator.workers.worker import open_worker
 from state.stopwatch import Stopwatch
@@ -30,17 +34,19 @@ from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-    from pathlib import Path
 
     from losses import Loss
     from orchestrator.hooks.engine import EngineStatistics
     from orchestrator.hooks.hook import Hook
     from orchestrator.hooks.runner import HookStatistics
+    from orchestrator.training_capture import CheckpointContent, ResumePoint, TrainingCapture
     from orchestrator.workers import Worker
 
 _log = logging.getLogger("orchestrator")
 
 
+KEPT_CAPTURES = 2
+"""What is waiting for a hook that saves is the newest; the other is for a second such hook with another `every`."""
 FATAL_GRACE = 5.0
 """Seconds that hooks have for `on_failure` when one of them has ended the run at once."""
 
@@ -63,7 +69,7 @@ class RunStatistics:
 class Run:
     """A run that is going on: watch it, pause it, stop it. Made by `Trainer.start()`."""
 
-    def __init__(self, config: TrainerConfig, hooks: Sequence[Hook]) -> None:
+    def __init__(self, config: TrainerConfig, hooks: Sequence[Hook], first_epoch: int = 0) -> None:
         self.run_id = uuid.uuid4().hex[:12]
         self.run_dir: Path | None = config.run_dir
         self._drain_seconds = 60.0
@@ -71,8 +77,10 @@ class Run:
         self.config = config
         self.control = RunControl(Interrupt())
         self.engine = HookEngine(hooks, self)
-        self._state = TrainerState()
-        self._changed = anyio.Event()
+        self._first_epoch = first_epoch
+        self._state = TrainerState(epoch=first_epoch)
+        self._captures: dict[int, TrainingCapture] = {}
+        self._changed = Wakeup()
         self._ended = anyio.Event()
         self.error: BaseException | None = None
         """What the run failed with, once it has ended."""
@@ -91,7 +99,7 @@ class Run:
 
     async def next_state(self, seen: TrainerState | None) -> TrainerState | None:
         """The newest state of a completed epoch as soon as it is not `seen`; None after the last."""
-        while self._state.epoch == (0 if seen is None else seen.epoch):
+        while self._state.epoch == (self._first_epoch if seen is None else seen.epoch):
             if self._ended.is_set():
                 return None
             await self._changed.wait()
@@ -139,6 +147,16 @@ class Run:
         """How each hook keeps up, by name."""
         return self.engine.statistics().hooks
 
+    def checkpoint_content(self, state: TrainerState) -> CheckpointContent:
+        """What a checkpoint of `state`, which has a policy, is made of; see `RunContext`."""
+        return checkpoint_content(state, self._captures.get(state.epoch), self.config, self.engine.hook_states())
+
+    def take_capture(self, epoch: int, capture: TrainingCapture) -> None:
+        """For the trainer: the epoch can be saved."""
+        self._captures[epoch] = capture
+        while len(self._captures) > KEPT_CAPTURES:
+            del self._captures[min(self._captures)]
+
     def statistics(self) -> RunStatistics:
         return RunStatistics(
             epoch=self._state.epoch,
@@ -166,7 +184,6 @@ class Run:
         """For the trainer: a new state is there."""
         self._state = state
         self._changed.set()
-        self._changed = anyio.Event()
 
     def end(self, error: BaseException | None) -> None:
         """For the trainer: the run is over."""
@@ -196,15 +213,27 @@ class States:
 class Trainer:
     """Trains a policy as `config` says; `hooks` run beside it, `losses` replace the configured ones.
 
-    Raises ConfigurationError, HookConfigurationError or ValueError for what can be known to be wrong before the start.
+    `resume` is a run's folder, a checkpoint, or the URI of one: the training goes on there, by default with the
+    recorded settings and in the folder it began in. The checkpoint is found and read while the trainer is made, which
+    blocks: a service does that in a thread, or gives what `find_resume_source` has found there.
+
+    Raises CheckpointError, ConfigurationError, HookConfigurationError or ValueError for what can be known to be wrong
+    before the start.
     """
 
     def __init__(
-        self, config: TrainerConfig | None = None, *, hooks: Sequence[Hook] = (), losses: Sequence[Loss] | None = None
+        self,
+        config: TrainerConfig | None = None,
+        *,
+        hooks: Sequence[Hook] = (),
+        losses: Sequence[Loss] | None = None,
+        resume: ResumeSource | Path | str | None = None,
     ) -> None:
-        self.config = config or TrainerConfig()
+        self._source = find_resume_source(resume) if isinstance(resume, (Path, str)) else resume
+        self.config = config or (self._source.config if self._source is not None else TrainerConfig())
         self.losses = tuple(losses) if losses is not None else None
-        self.hooks: list[Hook] = [*default_hooks(self.config, hooks), *hooks]
+        resumed = None if self._source is None else self._source.checkpoint.path
+        self.hooks: list[Hook] = [*default_hooks(self.config, resumed, hooks), *hooks]
         self._run: Run | None = None
         check_hooks(self.hooks)
 
@@ -224,11 +253,13 @@ class Trainer:
         """
         # Checking imports the environment's package, which may take a while.
         losses = await anyio.to_thread.run_sync(self._checked_losses)
-        run = self._run = Run(self.config, self.hooks)
+        source = self._source
+        resume = None if source is None else await anyio.to_thread.run_sync(read_checkpoint, source.checkpoint)
+        run = self._run = Run(self.config, self.hooks, 0 if resume is None else resume.state.epoch)
         error: BaseException | None = None
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._train, run, losses, name="train")
+                tasks.start_soon(self._train, run, losses, resume, name="train")
                 yield run
         except BaseExceptionGroup as group:
             error = only_error(group)
@@ -237,12 +268,19 @@ class Trainer:
             raise error
 
     def _checked_losses(self) -> Sequence[Loss]:
-        check_config(self.config, losses=self.losses)
+        if self._source is not None:
+            check_resume(self._source, self.config)
+        check_config(self.config, losses=self.losses, resuming=self._goes_on)
         losses = self.losses if self.losses is not None else default_losses(self.config)
         check_losses(losses, self.config.staleness)
         if LossSet(losses).needs_segments:  # which also finds names given twice and losses that are none
             check_minibatches(self.config, ["a loss needs whole segments"])
         return losses
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether a resumed run goes on in its own folder."""
+        return self._source is not None and self._source.goes_on_in(self.config.run_dir)
 
     @property
     def current_run(self) -> Run:
@@ -259,11 +297,13 @@ class Trainer:
         """As `Run.statistics`, of the run that was started last."""
         return self.current_run.statistics()
 
-    async def _train(self, run: Run, losses: Sequence[Loss]) -> None:
+    async def _train(self, run: Run, losses: Sequence[Loss], resume: ResumePoint | None) -> None:
         error: BaseException | None = None
         try:
+            if resume is not None:
+                run.engine.load_hook_states(resume.hook_states)
             async with run.engine.running():
-                await self._train_with_hooks(run, losses)
+                await self._train_with_hooks(run, losses, resume)
             failure = run.engine.failure()
             if failure is not None:
                 raise HookFailed(f"the run was stopped: {run.control.reason}") from failure
@@ -275,12 +315,21 @@ class Trainer:
         finally:
             run.end(error)
 
-    async def _train_with_hooks(self, run: Run, losses: Sequence[Loss]) -> None:
+    async def _train_with_hooks(self, run: Run, losses: Sequence[Loss], resume: ResumePoint | None) -> None:
         try:
-            async with crew(self.config, losses, run.control.interrupt) as workers:
+            async with crew(self.config, losses, run.control.interrupt, saves=run.engine.saving) as workers:
                 if self.config.run_dir is not None:  # not earlier: a run that could not start leaves nothing behind
-                    await anyio.to_thread.run_sync(_begin_folder, self.config, self.config.run_dir)
-                loop = TrainingLoop(self.config, workers, run.engine, run.control, Stopwatch(), run.take_state)
+                    await anyio.to_thread.run_sync(_begin_folder, self.config, self.config.run_dir, self._goes_on)
+                loop = TrainingLoop(
+                    self.config,
+                    workers,
+                    run.engine,
+                    run.control,
+                    Stopwatch(),
+                    run.take_state,
+                    run.take_capture,
+                    resume,
+                )
                 await loop.run()
             await self._finish(run, "on_training_end", loop.state)
         except Exception:
@@ -352,9 +401,10 @@ class Trainer:
         return register if function is None else register(function)
 
 
-def _begin_folder(config: TrainerConfig, folder: Path) -> None:
+def _begin_folder(config: TrainerConfig, folder: Path, resumed: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, folder / "config.toml")
+    write = replace_config if resumed else write_config
+    write(config, folder / "config.toml")
 
 
 def only_error(group: BaseException) -> BaseException:

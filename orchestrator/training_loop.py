@@ -6,11 +6,15 @@ from __future__ import annotations
 import itertools
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 
-from orchestrator.crew import EXPERIENCE, POLICY
+from orchestrator.crew import EXPERIENCE, MOMENTS, POLICY
+from orchestrator.resume import changes_on_resume
+from orchestrator.training_capture import TrainingCapture, fill_moments, fill_policy
+from orchestrator.wakeup import Wakeup
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
 from state.policy_snapshot import PolicySnapshot
@@ -19,7 +23,7 @@ from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
     from orchestrator.control import RunControl
     from orchestrator.crew import Crew
     from orchestrator.hooks.engine import HookEngine
+    from orchestrator.learner_state import LearnerState
+    from orchestrator.training_capture import ResumePoint
     from state.stopwatch import Stopwatch
 
 _log = logging.getLogger("orchestrator")
@@ -44,6 +50,17 @@ class _Batch:
     """When the rollout started."""
     state: TrainerState
     """When it had ended."""
+    saving: _Saving | None
+    """Where a checkpoint is to be taken at the end of this epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Saving:
+    """A checkpoint that is due at the end of an epoch; decided when the epoch has been collected, because where the
+    collectors stand then can't be known later."""
+
+    hooks: frozenset[str]
+    collectors: tuple[Mapping[str, Any] | None, ...]
 
 
 class TrainingLoop:
@@ -61,6 +78,8 @@ class TrainingLoop:
         control: RunControl,
         stopwatch: Stopwatch,
         on_state: Callable[[TrainerState], None],
+        on_capture: Callable[[int, TrainingCapture], None],
+        resume: ResumePoint | None = None,
     ) -> None:
         self._config = config
         self._crew = crew
@@ -68,25 +87,29 @@ class TrainingLoop:
         self._control = control
         self._stopwatch = stopwatch
         self._on_state = on_state
+        self._on_capture = on_capture
+        self._resume = resume
         self._experience = SlotRing(crew.spec.nbytes, max_leased=config.collection.held_epochs, name=EXPERIENCE)
         self._policies = SlotRing(crew.description.layout.nbytes, max_leased=config.collection.held_epochs, name=POLICY)
+        # The run keeps two for hooks that save, and each such hook has one in hand.
+        self._moments = SlotRing(crew.description.moments_nbytes, max_leased=4, name=MOMENTS)
         self._versions: dict[int, Slot] = {}
-        self._newest = anyio.Event()
+        self._first_version = 0
+        self._saving_from: dict[int, int] = {}
+        """By epoch of which a checkpoint will be taken, the oldest version that it must hold."""
+        self._newest = Wakeup()
         self._collected_steps = 0
+        self._collected_epochs = 0 if resume is None else resume.state.epoch
         self._warned = False
         self.state = TrainerState()
 
     async def run(self) -> None:
         """All epochs. `self.state` is the newest state at any time, also after an error."""
-        slot = self._policies.claim()
-        await self._crew.publish(slot)
-        self._versions[0] = slot
-        self.state = self._engine.fold(
-            replace(
-                self.state, policy=self._view_policy(0), stats_tracker=StatsTracker(), timer=self._stopwatch.reading()
-            )
-        )
-        await self._crew.callback("on_new_training_run", _without_views(self.state))
+        if self._resume is None:
+            await self._begin()
+        else:
+            await self._go_on_from(self._resume)
+        await self._crew.callback("on_new_training_run", self.state)
         await self._engine.publish("on_new_training_run", self.state)
         # No batch is collected before the version it needs is there, which bounds how many wait.
         send, receive = anyio.create_memory_object_stream[_Batch](self._config.staleness)
@@ -97,8 +120,54 @@ class TrainingLoop:
                 tasks.start_soon(self._collect, send, name="collect")
                 tasks.start_soon(self._learn, receive, name="learn")
             watch.cancel()
+        if self._engine.saving and self.state.epoch:
+            await self._capture_last()
         if self.state.policy is None:  # hooks hold so much that there was no view: the last state has its own
             self.state = replace(self.state, policy=self._copy_policy(self.state.policy_version))
+
+    async def _begin(self) -> None:
+        slot = self._policies.claim()
+        await self._crew.publish(slot)
+        self._versions[0] = slot
+        self._first_state(self.state, StatsTracker())
+
+    async def _go_on_from(self, resume: ResumePoint) -> None:
+        """Put everyone where the checkpoint left them. Raises CheckpointError where it does not fit."""
+        crew, layout = self._crew, self._crew.description.layout
+        for version, arrays in sorted(resume.policies.items()):
+            slot = self._versions[version] = self._policies.claim()
+            await anyio.to_thread.run_sync(fill_policy, layout, slot.buffer.map_shared(), arrays)
+        self._first_version = min(self._versions)
+        moments = None
+        if resume.moments is not None:
+            moments = self._moments.claim()
+            await anyio.to_thread.run_sync(fill_moments, layout, moments.buffer.map_shared(), resume.moments)
+        learner = resume.learner
+        collectors = [state for state in resume.collectors if state is not None]
+        known = len(collectors) == self._config.collection.collectors == len(resume.collectors)
+        exact = known and await crew.restore_collectors(collectors)
+        if learner is not None and not exact:  # it belongs to episodes that are not gone on with
+            learner = replace(learner, reward_carry=None)
+        await crew.restore_learner(self._versions[max(self._versions)], moments, learner)
+        if moments is not None:
+            self._moments.release(moments)
+        for change in changes_on_resume(resume, self._config, episodes_go_on=exact):
+            _log.warning("resumed, but %s", change)
+        if resume.stopwatch is not None:
+            self._stopwatch.load_state_dict(resume.stopwatch)
+        self._collected_steps = resume.state.agent_step
+        self._first_state(resume.state, resume.state.stats_tracker or StatsTracker())
+
+    def _first_state(self, state: TrainerState, tracker: StatsTracker) -> None:
+        self.state = self._engine.fold(
+            replace(
+                state,
+                policy=self._view_policy(max(self._versions)),
+                stats_tracker=tracker,
+                timer=self._stopwatch.reading(),
+            )
+        )
+        self._on_state(self.state)
 
     async def _let_go_of_hooks(self, scope: anyio.CancelScope) -> None:
         """A run that is to end now must not wait for a hook that holds it up."""
@@ -110,25 +179,27 @@ class TrainingLoop:
 
     async def _collect(self, send: MemoryObjectSendStream[_Batch]) -> None:
         config = self._config
-        tracker = StatsTracker()
+        tracker = self.state.stats_tracker or StatsTracker()
         async with send:
-            for epoch in itertools.count():
-                version = max(0, epoch - config.staleness)
+            for epoch in itertools.count(self.state.epoch):
+                version = self._version_for(epoch)
                 if self._collected_steps >= config.total_agent_steps or not await self._version_is_there(version):
                     return
                 if not await self._control.may_begin():
                     return
                 before = replace(self.state, epoch=epoch, agent_step=self._collected_steps, policy_version=version)
-                before = self._engine.fold(replace(before, timer=self._stopwatch.reading()))
+                if self._is_heard("on_rollout_start"):
+                    before = self._engine.fold(replace(before, timer=self._stopwatch.reading()))
                 if config.staleness == 0:  # otherwise the learner is at work, and is told when it begins with the batch
-                    await self._crew.callback("on_rollout_start", _without_views(before))
+                    await self._crew.callback("on_rollout_start", before)
                 await self._engine.publish("on_rollout_start", before)
                 slot = self._experience.claim()
                 reports = await self._crew.collect(slot, self._versions[version])
                 self._stopwatch.add("collect", max(report.seconds for report in reports))
-                self._forget_versions(before=version + (1 if epoch >= config.staleness else 0))
+                self._forget_versions(before=min([self._version_for(epoch + 1), *self._saving_from.values()]))
                 if any(report.interrupted for report in reports):
                     return
+                self._collected_epochs = epoch + 1
                 self._collected_steps += sum(report.agent_steps for report in reports)
                 stats = _merge(reports)
                 tracker = tracker.with_rollout(stats, sum(report.agent_steps for report in reports))
@@ -138,17 +209,30 @@ class TrainingLoop:
                         epoch=epoch,
                         agent_step=self._collected_steps,
                         policy_version=version,
-                        rollout_stats=FrozenMapping({name: tuple(values) for name, values in stats.items()}),
+                        rollout_stats=tracker.rollout,
                         experience=self._view_experience(epoch, version, slot),
                         stats_tracker=tracker,
-                        timer=self._stopwatch.reading(),
+                        timer=self._stopwatch.reading() if self._is_heard("on_rollout_end") else None,
                     )
                 )
+                saving = await self._plan_saving(replace(state, epoch=epoch + 1)) if self._engine.saving else None
                 await self._engine.publish("on_rollout_end", state)
                 try:
-                    await send.send(_Batch(epoch, slot, version, before, state))
+                    await send.send(_Batch(epoch, slot, version, before, state, saving))
                 except anyio.BrokenResourceError:  # the learn task has stopped
                     return
+
+    def _version_for(self, epoch: int) -> int:
+        """The version that an epoch is collected with."""
+        return max(self._first_version, epoch - self._config.staleness)
+
+    async def _plan_saving(self, state: TrainerState) -> _Saving | None:
+        """Whether a checkpoint is due when the counters are as in `state`."""
+        hooks = self._engine.saves_due(state, requested=self._control.take_checkpoint_request())
+        if not hooks:
+            return None
+        self._saving_from[state.epoch] = self._version_for(state.epoch)
+        return _Saving(hooks, await self._crew.capture_collectors())
 
     async def _version_is_there(self, version: int) -> bool:
         """Wait for a published version; False when the run stops first."""
@@ -172,16 +256,19 @@ class TrainingLoop:
     async def _learn_from(self, batch: _Batch) -> bool:
         version = batch.epoch + 1
         publish_to = self._policies.claim()
+        saving = batch.saving
+        moments = None if saving is None else self._moments.claim()
         # What losses are given must not depend on when things happened: the statistics are of the epoch before.
         known = replace(batch.state, loss_stats=self.state.loss_stats, policy=self.state.policy)
         report = await self._crew.learn(
-            _without_views(self._engine.fold(known)),
+            self._engine.fold(known),
             batch.slot,
             batch.behaviour_version,
             publish_to,
             version,
             steps_before=batch.before.agent_step,
-            rollout_start=_without_views(batch.before) if self._config.staleness else None,
+            rollout_start=batch.before if self._config.staleness else None,
+            capture_to=moments,
         )
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
         self._stopwatch.add("learn", report.ended - report.began)
@@ -194,9 +281,10 @@ class TrainingLoop:
             update_epoch=report.update_epochs,
             mb_idx=report.minibatches,
             policy_version=version,
-            timer=self._stopwatch.reading(),
         )
-        await self._engine.publish("on_train_phase_end", self._engine.fold(state))
+        if self._engine.listens("on_train_phase_end"):
+            phase_end = self._engine.fold(replace(state, timer=self._stopwatch.reading()))
+            await self._engine.publish("on_train_phase_end", phase_end)
         self._stopwatch.rate("agent_step", batch.state.agent_step - self.state.agent_step)
         state = self._engine.fold(
             replace(
@@ -210,14 +298,47 @@ class TrainingLoop:
         self.state = state
         self._wake_collector()
         self._on_state(state)
-        await self._engine.publish("on_epoch_end", state, save=self._control.take_checkpoint_request())
+        if saving is not None and report.captured is not None and moments is not None:
+            self._keep_capture(state.epoch, report.captured, moments, saving.collectors)
+        await self._engine.publish("on_epoch_end", state, save=frozenset() if saving is None else saving.hooks)
         return True
+
+    # Checkpoints.
+
+    async def _capture_last(self) -> None:
+        """What the run can go on from after its end. Where all that began was finished, the collectors stand at the
+        next epoch; where the run was cut short, its episodes are lost."""
+        moments = self._moments.claim()
+        captured = await self._crew.capture_learner(moments)
+        finished = self._collected_epochs == self.state.epoch
+        collectors = await self._crew.capture_collectors() if finished else (None,) * self._config.collection.collectors
+        self._keep_capture(self.state.epoch, captured, moments, collectors)
+
+    def _keep_capture(
+        self, epoch: int, learner: LearnerState, moments: Slot, collectors: tuple[Mapping[str, Any] | None, ...]
+    ) -> None:
+        lease = self._moments.lease(moments)
+        self._moments.release(moments)
+        if lease is None:
+            _log.warning(
+                "epoch %d can't be resumed from: hooks that save hold too much that they have not saved", epoch
+            )
+            return
+        needed = range(self._saving_from.pop(epoch, self._version_for(epoch)), epoch)
+        behaviour = [
+            self._view_policy(version) or self._copy_policy(version) for version in needed if version in self._versions
+        ]
+        capture = TrainingCapture(learner=learner, moments=lease, behaviour=tuple(behaviour), collectors=collectors)
+        self._on_capture(epoch, capture)
 
     def _wake_collector(self) -> None:
         self._newest.set()
-        self._newest = anyio.Event()
 
     # What both need.
+
+    def _is_heard(self, event: str) -> bool:
+        """Whether anyone looks at the states of `event`, so that all of it must be known."""
+        return bool(self._crew.description.callbacks) or self._engine.listens(event)
 
     def _forget_versions(self, before: int) -> None:
         """Release the versions that no further epoch is collected with, except the newest."""
@@ -263,8 +384,3 @@ def _merge(reports: Sequence[CollectReport]) -> dict[str, list[float]]:
         for name, values in report.rollout_stats.items():
             stats.setdefault(name, []).extend(values)
     return stats
-
-
-def _without_views(state: TrainerState) -> TrainerState:
-    """For the learner, who has the memory itself."""
-    return replace(state, experience=None, policy=None)

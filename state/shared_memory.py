@@ -120,13 +120,24 @@ class Lease(BufferView):
         super().__init__(slot.buffer)
         self._ring = ring
         self._slot = slot
-        self._mapping = ring.map_leased(slot)
+        self._mapping: PrivateMapping | None = None
+        ring.take(slot)
 
     def readonly(self) -> memoryview:
-        return memoryview(self._mapping).toreadonly()
+        # Mapped when somebody looks: most states are looked at by nobody. Threads that look at the same time get a
+        # mapping each, which is as good.
+        mapping = self._mapping or self.private()
+        self._mapping = mapping
+        return memoryview(mapping).toreadonly()
 
     def private(self) -> PrivateMapping:
-        return self._ring.map_leased(self._slot)
+        mapping = self.buffer.map_private()
+        self._ring.take(self._slot)
+        weakref.finalize(mapping, self._ring.give_back, self._slot).atexit = False
+        return mapping
+
+    def __del__(self) -> None:
+        self._ring.give_back(self._slot)
 
 
 class SlotRing:
@@ -143,12 +154,12 @@ class SlotRing:
         self.name = name
         self._slots: list[Slot] = []
         self._withheld = 0
-        # Finalisers run in whichever thread drops the last reference; appending to a deque is atomic.
-        self._returned: deque[Slot] = deque()
+        # Views are made and dropped in any thread, finalisers run anywhere; appending to a deque is atomic.
+        self._changes: deque[tuple[Slot, int]] = deque()
 
     def claim(self) -> Slot:
         """A free slot, claimed for the loop."""
-        self._collect_returned()
+        self._count_leases()
         slot = next((slot for slot in self._slots if not slot.claims and not slot.leases), None)
         if slot is None:
             index = len(self._slots)
@@ -165,20 +176,22 @@ class SlotRing:
 
     def lease(self, slot: Slot) -> Lease | None:
         """The right to read `slot` until the lease is garbage-collected; None when `max_leased` are out."""
-        self._collect_returned()
+        self._count_leases()
         if not slot.leases and self._held() >= self.max_leased:
             self._withheld += 1
             return None
         return Lease(self, slot)
 
-    def map_leased(self, slot: Slot) -> PrivateMapping:
-        mapping = slot.buffer.map_private()
-        slot.leases += 1
-        weakref.finalize(mapping, self._returned.append, slot).atexit = False
-        return mapping
+    def take(self, slot: Slot) -> None:
+        """One more view of `slot` lives, made by the loop or by who has one already. From any thread."""
+        self._changes.append((slot, 1))
+
+    def give_back(self, slot: Slot) -> None:
+        """One view less. From any thread."""
+        self._changes.append((slot, -1))
 
     def statistics(self) -> SlotRingStatistics:
-        self._collect_returned()
+        self._count_leases()
         return SlotRingStatistics(
             slots=len(self._slots),
             working=sum(slot.claims > 0 for slot in self._slots),
@@ -195,6 +208,7 @@ class SlotRing:
         """Slots that only leases keep; those the loop works with would be there anyway."""
         return sum(slot.leases > 0 and not slot.claims for slot in self._slots)
 
-    def _collect_returned(self) -> None:
-        while self._returned:
-            self._returned.popleft().leases -= 1
+    def _count_leases(self) -> None:
+        while self._changes:
+            slot, change = self._changes.popleft()
+            slot.leases += change

@@ -166,6 +166,13 @@ def make_faulty(fault: str) -> Faulty:
     return Faulty(fault)
 
 
+def make_opaque() -> Counting:
+    """An environment whose state is not plain data."""
+    environment = Counting((30, 50))
+    environment.simulator = object()  # pyright: ignore[reportAttributeAccessIssue]
+    return environment
+
+
 def make_nothing() -> None:
     return None
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from orchestrator.checkpoints import CheckpointFolder
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -67,7 +69,7 @@ def test_a_run_leaves_its_configuration_metrics_and_a_checkpoint(trained: Path) 
     always = {"epoch", "agent_step", "time/seconds", "rollout/episode_return", "rollout/episode_length", "sps"}
     assert all(always <= line.keys() for line in lines)
     assert {"loss/ppo_actor", "loss/gradient_norm", "hook/checkpoint/busy_seconds"} <= lines[-1].keys()
-    assert len(list((trained / "checkpoints").iterdir())) == 1
+    assert len(CheckpointFolder(trained / "checkpoints").list()) == 1
 
 
 def test_a_checkpoint_can_be_evaluated_with_the_same_scores_twice(trained: Path) -> None:
@@ -112,7 +114,7 @@ def test_the_first_signal_ends_the_run_in_order_with_a_checkpoint(number: signal
     assert "Traceback" not in errors
     assert_family_ends(family)
     last = records(folder)[-1]["epoch"]
-    saved = [int(path.name) for path in (folder / "checkpoints").iterdir()]
+    saved = [int(path.name) for path in CheckpointFolder(folder / "checkpoints").list()]
     assert max(saved) == last, "the final checkpoint is of the last whole epoch"
     assert run("eval", folder, "--episodes", 1).returncode == 0
 
@@ -134,7 +136,7 @@ def test_signals_to_the_whole_process_group_do_not_disturb_the_final_checkpoint(
     assert process.returncode == 128 + signal.SIGINT, errors
     assert "Traceback" not in errors
     assert_family_ends(family)
-    assert list((folder / "checkpoints").iterdir())
+    assert CheckpointFolder(folder / "checkpoints").list()
 
 
 def test_a_second_signal_ends_a_run_whose_hooks_do_not_finish(tmp_path: Path) -> None:

@@ -41,6 +41,11 @@ def make_vector(
     return _make_serial(environment, found, count, keywords)
 
 
+def make_single(environment: str, options: Mapping[str, object]) -> gymnasium.Env[Any, Any]:
+    """One `environment` as gymnasium knows it, made with `options`, for wrappers. Raises as `make_vector`."""
+    return _make_one(environment, find(environment), dict(options))
+
+
 def _has_numpy_form(found: EnvSpec | EnvironmentFunction) -> bool:
     if not isinstance(found, EnvSpec) or found.vector_entry_point is None or found.additional_wrappers:
         return False

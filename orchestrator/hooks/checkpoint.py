@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
-from orchestrator.checkpoints import CheckpointFolder
 from orchestrator.hooks.hook import Hook, StateUpdate
+from orchestrator.hooks.metrics import metrics
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
+    from orchestrator.checkpoints import CheckpointFolder
+    from orchestrator.training_capture import CheckpointContent
     from state.trainer_state import TrainerState
 
 
@@ -27,10 +31,20 @@ class CheckpointHook(Hook):
     on_error = "stop"
     saves = True
 
-    def __init__(self, folder: Path, every: int, keep: int) -> None:
+    def __init__(self, folder: CheckpointFolder, every: int, parent: str | None = None) -> None:
+        """`parent` names the checkpoint that the run goes on from."""
         self.every = every or _NEVER
-        self._folder = CheckpointFolder(folder, keep=keep)
-        self._saved_epoch: int | None = None
+        self._folder = folder
+        self._saved: tuple[int, object] | None = None
+        self._parent = parent
+
+    @asynccontextmanager
+    async def resources(self) -> AsyncGenerator[None]:
+        with ExitStack() as self._claim:
+            yield
+
+    async def on_new_training_run(self, state: TrainerState) -> None:
+        await anyio.to_thread.run_sync(self._claim.enter_context, self._folder.claim())
 
     async def on_epoch_end(self, state: TrainerState) -> StateUpdate | None:
         return await self._save(state)
@@ -39,16 +53,27 @@ class CheckpointHook(Hook):
         return await self._save(state)
 
     async def _save(self, state: TrainerState) -> StateUpdate | None:
-        if state.epoch == self._saved_epoch or not state.epoch:
+        if not state.epoch:
             return None
         if state.policy is None:
             raise RuntimeError(
                 f"epoch {state.epoch} cannot be saved: hooks hold views of so many epochs that its state came without "
                 "the policy; drop states earlier or raise collection.held_epochs"
             )
-        path = await anyio.to_thread.run_sync(self._folder.commit, state)
-        self._saved_epoch = state.epoch
+        content = self.run.checkpoint_content(state)
+        # At the end the epoch may be saved already, but not what hooks have made of it since.
+        saved = state.epoch, content.hook_states
+        if saved == self._saved:
+            return None
+        numbers = {name: value for name, value in metrics(state, self.run).items() if value is not None}
+        path = await anyio.to_thread.run_sync(self._commit, state.epoch, content, numbers)
+        self._saved = saved
+        self._parent = path.name
         return StateUpdate(latest_checkpoint_uri=path.absolute().as_uri())
+
+    def _commit(self, epoch: int, content: CheckpointContent, numbers: dict[str, float]) -> Path:
+        facts = {**content.facts, "metrics": numbers}
+        return self._folder.commit(epoch=epoch, facts=facts, files=content.files, parent=self._parent)
 
 
 _NEVER = 2**62

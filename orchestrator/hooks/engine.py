@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["EngineStatistics", "HookConfigurationError", "HookEngine", "check_hooks"]
 
 _log = logging.getLogger("orchestrator.hooks")
+_NOBODY: frozenset[str] = frozenset()
 _at_work: set[int] = set()
 """Identities of the hooks of all engines that run now."""
 
@@ -121,10 +122,24 @@ class HookEngine:
         finally:
             _at_work.difference_update(map(id, hooks))
 
-    async def publish(self, event: str, state: TrainerState, *, save: bool = False) -> None:
+    @property
+    def saving(self) -> bool:
+        """Whether any hook takes checkpoints."""
+        return any(runner.hook.saves for runner in self._runners.values())
+
+    def saves_due(self, state: TrainerState, *, requested: bool) -> frozenset[str]:
+        """Names of the hooks that are to take a checkpoint at the end of the epoch with the counters of `state`; all
+        that take any, if one was requested. To be asked once for each epoch, before its end."""
+        return frozenset(
+            name
+            for name, runner in self._runners.items()
+            if runner.hook.saves and (runner.due("on_epoch_end", state) or requested) and not runner.mailbox.closed
+        )
+
+    async def publish(self, event: str, state: TrainerState, *, save: frozenset[str] = _NOBODY) -> None:
         """Put an event into the mailboxes; then wait while a hook whose `overflow` is "block" has too much to do.
 
-        With `save`, hooks that take checkpoints get it even where it is not their turn. Raises HookOverflow for a
+        Of the hooks that take checkpoints only those in `save` get the end of an epoch. Raises HookOverflow for a
         hook whose `overflow` is "error" and whose mailbox is full; the others have got the event all the same.
         """
         overflown = self._put(event, state, save=save)
@@ -238,14 +253,19 @@ class HookEngine:
 
     # How.
 
-    def _put(self, event: str, state: TrainerState, *, save: bool = False, but: str = "") -> list[str]:
+    def _put(self, event: str, state: TrainerState, *, save: frozenset[str] = _NOBODY, but: str = "") -> list[str]:
         """Offer an event to everyone it is due for; returns the names of those who can't bear it."""
         listeners = self._listeners.get(event)
         if listeners is None:
             return []
         due, names = listeners.runners, listeners.names
         if but or not listeners.unpaced:
-            due = [runner for runner in due if runner.name != but and runner.due(event, state, save=save)]
+            due = [
+                runner
+                for runner in due
+                if runner.name != but
+                and (runner.name in save if runner.hook.saves and event == "on_epoch_end" else runner.due(event, state))
+            ]
             names = frozenset([runner.name for runner in due])
         occurrence = Occurrence(self._events, event, state, names)
         self._events += 1

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.hooks.statistics import HookStatistics
+    from orchestrator.training_capture import CheckpointContent
     from orchestrator.workers import Worker
     from state.trainer_state import TrainerState
 
@@ -124,6 +125,11 @@ class RunContext(Protocol):
         """As `start_worker`, for a hook that closes the worker itself."""
         ...
 
+    def checkpoint_content(self, state: TrainerState) -> CheckpointContent:
+        """What a checkpoint of `state` is made of. A run can be resumed from it if `state` is of the end of an epoch,
+        or of the training, that a hook which `saves` is handling."""
+        ...
+
     def hook_statistics(self) -> Mapping[str, HookStatistics]:
         """How each hook keeps up, by name."""
         ...
@@ -182,7 +188,8 @@ class Hook:
     """Whether the end of the run waits for the hook's queue."""
 
     saves: bool = False
-    """Whether it takes checkpoints: it is then also given the epochs for which one was asked for."""
+    """Whether it takes checkpoints: `every` then says which epochs' ends it is given, beside those for which one was
+    asked for, and `run.checkpoint_content` has all that a run goes on from."""
 
     run: RunContext
     """The run; set before the first event."""

@@ -45,7 +45,7 @@ class HookRunner:
         self.name = name
         self.hook = hook
         self.events = overridden_events(hook)
-        self.unpaced = hook.every == 1
+        self.unpaced = hook.every == 1 and not hook.saves
         self.mailbox = Mailbox(hook.overflow, hook.max_lag)
         self.meter = Meter()
         self.error: Exception | None = None
@@ -72,8 +72,8 @@ class HookRunner:
 
     # The mailbox: all of this happens at once, nothing waits.
 
-    def due(self, event: str, state: TrainerState, *, save: bool) -> bool:
-        return self._pace.due(event, state) or (save and self.hook.saves)
+    def due(self, event: str, state: TrainerState) -> bool:
+        return self._pace.due(event, state)
 
     def offer(self, occurrence: Occurrence) -> Offer:
         """Put an event into the mailbox, or settle it; what gives way to it is settled."""

@@ -1,157 +1,90 @@
-"""Messages between the host and one worker: pickled objects over a Unix socket pair, memory as file descriptors.
-
-A `SharedBuffer` anywhere inside a message travels as its descriptor, so bulk data is never copied through here.
-"""
+"""A connection between the host and one worker: messages over a Unix socket pair."""
 
 from __future__ import annotations
 
-import io
+import array
 import os
-import pickle
 import socket
 import struct
-import sys
 from typing import Any
 
-import anyio
-import cloudpickle
-
-from state.shared_memory import SharedBuffer
+from orchestrator.workers.message import MAX_DESCRIPTORS, decode, encode
 
 _HEADER = struct.Struct("!QI")  # payload bytes, descriptors
-_MAX_DESCRIPTORS = 64
+_ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+_BUFFER = 1 << 16
+"""Bytes that are received at once; room for a longer message is made when its header is there."""
 
 
 class Channel:
-    """One end of a connection. The worker's end blocks; the host's end awaits."""
+    """One end of a connection, which blocks: the worker's. `HostChannel` is the other one."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
-
-    @staticmethod
-    def pair() -> tuple[Channel, socket.socket]:
-        """The host's end, and the socket for the worker's end."""
-        host, worker = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        host.setblocking(False)
-        return Channel(host), worker
+        # What has come of the next messages.
+        self._buffer = bytearray(_BUFFER)
+        self._filled = 0
+        self._descriptors: list[int] = []
 
     def send(self, message: object) -> None:
         """Blocks until the message is written."""
-        data, descriptors = _encode(message)
-        sent = socket.send_fds(self.socket, [data], descriptors)
-        if sent < len(data):
-            self.socket.sendall(memoryview(data)[sent:])
+        data, descriptors = self._framed(message)
+        sent = 0
+        while sent < len(data):
+            sent += self._send_some(data, sent, descriptors)
 
     def receive(self) -> Any:
         """Blocks until a message is there; EOFError when the other end is closed."""
-        header, descriptors = bytearray(), list[int]()
-        while len(header) < _HEADER.size:
-            part, fds, _, _ = socket.recv_fds(self.socket, _HEADER.size - len(header), _MAX_DESCRIPTORS)
-            if not part:
-                raise EOFError
-            header += part
-            descriptors += fds
-        size, _ = _HEADER.unpack(header)
-        payload = bytearray(size)
-        view = memoryview(payload)
-        while view:
-            count = self.socket.recv_into(view)
-            if not count:
-                raise EOFError
-            view = view[count:]
-        return _decode(payload, descriptors)
+        while not self._is_complete():
+            self._receive_some()
+        return self.take()
 
-    async def send_async(self, message: object) -> None:
-        """As `send`, without blocking the event loop."""
-        data, descriptors = _encode(message)
-        view = memoryview(data)
-        while view:
-            try:
-                sent = socket.send_fds(self.socket, [view], descriptors)
-            except BlockingIOError:
-                await anyio.wait_writable(self.socket)
-                continue
-            descriptors = []
-            view = view[sent:]
+    def take(self) -> Any:
+        """The first of the messages that have come whole."""
+        size, count = _HEADER.unpack_from(self._buffer)
+        end = _HEADER.size + size
+        descriptors, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+        try:
+            return decode(memoryview(self._buffer)[_HEADER.size : end], descriptors)
+        finally:  # also a message that cannot be unpickled is done with
+            if self._filled == end and len(self._buffer) == _BUFFER:
+                self._filled = 0
+            else:
+                self._replace_buffer(max(_BUFFER, self._filled - end), end)
 
-    async def receive_async(self) -> Any:
-        """As `receive`, without blocking the event loop."""
-        header, descriptors = bytearray(), list[int]()
-        while len(header) < _HEADER.size:
-            try:
-                part, fds, _, _ = socket.recv_fds(self.socket, _HEADER.size - len(header), _MAX_DESCRIPTORS)
-            except BlockingIOError:
-                await anyio.wait_readable(self.socket)
-                continue
-            if not part:
-                raise EOFError
-            header += part
-            descriptors += fds
-        size, _ = _HEADER.unpack(header)
-        payload = bytearray(size)
-        view = memoryview(payload)
-        while view:
-            try:
-                count = self.socket.recv_into(view)
-            except BlockingIOError:
-                await anyio.wait_readable(self.socket)
-                continue
-            if not count:
-                raise EOFError
-            view = view[count:]
-        return _decode(payload, descriptors)
+    def _framed(self, message: object) -> tuple[bytes, list[int]]:
+        payload, descriptors = encode(message)
+        return _HEADER.pack(len(payload), len(descriptors)) + payload, descriptors
 
-    def hang_up(self) -> None:
-        """Close the host's end; whoever awaits it gets a ClosedResourceError, the worker an end of file."""
-        anyio.notify_closing(self.socket)
-        self.socket.close()
+    def _send_some(self, data: bytes, sent: int, descriptors: list[int]) -> int:
+        """Write what fits, the descriptors along with the first byte; how many bytes were written."""
+        if sent:
+            return self.socket.send(memoryview(data)[sent:])
+        return socket.send_fds(self.socket, [data], descriptors) if descriptors else self.socket.send(data)
 
+    def _is_complete(self) -> bool:
+        """Whether a message has come; if not, there is room for what is missing."""
+        needed = _HEADER.size
+        if self._filled >= needed:
+            needed += _HEADER.unpack_from(self._buffer)[0]
+        if needed > len(self._buffer):
+            self._replace_buffer(needed, 0)
+        return self._filled >= needed
 
-def _encode(message: object) -> tuple[bytes, list[int]]:
-    try:
-        if _interactive():
-            raise pickle.PicklingError
-        payload, descriptors = _pickle(message, pickle.Pickler)
-    except (pickle.PicklingError, AttributeError, TypeError):
-        # Lambdas, closures and classes of a notebook's cells have no importable name: they travel by value.
-        payload, descriptors = _pickle(message, cloudpickle.Pickler)
-    return _HEADER.pack(len(payload), len(descriptors)) + payload, descriptors
+    def _receive_some(self) -> None:
+        room = memoryview(self._buffer)[self._filled :]
+        count, ancillary, _, _ = self.socket.recvmsg_into([room], _ANCILLARY)
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                for descriptor in array.array("i", data):
+                    os.set_inheritable(descriptor, False)
+                    self._descriptors.append(descriptor)
+        if not count:
+            raise EOFError
+        self._filled += count
 
-
-def _interactive() -> bool:
-    return not hasattr(sys.modules.get("__main__"), "__file__")
-
-
-def _pickle(message: object, base: type[pickle.Pickler]) -> tuple[bytes, list[int]]:
-    descriptors: list[int] = []
-
-    class ChannelPickler(base):
-        def persistent_id(self, obj: Any) -> tuple[int, int] | None:
-            if type(obj) is SharedBuffer:
-                descriptors.append(obj.fd)
-                return len(descriptors) - 1, obj.nbytes
-            return None
-
-    stream = io.BytesIO()
-    ChannelPickler(stream, protocol=pickle.HIGHEST_PROTOCOL).dump(message)
-    if len(descriptors) > _MAX_DESCRIPTORS:
-        raise ValueError(f"a message can carry {_MAX_DESCRIPTORS} shared buffers, not {len(descriptors)}")
-    return stream.getvalue(), descriptors
-
-
-class _ChannelUnpickler(pickle.Unpickler):
-    def __init__(self, stream: io.BytesIO, descriptors: list[int]) -> None:
-        super().__init__(stream)
-        self._buffers = dict[int, SharedBuffer]()
-        self._descriptors = descriptors
-
-    def persistent_load(self, pid: tuple[int, int]) -> SharedBuffer:
-        index, nbytes = pid
-        if index not in self._buffers:
-            self._buffers[index] = SharedBuffer(self._descriptors[index], nbytes)
-            os.set_inheritable(self._descriptors[index], False)
-        return self._buffers[index]
-
-
-def _decode(payload: bytearray, descriptors: list[int]) -> Any:
-    return _ChannelUnpickler(io.BytesIO(payload), descriptors).load()
+    def _replace_buffer(self, size: int, begin: int) -> None:
+        """A buffer of `size` with what had come from `begin` on."""
+        rest = self._buffer[begin : self._filled]
+        self._buffer = rest + bytes(size - len(rest))
+        self._filled = len(rest)

@@ -10,6 +10,7 @@ import anyio
 import anyio.to_thread
 
 from orchestrator.workers.channel import Channel
+from orchestrator.workers.host_channel import HostChannel
 from orchestrator.workers.serve import serve
 from orchestrator.workers.worker import Worker
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 async def start(name: str, threads: int) -> Worker:
     """A worker thread that waits for its object to be constructed."""
-    channel, worker_socket = Channel.pair()
+    channel, worker_socket = HostChannel.pair()
     thread = threading.Thread(target=_main, args=(worker_socket, threads), name=f"orchestrator-{name}", daemon=True)
     thread.start()
     return Worker(name, channel, _ThreadBody(thread))

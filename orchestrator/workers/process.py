@@ -13,6 +13,7 @@ import anyio.to_thread
 
 from orchestrator.fork_server import context, warm_up
 from orchestrator.workers.channel import Channel
+from orchestrator.workers.host_channel import HostChannel
 from orchestrator.workers.worker import Worker
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 async def start(name: str, threads: int) -> Worker:
     """A worker process that waits for its object to be constructed."""
-    channel, worker_socket = Channel.pair()
+    channel, worker_socket = HostChannel.pair()
     process = context.Process(target=_main, args=(worker_socket, threads), name=f"orchestrator-{name}", daemon=True)
 
     def launch() -> None:

@@ -14,7 +14,7 @@ from orchestrator.workers.serve import CONSTRUCT
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-    from orchestrator.workers.channel import Channel
+    from orchestrator.workers.host_channel import HostChannel
 
 CLOSE_GRACE = 5.0
 """Seconds that a worker has to end by itself once the host has hung up."""
@@ -53,11 +53,11 @@ class WorkerStatistics:
 class Worker:
     """A stateful object elsewhere. One request at a time; callers wait for their turn in order."""
 
-    def __init__(self, name: str, channel: Channel, body: Body) -> None:
+    def __init__(self, name: str, channel: HostChannel, body: Body) -> None:
         self.name = name
         self._channel = channel
         self._body = body
-        self._turn = anyio.Lock()
+        self._turn = anyio.Lock(fast_acquire=True)
         self._state: Literal["idle", "busy", "closed", "crashed"] = "idle"
         self._calls = 0
         self._busy_seconds = 0.0
@@ -79,18 +79,12 @@ class Worker:
             self._state = "busy"
             reply: Any = None
             try:
-                with anyio.CancelScope(shield=True):  # half a request would garble all later ones
-                    await self._channel.send_async((method, args))
+                await self._channel.send_async((method, args))
                 self._unanswered += 1
-                while True:
-                    await anyio.wait_readable(self._channel.socket)
-                    try:
-                        with anyio.CancelScope(shield=True):
-                            reply = await self._channel.receive_async()
-                    finally:  # also a reply that cannot be unpickled here is one
-                        self._unanswered -= 1
-                    if not self._unanswered:
-                        break
+                while self._unanswered:
+                    await self._channel.wait_for_message()
+                    self._unanswered -= 1  # also a reply that cannot be unpickled here is one
+                    reply = self._channel.take()
             except anyio.ClosedResourceError:
                 raise WorkerCrashed(f"worker {self.name!r} was closed during {method!r}") from None
             except (EOFError, ConnectionError) as error:

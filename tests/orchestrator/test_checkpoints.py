@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save
 from safetensors.torch import load_file
 from torch import nn
 
-from orchestrator.checkpoints import CheckpointError, CheckpointFolder, find_checkpoint
+from orchestrator.checkpoints import POLICY, CheckpointError, CheckpointFolder, KeepLast, find_checkpoint
 from state.parameter_arena import ParameterArena
 from state.policy_snapshot import PolicySnapshot
 from state.shared_memory import SlotRing
@@ -31,9 +32,15 @@ def make_state(epoch: int = 3) -> TrainerState:
     return TrainerState(epoch=epoch, agent_step=100 * epoch, policy=snapshot)
 
 
+def commit(folder: CheckpointFolder, state: TrainerState) -> Path:
+    assert state.policy is not None
+    weights = save(dict(state.policy.tensors), metadata={"format": "pt"})
+    return folder.commit(epoch=state.epoch, facts={"agent_step": state.agent_step}, files={POLICY: weights})
+
+
 def test_a_checkpoint_holds_the_weights_bit_for_bit_for_plain_safetensors_too(tmp_path: Path) -> None:
     state = make_state()
-    path = CheckpointFolder(tmp_path).commit(state)
+    path = commit(CheckpointFolder(tmp_path), state)
     assert state.policy is not None
     checkpoint = find_checkpoint(path)
     assert checkpoint.manifest["agent_step"] == 300
@@ -45,9 +52,9 @@ def test_a_checkpoint_holds_the_weights_bit_for_bit_for_plain_safetensors_too(tm
 
 
 def test_the_newest_of_a_run_is_found_and_only_the_newest_are_kept(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path / "checkpoints", keep=2)
+    folder = CheckpointFolder(tmp_path / "checkpoints", retention=KeepLast(2))
     for epoch in (5, 90, 100):
-        folder.commit(make_state(epoch))
+        commit(folder, make_state(epoch))
     assert [path.name for path in folder.list()] == ["00000090", "00000100"]
     assert find_checkpoint(tmp_path).manifest["epoch"] == 100
     assert find_checkpoint(tmp_path / "checkpoints").manifest["epoch"] == 100
@@ -55,7 +62,7 @@ def test_the_newest_of_a_run_is_found_and_only_the_newest_are_kept(tmp_path: Pat
 
 def test_a_checkpoint_is_never_overwritten(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path)
-    first, second = folder.commit(make_state()), folder.commit(make_state())
+    first, second = commit(folder, make_state()), commit(folder, make_state())
     assert first != second
     assert folder.list() == [first, second]
     assert find_checkpoint(tmp_path).path == second
@@ -65,19 +72,19 @@ def test_a_failed_commit_leaves_nothing_that_looks_like_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = CheckpointFolder(tmp_path)
-    folder.commit(make_state(1))
+    commit(folder, make_state(1))
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        folder.commit(make_state(2))
-    assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
+    with pytest.raises(CheckpointError, match="No space left"):
+        commit(folder, make_state(2))
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "LATEST", "00000001"}
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
-    path = CheckpointFolder(tmp_path).commit(make_state())
+    path = commit(CheckpointFolder(tmp_path), make_state())
     weights, manifest = path / "policy.safetensors", path / "manifest.json"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -91,6 +98,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(facts | {"format_version": 99}))
     with pytest.raises(CheckpointError, match="format version 99"):
         find_checkpoint(path)
+    facts |= {"format_version": 1}
     manifest.write_text(json.dumps(facts | {"files": {"../secret": {"bytes": 1, "sha256": ""}}}))
     with pytest.raises(CheckpointError, match="outside of the checkpoint"):
         find_checkpoint(path)
@@ -102,11 +110,11 @@ def test_damage_is_named(tmp_path: Path) -> None:
 
 
 def test_weights_of_another_architecture_list_the_differing_tensors(tmp_path: Path) -> None:
-    checkpoint = find_checkpoint(CheckpointFolder(tmp_path).commit(make_state()))
+    checkpoint = find_checkpoint(commit(CheckpointFolder(tmp_path), make_state()))
     with pytest.raises(ValueError, match=r"weight: \[2, 3\] given, \[2, 4\] needed"):
         checkpoint.load_into(nn.Linear(4, 2))
 
 
 def test_a_state_without_counters_of_its_own_still_commits(tmp_path: Path) -> None:
     state = dataclasses.replace(make_state(0), agent_step=0)
-    assert CheckpointFolder(tmp_path).commit(state).name == "00000000"
+    assert commit(CheckpointFolder(tmp_path), state).name == "00000000"

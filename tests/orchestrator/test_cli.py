@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from orchestrator.__main__ import main
-from orchestrator.cli import parse_option
+from orchestrator.cli import parse_option, parse_task, train_settings
 from orchestrator.config import (
     CollectionConfig,
+    EvaluationTask,
     LearningConfig,
     LossesConfig,
     PolicyConfig,
@@ -50,7 +51,8 @@ class Calls:
     def warm_up(self) -> None:
         self.events.append("warm_up")
 
-    def run_training(self, config: TrainerConfig) -> int:
+    def run_training(self, config: TrainerConfig, *, resume: object = None) -> int:
+        assert resume is None
         self.events.append("train")
         self.configs.append(config)
         if self.error is not None:
@@ -60,7 +62,7 @@ class Calls:
         write_config(config, config.run_dir / "config.toml")
         return self.exit_code
 
-    def evaluate_checkpoint(self, path: Path, **options: object) -> Mapping[str, object]:
+    def evaluate_checkpoint(self, path: str, **options: object) -> Mapping[str, object]:
         self.events.append("eval")
         self.evaluations.append({"path": path, **options})
         return REPORT
@@ -143,6 +145,7 @@ def test_the_help_of_train_explains_the_settings_with_their_defaults(
     assert "--total-agent-steps INT Agent steps to train for, over all environments. (default: 500000)" in text
     assert "--learning.discount FLOAT Weight of the next agent step's reward" in text
     assert "--collection.environment-options [KEY=VALUE ...]" in text
+    assert "--evaluation.tasks [ENVIRONMENT|{SETTING=VALUE,...} ...]" in text
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
@@ -254,6 +257,37 @@ def test_a_value_that_could_be_misread_is_refused(word: str, cure: str) -> None:
         parse_option(word)
 
 
+def test_tasks_of_the_evaluation_are_names_of_environments_or_tables() -> None:
+    table = '{name="heavy", environment="Acrobot-v1", options={book_or_nips="nips"}, episodes=3, deterministic=false}'
+    _, config = train_settings(["--evaluation.tasks", "Acrobot-v1", table, "--seed", "3"])
+    assert config.seed == 3
+    assert config.evaluation.tasks == (
+        EvaluationTask(environment="Acrobot-v1"),
+        EvaluationTask(
+            name="heavy",
+            environment="Acrobot-v1",
+            options={"book_or_nips": "nips"},
+            episodes=3,
+            deterministic=False,
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("{episodes=3", "no inline table of TOML"),
+        ("{episode=3}", "did you mean episodes?"),
+        ("{episodes='x'}", "episodes (a whole number or nothing"),
+        ("{}, 3", "no inline table of TOML"),
+    ],
+)
+def test_a_task_that_is_no_table_of_its_settings_is_explained(word: str, expected: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_task(word)
+    assert expected in str(caught.value)
+
+
 def test_a_run_without_a_folder_gets_one_named_after_environment_and_time(calls: Calls) -> None:
     main(["train"])
     assert calls.config.run_dir is not None
@@ -323,12 +357,18 @@ def test_eval_measures_a_checkpoint(
     calls: Calls, tmp_path: Path, words: str, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["eval", str(tmp_path), *words.split()]) == 0
-    assert calls.evaluations == [{"path": tmp_path, **options}]
+    assert calls.evaluations == [{"path": str(tmp_path), **options}]
     assert capsys.readouterr().out.splitlines() == [
         "checkpoint      runs/x/checkpoints/61",
         "episode_return  487.25",
         "episodes        20",
     ]
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/runs/first", "file:///runs/first/checkpoints/00000062"])
+def test_eval_takes_a_uri_as_it_is(calls: Calls, uri: str) -> None:
+    assert main(["eval", uri]) == 0
+    assert calls.evaluations[0]["path"] == uri
 
 
 def test_eval_prints_json(calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from orchestrator.config import (
     CollectionConfig,
+    EvaluationConfig,
+    EvaluationTask,
     LearningConfig,
     LossesConfig,
     PolicyConfig,
@@ -50,6 +52,14 @@ def test_every_setting_survives_a_file(tmp_path: Path) -> None:
         learning=LearningConfig(threads=2, max_grad_norm=math.inf, learning_rate=1e-7, adam_betas=(0.5, 0.25)),
         losses=LossesConfig(names=("my.losses:actor",), value_clip=0.5, target_kl=0.01, normalize_advantage=False),
         policy=PolicyConfig(hidden=()),
+        evaluation=EvaluationConfig(
+            tasks=(
+                EvaluationTask(name="ä b", category="hard", environment="A-v1", options={"nested": {"x.y": [1, {}]}}),
+                EvaluationTask(options={}, episodes=3, seed=0, deterministic=False),
+                EvaluationTask(),
+            ),
+            video_every=7,
+        ),
     )
     write_config(config, tmp_path / "config.toml")
     assert read_config(tmp_path / "config.toml") == config
@@ -98,6 +108,7 @@ def test_everything_wrong_in_a_file_is_said_at_once() -> None:
             "learning": {"learning-rate": 1, "clip": 0.3, "adam_betas": [0.9], "staleness": 0},
             "collection": {"mode": "fast", "environment_options": [1]},
             "policy": {"hidden": [64, "wide"]},
+            "evaluation": {"tasks": [{"sede": 1, "epochs": 3, "every": 2}, 4, {"episodes": "few", "options": [1]}]},
         }
     )
     assert set(problems) == {
@@ -113,6 +124,12 @@ def test_everything_wrong_in_a_file_is_said_at_once() -> None:
         "collection.mode",
         "collection.environment_options",
         "policy.hidden",
+        "evaluation.tasks[0].sede",
+        "evaluation.tasks[0].epochs",
+        "evaluation.tasks[0].every",
+        "evaluation.tasks[1]",
+        "evaluation.tasks[2].episodes",
+        "evaluation.tasks[2].options",
     }
     assert "did you mean seed?" in problems["sed"]
     assert "move it to [learning]" in problems["learning_rate"]
@@ -124,6 +141,15 @@ def test_everything_wrong_in_a_file_is_said_at_once() -> None:
     assert "move it to the top of the file" in problems["learning.staleness"]
     assert "one of auto, native, sync" in problems["collection.mode"]
     assert "a list of any number of whole numbers" in problems["policy.hidden"]
+    assert "did you mean seed?" in problems["evaluation.tasks[0].sede"]
+    assert "move it to [checkpoints] or [evaluation]" in problems["evaluation.tasks[0].every"]
+    assert "write [[evaluation.tasks]] and its settings below it" in problems["evaluation.tasks[1]"]
+    assert "leave it out for the default" in problems["evaluation.tasks[2].episodes"]
+
+
+def test_a_table_where_a_list_of_tables_belongs_is_refused() -> None:
+    problems = problems_of({"evaluation": {"tasks": {"name": "a"}}})
+    assert problems == {"evaluation.tasks": "a list of any number of tables of settings | the default is []"}
 
 
 @pytest.mark.parametrize(
@@ -164,3 +190,10 @@ def test_options_that_toml_cannot_express_are_named() -> None:
         "collection.environment_options.by_number",
     ]
     assert caught.value.problems[0].cure == "leave it out"
+
+
+def test_options_of_a_task_that_toml_cannot_express_are_named() -> None:
+    tasks = (EvaluationTask(), EvaluationTask(options={"make": print}))
+    with pytest.raises(ConfigurationError) as caught:
+        to_table(TrainerConfig(evaluation=EvaluationConfig(tasks=tasks)))
+    assert [problem.field for problem in caught.value.problems] == ["evaluation.tasks[1].options.make"]

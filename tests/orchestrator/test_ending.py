@@ -69,8 +69,8 @@ async def test_stop_now_ends_a_run_that_waits_for_a_hanging_hook(staleness: int)
 async def test_a_failed_run_ends_although_a_hook_hangs(staleness: int) -> None:
     losses = losses_with(FailingLoss("raise"))
     hook = Hanging()
-    # Full with the rollout of epoch 5, for which epoch 0 must have been learned: nothing keeps the learner from epoch 1,
-    # in which it fails, while the collect task waits for the hook.
+    # Full with the rollout of epoch 5, for which epoch 0 must have been learned: nothing keeps the learner from
+    # epoch 1, in which it fails, while the collect task waits for the hook.
     hook.max_lag = 4
     with anyio.fail_after(60), pytest.raises(ArithmeticError, match="gave up"):
         async with Trainer(small_config(epochs=10**6, staleness=staleness), hooks=[hook], losses=losses).start() as run:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from orchestrator.config import PolicyConfig
 from orchestrator.environments import VectorEnvironment, make_vector
 from orchestrator.evaluator import EvaluationInterrupted, evaluate
 from orchestrator.policies.network import Spaces
-from orchestrator.policies.policy import Policy
+from orchestrator.policies.policy import Policy, build_policy
 from tests.small_networks import make_separate, make_shared
 
 COUNTING = "tests.environments:make_counting"
@@ -121,3 +122,41 @@ def test_no_episodes_are_refused() -> None:
     environment = make_vector(COUNTING, 2)
     with pytest.raises(ValueError, match="episodes is 0"):
         evaluate(policy_for(environment), [environment], 0, [0])
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_normalisation_is_used_as_it_is_and_rewards_are_the_environment_s_own(deterministic: bool) -> None:
+    seen: list[Tensor] = []
+
+    class Watching(nn.Module):
+        def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+            seen.append(observation.clone())
+            return torch.zeros(len(observation), 2), torch.zeros(len(observation))
+
+    environment = make_vector(COUNTING, 2, {"lengths": (3, 5)})
+    spaces = Spaces(environment.observation_space, environment.action_space)
+    policy = Policy(spaces, Watching(), normalize_observations=True, normalize_rewards=True)
+    assert policy.reward_normalizer is not None
+    policy.update_normalizers(torch.tensor([[[1.0], [2.0], [3.0]]]))
+    policy.reward_normalizer.update_and_scale(torch.tensor([[100.0, -100.0]]), torch.zeros(1, 2, dtype=torch.bool))
+    before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+    (scores,) = evaluate(policy, [environment], 4, [0], deterministic)
+    assert scores.returns == (6.0, 15.0, 6.0, 15.0)
+    torch.testing.assert_close(seen[0], torch.full((2, 1), -2.0 / (2.0 / 3.0) ** 0.5), rtol=1e-4, atol=0)
+    after = policy.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_network_with_an_lstm_plays_every_episode_as_if_it_were_its_first() -> None:
+    environment = make_vector(COUNTING, 1, {"lengths": (4,)})
+    spaces = Spaces(environment.observation_space, environment.action_space)
+    policy = build_policy(PolicyConfig(network="lstm", hidden=(8,), lstm_size=8), spaces, seed=1)
+    outputs: list[Tensor] = []
+    policy.network.register_forward_hook(lambda module, inputs, output: outputs.append(output[0][0, 0].clone()))
+    evaluate(policy, [environment], 3, [0])
+    first, second, third = (torch.stack(outputs[begin : begin + 4]) for begin in (0, 4, 8))
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+    observation = torch.arange(4.0).view(4, 1, 1)
+    without_memory, _, _ = policy(observation)
+    assert not torch.allclose(first[1:], without_memory[1:, 0]), "within an episode it does remember"

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator import CheckpointsConfig, EvaluationConfig, Hook, HookFailed, Trainer
-from orchestrator.checkpoints import CheckpointFolder
+from orchestrator.checkpoints import CheckpointError, CheckpointFolder
 from orchestrator.hooks.progress import ProgressHook
 from tests.orchestrator.training import small_config, worker_processes
 
@@ -98,11 +99,14 @@ async def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_its_cause(
 
     @trainer.on_rollout_end(overflow="block")
     async def put_a_file_where_the_folder_should_be(state: TrainerState) -> None:
-        (folder / "checkpoints").touch()
+        if (folder / "checkpoints").is_dir():
+            shutil.rmtree(folder / "checkpoints")
+            (folder / "checkpoints").touch()
 
-    with pytest.raises(HookFailed, match="'checkpoint' failed to handle on_epoch_end") as caught:
+    with pytest.raises(HookFailed, match="'checkpoint' failed to handle") as caught:
         await trainer.run()
-    assert isinstance(caught.value.__cause__, FileExistsError)
+    assert isinstance(caught.value.__cause__, CheckpointError)
+    assert isinstance(caught.value.__cause__.__cause__, OSError)
 
 
 def evaluating(every: int = 1, **settings: Any) -> Any:

@@ -103,14 +103,18 @@ async def test_what_is_not_of_an_epoch_comes_whatever_every_says() -> None:
     ]
 
 
-async def test_a_hook_that_saves_also_gets_the_epochs_for_which_a_checkpoint_was_asked() -> None:
-    saving = AtEpochEnd("saving", every=10, saves=True)
+async def test_a_hook_that_saves_gets_the_epochs_that_were_found_due_for_it() -> None:
+    often, rarely = AtEpochEnd("often", every=2, saves=True), AtEpochEnd("rarely", every=4, saves=True)
     other = AtEpochEnd("other", every=10)
-    async with running(saving, other) as engine:
-        await engine.publish("on_epoch_end", TrainerState(epoch=3), save=True)
-        await engine.publish("on_epoch_end", TrainerState(epoch=4))
+    async with running(often, rarely, other) as engine:
+        for epoch in range(1, 6):
+            save = engine.saves_due(TrainerState(epoch=epoch), requested=epoch == 3)
+            await engine.publish("on_epoch_end", TrainerState(epoch=epoch), save=save)
+            await engine.drain(10)
+        await engine.publish("on_epoch_end", TrainerState(epoch=8))
         await engine.drain(10)
-    assert saving.epochs == [3]
+    assert often.epochs == [2, 3, 4]
+    assert rarely.epochs == [3, 4]
     assert other.epochs == []
 
 

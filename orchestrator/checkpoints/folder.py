@@ -1,0 +1,292 @@
+"""The checkpoints of one run on disk: written beside, committed by one rename, deleted by rules."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from orchestrator.checkpoints.filesystem import REAL, make_folders, remove_tree, sync_if_possible
+from orchestrator.checkpoints.locks import hold, sole_writer, unheld
+from orchestrator.checkpoints.manifest import (
+    MANIFEST,
+    CheckpointDamaged,
+    CheckpointError,
+    CheckpointTooNew,
+    is_plain_name,
+    make_manifest,
+)
+from orchestrator.checkpoints.retention import KeepAll
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterable, Mapping
+    from pathlib import Path
+
+    from orchestrator.checkpoints.filesystem import FileSystem
+    from orchestrator.checkpoints.retention import Retention
+
+LATEST = "LATEST"
+NAME = re.compile(r"\d{1,18}(-\d{1,9})?")
+
+_UNFINISHED, _DAMAGED, _SUPERSEDED = ".writing-", ".damaged-", ".superseded-"
+_ORPHAN_SECONDS = 3600.0
+_KEEP_ALL = KeepAll()
+_log = logging.getLogger("orchestrator.checkpoints")
+
+
+class CheckpointFolder:
+    """The checkpoints of one run, one folder each, named by epoch; none is ever overwritten.
+
+    After each commit those are deleted that `retention` does not want, but never the newest, one in `protect` (say,
+    that which the run was resumed from), or one that somebody holds. What a killed run left unfinished goes once it
+    is `orphan_seconds` old. All of it blocks.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        retention: Retention = _KEEP_ALL,
+        protect: Iterable[Path] = (),
+        orphan_seconds: float = _ORPHAN_SECONDS,
+        files: FileSystem = REAL,
+    ) -> None:
+        self.path = path
+        self.retention = retention
+        self.protect = {protected.absolute() for protected in protect}
+        self._orphan_seconds = orphan_seconds
+        self._files = files
+        self._claimed = False
+        self._anchored = False
+        self._opened: dict[Path, Checkpoint] = {}  # a checkpoint never changes
+
+    @contextlib.contextmanager
+    def claim(self) -> Generator[None]:
+        """While entered, no other run commits here. Raises CheckpointError where one does.
+
+        A commit without it claims the folder for as long as it takes.
+        """
+        if self._claimed:
+            yield
+            return
+        try:
+            self._make()
+            lock = contextlib.ExitStack()
+            lock.enter_context(sole_writer(self.path))
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoints cannot be written to {self.path}: {error.strerror}; choose another folder, or make this "
+                "one writable"
+            ) from error
+        with lock:
+            self._claimed = True
+            try:
+                yield
+            finally:
+                self._claimed = False
+
+    def commit(
+        self,
+        *,
+        epoch: int,
+        facts: Mapping[str, Any],
+        files: Mapping[str, bytes | memoryview],
+        parent: str | None = None,
+    ) -> Path:
+        """Write a checkpoint: it exists, whole and on disk, once this returns, or not at all.
+
+        `facts` are JSON and go into the manifest; of `metrics`, a table of numbers, `KeepBest` takes its own.
+        `parent` names the checkpoint that the run continued from. Raises CheckpointError: no space, no permission,
+        another run in this folder, a later epoch in it.
+        """
+        for name in files:
+            if not is_plain_name(name) or name == MANIFEST:
+                raise CheckpointError(f"{name!r} cannot be the name of a file in a checkpoint")
+        with self.claim():
+            newest = max(self.list(), key=_order, default=None)
+            if newest is not None and _order(newest)[0] > epoch:
+                raise CheckpointError(
+                    f"{self.path} holds {newest.name}, of a later epoch than {epoch}, which would be taken for newer: "
+                    "call `rewind` first, or continue the run in a folder of its own"
+                )
+            try:
+                final = self._write(epoch, facts, files, parent)
+            except OSError as error:
+                raise CheckpointError(
+                    f"the checkpoint of epoch {epoch} cannot be written to {self.path}: {error.strerror}; the "
+                    "checkpoints before it are as they were"
+                ) from error
+            self._point_to(final)
+            self.prune()
+        return final
+
+    def list(self) -> list[Path]:
+        """The committed checkpoints, oldest first."""
+        if not self.path.is_dir():
+            return []
+        found = [path for path in self.path.iterdir() if NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
+        return sorted(found, key=_order)
+
+    def newest_valid(self) -> Checkpoint:
+        """The newest checkpoint whose every byte is as it was written.
+
+        Damaged ones are moved aside, never deleted, with an error in the log. Raises CheckpointError where no valid
+        one is left, and for one of a later release, which should not be passed over for an older one.
+        """
+        passed_over: list[str] = []
+        for path in reversed(self.list()):
+            try:
+                with hold(path):
+                    checkpoint = open_checkpoint(path)
+                    checkpoint.verify()
+                    return checkpoint
+            except CheckpointTooNew:
+                raise
+            except CheckpointError as error:
+                if (path / MANIFEST).is_symlink() or (path / MANIFEST).exists():  # or else it was deleted meanwhile
+                    passed_over.append(str(error))
+                    self._pass_over(path, error)
+        reasons = "".join(f"; {reason}" for reason in passed_over)
+        raise CheckpointError(f"{self.path} has no valid checkpoint{reasons}")
+
+    def hold(self, path: Path) -> contextlib.AbstractContextManager[None]:
+        """While entered, no run deletes the checkpoint. Raises CheckpointError where there is none (any more)."""
+        return hold(path)
+
+    def rewind(self, path: Path) -> list[Path]:
+        """Move the checkpoints that are newer than `path` aside, so that a run can go on from there; where to."""
+        with self.claim():
+            newer = [other for other in self.list() if _order(other) > _order(path)]
+            return [self._move_aside(other, _SUPERSEDED) for other in reversed(newer)]
+
+    def prune(self) -> list[Path]:
+        """Delete what nobody wants, and old remains; what was deleted. Nothing that goes wrong here is an error."""
+        deleted: list[Path] = []
+        with self.claim():
+            checkpoints = [checkpoint for path in self.list() if (checkpoint := self._open(path)) is not None]
+            kept = self.retention.wanted(checkpoints) | {checkpoint.path for checkpoint in checkpoints[-1:]}
+            for checkpoint in checkpoints:
+                if checkpoint.path not in kept and checkpoint.path.absolute() not in self.protect:
+                    try:
+                        if self._delete(checkpoint.path):
+                            deleted.append(checkpoint.path)
+                    except OSError as error:
+                        _log.warning("an old checkpoint cannot be deleted: %s", error)
+            self._sweep()
+        return deleted
+
+    # Committing.
+
+    def _make(self) -> None:
+        make_folders(self._files, self.path)
+        if not self._anchored:
+            # The folder may be new, made by somebody who did not sync it: what is in it would be lost with it.
+            sync_if_possible(self._files, self.path.absolute().parent)
+            sync_if_possible(self._files, self.path.absolute().parent.parent)
+            self._anchored = True
+
+    def _write(
+        self, epoch: int, facts: Mapping[str, Any], files: Mapping[str, bytes | memoryview], parent: str | None
+    ) -> Path:
+        attempt = uuid.uuid4().hex
+        # On the same file system, so that the rename is atomic; a name that is never taken for a checkpoint.
+        working = self.path / f"{_UNFINISHED}{attempt}"
+        make_folders(self._files, self.path)
+        try:
+            self._files.make_folder(working)
+            described: dict[str, dict[str, Any]] = {}
+            for name, content in files.items():
+                size, sha256 = self._files.write(working / name, content)
+                described[name] = {"bytes": size, "sha256": sha256}
+            manifest = make_manifest(facts, described, epoch=epoch, attempt=attempt, parent=parent)
+            self._files.write(working / MANIFEST, manifest)
+            self._files.sync(working)
+            final = self._free_name(epoch)
+            self._files.rename(working, final)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                remove_tree(self._files, working)
+            raise
+        self._files.sync(self.path)
+        return final
+
+    def _free_name(self, epoch: int) -> Path:
+        path = self.path / f"{epoch:08d}"
+        number = 2
+        while path.exists() or path.is_symlink():
+            path = self.path / f"{epoch:08d}-{number}"
+            number += 1
+        return path
+
+    def _point_to(self, final: Path) -> None:
+        """Say in a file which is the newest: for people and scripts; nothing here relies on it."""
+        draft = self.path / f"{_UNFINISHED}{LATEST}"
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                self._files.unlink(draft)
+            self._files.write(draft, f"{final.name}\n".encode())
+            self._files.rename(draft, self.path / LATEST)
+        except OSError as error:
+            _log.warning("%s cannot be written: %s", self.path / LATEST, error)
+
+    # Deleting and moving aside.
+
+    def _open(self, path: Path) -> Checkpoint | None:
+        if path not in self._opened:
+            try:
+                self._opened[path] = open_checkpoint(path)
+            except CheckpointError as error:
+                _log.warning("retention leaves a checkpoint alone that cannot be read: %s", error)
+                return None
+        return self._opened[path]
+
+    def _delete(self, path: Path) -> bool:
+        with unheld(path) as free:
+            if not free:
+                return False
+            # First it is no checkpoint any more, also after a power failure, then it goes.
+            self._files.unlink(path / MANIFEST)
+            self._files.sync(path)
+        self._opened.pop(path, None)
+        remove_tree(self._files, path)
+        return True
+
+    def _sweep(self) -> None:
+        """Remove what never became a checkpoint, or is none any more, and that nobody is at work on."""
+        oldest = time.time() - self._orphan_seconds
+        for path in self.path.iterdir():
+            unfinished = path.name.startswith(_UNFINISHED)
+            uncommitted = NAME.fullmatch(path.name) and path.is_dir() and not (path / MANIFEST).exists()
+            with contextlib.suppress(OSError):
+                if (unfinished or uncommitted) and not path.is_symlink() and path.stat().st_mtime <= oldest:
+                    if path.is_dir():
+                        remove_tree(self._files, path)
+                    else:
+                        self._files.unlink(path)
+
+    def _pass_over(self, path: Path, error: CheckpointError) -> None:
+        if not isinstance(error, CheckpointDamaged):
+            _log.error("checkpoint %s is passed over: %s", path, error)
+            return
+        try:
+            aside = self._move_aside(path, _DAMAGED)
+        except OSError as failure:
+            _log.error("checkpoint %s is DAMAGED and cannot be moved aside (%s): %s", path, failure.strerror, error)
+        else:
+            _log.error("checkpoint %s is DAMAGED and was moved aside, to %s: %s", path, aside, error)
+
+    def _move_aside(self, path: Path, prefix: str) -> Path:
+        aside = path.with_name(f"{prefix}{path.name}-{uuid.uuid4().hex[:8]}")
+        self._files.rename(path, aside)
+        self._files.sync(self.path)
+        self._opened.pop(path, None)
+        return aside
+
+
+def _order(path: Path) -> tuple[int, int]:
+    epoch, _, number = path.name.partition("-")
+    return int(epoch), int(number or 1)

@@ -1,0 +1,136 @@
+"""What a checkpoint says about itself: its facts, and the size and hash of each of its files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+FORMAT_VERSION = 2
+MANIFEST, POLICY = "manifest.json", "policy.safetensors"
+
+_OURS = frozenset({"format_version", "attempt", "parent", "files", "folder", "checksum"})
+_PLAIN_NAME = re.compile(r"[\w-][\w.+-]*")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, damaged, of a kind that this version does not read, or cannot be written."""
+
+
+class CheckpointDamaged(CheckpointError):
+    """What is there is not what was committed."""
+
+
+class CheckpointTooNew(CheckpointError):
+    """Written by a later release, in a format that this one does not know."""
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a name can only mean something inside the folder it is used in."""
+    return isinstance(name, str) and _PLAIN_NAME.fullmatch(name) is not None
+
+
+def make_manifest(
+    facts: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Any]],
+    *,
+    epoch: int,
+    attempt: str,
+    parent: str | None,
+) -> bytes:
+    """The content of a manifest; `files` has `bytes` and `sha256` by name.
+
+    Metrics that are not finite become null, since JSON has no word for them. Raises CheckpointError for facts that
+    JSON cannot say, and for those under a name that is taken.
+    """
+    taken = sorted(_OURS & facts.keys())
+    if taken:
+        raise CheckpointError(f"facts may not be called {', '.join(taken)}: these names are the manifest's own")
+    manifest: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "attempt": attempt,
+        "parent": parent,
+        **facts,
+        "epoch": epoch,
+        "metrics": {name: _finite(value) for name, value in (facts.get("metrics") or {}).items()},
+        "files": files,
+    }
+    try:
+        manifest["checksum"] = _checksum(manifest)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the facts of the checkpoint of epoch {epoch} are not JSON: {error}") from error
+    return json.dumps(manifest, indent=2, allow_nan=False).encode()
+
+
+def parse_manifest(content: bytes, where: object) -> dict[str, Any]:
+    """The manifest, in the present format whatever it was written in.
+
+    Raises CheckpointDamaged, and CheckpointTooNew for one of a later release; both name `where` it was.
+    """
+    try:
+        raw: Any = json.loads(content)
+        version = raw["format_version"]
+        if not isinstance(version, int) or version < 1:
+            raise ValueError(f"format version {version!r}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointDamaged(f"{where} is damaged: {error!r}") from error
+    if version > FORMAT_VERSION:
+        raise CheckpointTooNew(
+            f"{where} has format version {version}; this release reads up to {FORMAT_VERSION}: use the release that "
+            "wrote it, or a later one"
+        )
+    manifest = cast("dict[str, Any]", raw)
+    try:
+        while version < FORMAT_VERSION:
+            manifest = _MIGRATIONS[version](manifest)
+            version += 1
+        _check(manifest, where)
+    except CheckpointError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointDamaged(f"{where} is damaged: {error!r}") from error
+    return manifest
+
+
+def _check(manifest: Mapping[str, Any], where: object) -> None:
+    if manifest["checksum"] is not None and manifest["checksum"] != _checksum(manifest):
+        raise CheckpointDamaged(f"{where} is damaged: its checksum does not fit its content")
+    if not isinstance(manifest["epoch"], int):
+        raise CheckpointDamaged(f"{where} is damaged: epoch {manifest['epoch']!r}")
+    folder = manifest.get("folder")
+    for name in (*manifest["files"], *([] if folder is None else [folder])):
+        if not is_plain_name(name) or name == MANIFEST:
+            raise CheckpointDamaged(f"{where} names a file outside of the checkpoint: {name!r}")
+    for name, described in manifest["files"].items():
+        if not isinstance(described["bytes"], int) or not isinstance(described["sha256"], str):
+            raise CheckpointDamaged(f"{where} is damaged: {name} is described by {described!r}")
+
+
+def with_folder(manifest: Mapping[str, Any], folder: str) -> bytes:
+    """The manifest of a copy whose files are in a folder of their own beside it, as in an object store."""
+    changed = {**manifest, "folder": folder}
+    changed["checksum"] = _checksum(changed)
+    return json.dumps(changed, indent=2, allow_nan=False).encode()
+
+
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """Of all that the manifest says, however it is laid out."""
+    rest = {name: value for name, value in manifest.items() if name != "checksum"}
+    said = json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _from_version_1(manifest: dict[str, Any]) -> dict[str, Any]:
+    # It had neither lineage nor metrics, and did not protect itself.
+    return {**manifest, "format_version": 2, "parent": None, "metrics": {}, "checksum": None}
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_version_1}
+"""By the version that each reads; each gives the next one."""
