@@ -42,7 +42,7 @@ class Wandb:
             id_file.write_text(f"{run_id}\n")
         resumes = run.epoch > 0 and self._mode == "online"  # an offline run is joined to the first when it is synced
         # Output belongs to the program, and what the machine does is among the metrics.
-        settings = {"console": "off", "silent": True, "x_disable_stats": True}
+        settings: dict[str, Any] = {"console": "off", "silent": True, "x_disable_stats": True}
         if "stop_fn" in wandb.Settings.model_fields:  # older releases send SIGINT, which the command understands
             settings["stop_fn"] = lambda: run.stop("asked for in Weights & Biases")
         init: Any = wandb.init
