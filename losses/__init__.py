@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from losses.advantage import discounted_scan, gae
 from losses.composition import LossSet
+from losses.gradient_reporter import GradientReporter
 from losses.loss import CALLBACKS, Loss, LossContext
 from losses.minibatch import Minibatch, PolicyEvaluation
 from losses.ppo import PPOActor, PPOCritic, ppo_losses
 from losses.prioritization import importance_weights, segment_probabilities
 from losses.schedule import Schedule
 from losses.statistics import LossStatistics
+from losses.update_epochs import UpdateEpochsTuner
 from losses.vtrace import VTraceActor, VTraceCritic, VTraceTargets, vtrace_losses
 
 __all__ = [
     "CALLBACKS",
+    "GradientReporter",
     "Loss",
     "LossContext",
     "LossSet",
@@ -23,6 +26,7 @@ __all__ = [
     "PPOCritic",
     "PolicyEvaluation",
     "Schedule",
+    "UpdateEpochsTuner",
     "VTraceActor",
     "VTraceCritic",
     "VTraceTargets",

@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     )
     from orchestrator.config_error import ConfigurationError
     from orchestrator.hooks.engine import HookConfigurationError
+    from orchestrator.hooks.heartbeat import Heartbeat
     from orchestrator.hooks.hook import Every, Hook, HookResult, RunContext, StateUpdate
+    from orchestrator.hooks.metrics import MetricsHook
+    from orchestrator.hooks.progress import ProgressHook
     from orchestrator.hooks.run_in_worker import run_in_worker
     from orchestrator.hooks.runner import HookFailed, HookOverflow
     from orchestrator.hooks.statistics import HookStatistics
+    from orchestrator.hooks.stop_request import StopFile, StopRequest
     from orchestrator.optimization import NonFiniteLossError
     from orchestrator.trainer import Run, Trainer
     from orchestrator.workers.worker import WorkerCrashed
@@ -37,6 +41,7 @@ __all__ = [
     "EvaluationConfig",
     "EvaluationTask",
     "Every",
+    "Heartbeat",
     "Hook",
     "HookConfigurationError",
     "HookFailed",
@@ -46,11 +51,15 @@ __all__ = [
     "LearningConfig",
     "LossesConfig",
     "MetricsConfig",
+    "MetricsHook",
     "NonFiniteLossError",
     "PolicyConfig",
+    "ProgressHook",
     "Run",
     "RunContext",
     "StateUpdate",
+    "StopFile",
+    "StopRequest",
     "Trainer",
     "TrainerConfig",
     "WorkerCrashed",
@@ -60,16 +69,21 @@ __all__ = [
 _MODULES = {
     "ConfigurationError": "config_error",
     "Every": "hooks.hook",
+    "Heartbeat": "hooks.heartbeat",
     "Hook": "hooks.hook",
     "HookConfigurationError": "hooks.engine",
     "HookFailed": "hooks.runner",
     "HookOverflow": "hooks.runner",
     "HookResult": "hooks.hook",
     "HookStatistics": "hooks.statistics",
+    "MetricsHook": "hooks.metrics",
     "NonFiniteLossError": "optimization",
+    "ProgressHook": "hooks.progress",
     "Run": "trainer",
     "RunContext": "hooks.hook",
     "StateUpdate": "hooks.hook",
+    "StopFile": "hooks.stop_request",
+    "StopRequest": "hooks.stop_request",
     "Trainer": "trainer",
     "WorkerCrashed": "workers.worker",
     "run_in_worker": "hooks.run_in_worker",

@@ -190,6 +190,24 @@ class MetricsConfig:
     """Write trace.json into the run's folder: what every process did when, for Perfetto."""
     trace_megabytes: int = 20
     """Size that trace.json may reach; before that it leaves out more and more epochs."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the run's folder (extra tensorboard)."""
+    wandb: Literal["off", "online", "offline"] = "off"
+    """Log to Weights & Biases: uploading, or into the run's folder for wandb sync (extra wandb)."""
+    wandb_project: str | None = None
+    """W&B project (none: what W&B itself is configured to)."""
+    prometheus: bool = False
+    """Serve the newest metrics over HTTP for Prometheus (extra prometheus)."""
+    prometheus_host: str = "127.0.0.1"
+    """Address to serve them at; the default can be reached from this machine only."""
+    prometheus_port: int = 9464
+    """Port to serve them at (0: a free one, which the log names)."""
+    sinks: tuple[str, ...] = ()
+    """Sinks of your own: package.module:function, called without arguments, that return one."""
+    weight_norm_every: int = 10
+    """Epochs between computations of the policy's norm."""
+    heartbeat: float = 0.0
+    """Seconds between writes of heartbeat.json into the run's folder (0: none)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

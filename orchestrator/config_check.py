@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from orchestrator.checkpoints.settings import CHECKED_TOGETHER, checkpoint_problems
 from orchestrator.config_error import ConfigurationError, Problem
-from orchestrator.config_imports import device_problems, environment_problems, own_code_problems, own_loss_classes
+from orchestrator.config_imports import (
+    device_problems,
+    environment_problems,
+    own_code_problems,
+    own_loss_classes,
+    sink_problems,
+)
 from orchestrator.config_rules import name_problems, value_problems
 from orchestrator.evaluation_check import evaluation_problems
 from orchestrator.run_folder import folder_problems
@@ -37,11 +43,13 @@ def check_config(config: TrainerConfig, *, losses: Sequence[Loss] | None = None,
         """Whether values are right in themselves, so that a check can build on them."""
         return not any(path in wrong or path.partition(".")[0] in wrong for path in paths)
 
-    named = sound("policy.network", "losses.names")
+    named = sound("policy.network", "losses.names", "metrics.sinks")
     if named and sound("device"):
         problems.extend(name_problems(config))
     if named:
         problems.extend(own_code_problems(config))
+    if sound("metrics.tensorboard", "metrics.wandb", "metrics.prometheus", "metrics.heartbeat", "run_dir"):
+        problems.extend(sink_problems(config))
     if sound("environment"):
         problems.extend(environment_problems(config.environment))
     if sound("collection.environments", "collection.collectors"):

@@ -48,6 +48,7 @@ def device_problems(config: TrainerConfig) -> Iterator[Problem]:
 def own_code_problems(config: TrainerConfig) -> Iterator[Problem]:
     """`package.module:function` that cannot be imported, or is no function."""
     names = [("losses.names", name) for name in config.losses.names]
+    names += [("metrics.sinks", name) for name in config.metrics.sinks]
     for path, name in (*names, ("policy.network", config.policy.network)):
         if not FUNCTION.fullmatch(name):
             continue
@@ -56,6 +57,31 @@ def own_code_problems(config: TrainerConfig) -> Iterator[Problem]:
         except OwnCodeError as fault:
             expected = "package.module:function that can be called"
             yield Problem(field=path, value=name, expected=expected, cure=str(fault))
+
+
+def sink_problems(config: TrainerConfig) -> Iterator[Problem]:
+    """Sinks whose packages are not installed, or that write into a folder that the run does not have."""
+    from orchestrator.sinks.sink import MissingExtra, require
+
+    settings = config.metrics
+    for field, package, wanted in (
+        ("tensorboard", "tensorboard", settings.tensorboard),
+        ("tensorboard", "google_crc32c", settings.tensorboard),
+        ("wandb", "wandb", settings.wandb != "off"),
+        ("prometheus", "prometheus_client", settings.prometheus),
+    ):
+        try:
+            if wanted:
+                require(package, field)
+        except MissingExtra as missing:
+            expected = f"to be off: {package} is not installed"
+            cure = str(missing).partition(": ")[2]
+            yield Problem(field=f"metrics.{field}", value=getattr(settings, field), expected=expected, cure=cure)
+    for field, wanted in (("tensorboard", settings.tensorboard), ("heartbeat", settings.heartbeat > 0)):
+        if wanted and config.run_dir is None:
+            cure = "set run_dir, which the command does by itself"
+            value = getattr(settings, field)
+            yield Problem(field=f"metrics.{field}", value=value, expected="a run with a folder", cure=cure)
 
 
 def own_loss_classes(config: TrainerConfig) -> Iterator[type[Loss]]:

@@ -90,6 +90,9 @@ RULES = {
     "evaluation.seed": _SEED,
     "evaluation.video_every": _PERIOD,
     "metrics.trace_megabytes": _COUNT,
+    "metrics.prometheus_port": _Rule(lambda value: 0 <= value < 65536, "0 (any free one) to 65535"),
+    "metrics.weight_norm_every": _COUNT,
+    "metrics.heartbeat": _NOT_NEGATIVE,
 }
 """By the path of the field; a field that is not here may be whatever its annotation says."""
 
@@ -114,13 +117,17 @@ def value_problems(config: TrainerConfig) -> Iterator[Problem]:
 
 
 def name_problems(config: TrainerConfig) -> Iterator[Problem]:
-    """Names of networks, losses and devices that do not exist, before anything is imported."""
+    """Names of networks, losses, sinks and devices that do not exist, before anything is imported."""
     network, losses, device = config.policy.network, config.losses.names, config.device
     if network not in NETWORKS and not FUNCTION.fullmatch(network):
         yield _unknown("policy.network", network, NETWORKS)
     for name in losses:
         if name not in LOSSES and not FUNCTION.fullmatch(name):
             yield _unknown("losses.names", name, LOSSES)
+    for name in config.metrics.sinks:
+        if not FUNCTION.fullmatch(name):
+            cure = "leave it out, or name a function without arguments that returns a sink"
+            yield Problem(field="metrics.sinks", value=name, expected="package.module:function", cure=cure)
     if not losses or len(set(losses)) < len(losses):
         expected = "at least one loss, and each once"
         yield Problem(field="losses.names", value=list(losses), expected=expected, cure=default_of("losses.names"))

@@ -239,7 +239,7 @@ class Trainer:
         self.config = config or (self._source.config if self._source is not None else TrainerConfig())
         self.losses = tuple(losses) if losses is not None else None
         resumed = None if self._source is None else self._source.checkpoint.path
-        self.hooks: list[Hook] = [*default_hooks(self.config, resumed), *hooks]
+        self.hooks: list[Hook] = [*default_hooks(self.config, resumed, hooks), *hooks]
         self._run: Run | None = None
         check_hooks(self.hooks)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import anyio.to_thread
 
 from orchestrator.hooks.hook import Hook, StateUpdate
-from orchestrator.hooks.metrics import metrics
+from orchestrator.hooks.metrics_record import metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -65,7 +65,9 @@ class CheckpointHook(Hook):
         saved = state.epoch, content.hook_states
         if saved == self._saved:
             return None
-        numbers = {name: value for name, value in metrics(state, self.run).items() if value is not None}
+        numbers = {
+            name: value for name, value in metrics(state, self.run.hook_statistics()).items() if value is not None
+        }
         path = await anyio.to_thread.run_sync(self._commit, state.epoch, content, numbers)
         self._saved = saved
         self._parent = path.name

@@ -1,81 +1,129 @@
-"""`metrics.jsonl`: one object per epoch with everything that is known about it."""
+"""Metrics: one record per epoch with everything that is known about it, to `metrics.jsonl` and any other sinks."""
 
 from __future__ import annotations
 
-import json
-import math
+import logging
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import anyio
 
+from orchestrator.hooks.function_thread import FunctionThread
 from orchestrator.hooks.hook import Hook
+from orchestrator.hooks.metrics_record import metrics, weight_norm
+from orchestrator.hooks.system_usage import SystemUsage
+from orchestrator.sinks.jsonl import JsonLines
+from orchestrator.sinks.sink import GuardedSink, RunInfo, ThreadedSink, check_sink
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-    from pathlib import Path
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from orchestrator.hooks.hook import RunContext
+    from orchestrator.sinks.sink import Sink
     from state.trainer_state import TrainerState
+
+_log = logging.getLogger("orchestrator.metrics")
+CLOSING_SECONDS = 50.0
+"""Time that slow sinks have at the end of a run to write what waits."""
+CANCELLED_SECONDS = 3.0
+"""The same where the run was cancelled."""
 
 
 class MetricsHook(Hook):
-    """Appends `metrics(state)` to a file after every epoch; each line is flushed, so that a kill loses at most one."""
+    """Gives each epoch's record to `metrics.jsonl` in the run's folder, if it has one, and to the `sinks`.
+
+    Records are made and written in threads: the file's in step with the training, at most `max_lag` epochs behind,
+    the sinks' each in their own time. A sink that fails is reported once and harms neither the run nor the others.
+    Every `weight_norm_every` epochs the policy's norm is computed. `settings` is what sinks are told of the run's.
+
+    Raises TypeError for what is no sink.
+    """
 
     name = "metrics"
     overflow = "block"
     max_lag = 16
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: anyio.AsyncFile[str]
+    def __init__(
+        self,
+        sinks: Sequence[Sink] = (),
+        *,
+        jsonl: bool = True,
+        weight_norm_every: int = 10,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
+        for sink in sinks:
+            check_sink(sink)
+        self.sinks = tuple(sinks)
+        self.configured: tuple[Sink, ...] = ()
+        """Sinks that the run's configuration adds."""
+        self.settings: Mapping[str, object] = settings or {}
+        self._jsonl = jsonl
+        self._weight_norm_every = weight_norm_every
+        self._weight_norm: float | None = None
+        self._file: GuardedSink | None = None
+        self._others: list[ThreadedSink] = []
 
     @asynccontextmanager
     async def resources(self) -> AsyncGenerator[None]:
-        await anyio.Path(self._path.parent).mkdir(parents=True, exist_ok=True)
-        async with await anyio.open_file(self._path, "a", encoding="utf-8") as self._file:
+        self._weight_norm = None
+        self._system = SystemUsage()
+        self._thread = FunctionThread("metrics")
+        self._system.start()
+        try:
             yield
+        finally:
+            self._system.stop()
+            await self._finish(CANCELLED_SECONDS)
+            self._thread.close()
+
+    async def on_new_training_run(self, state: TrainerState) -> None:
+        await self._thread.call(self._open, state)
 
     async def on_epoch_end(self, state: TrainerState) -> None:
-        line = json.dumps(metrics(state, self.run), allow_nan=False)
-        await self._file.write(f"{line}\n")
-        await self._file.flush()
+        await self._thread.call(self._write, state)
 
+    async def on_training_end(self, state: TrainerState) -> None:
+        await self._finish(CLOSING_SECONDS)
 
-def metrics(state: TrainerState, run: RunContext) -> dict[str, float | None]:
-    """The epoch's record under stable names; numbers that are not finite become None.
+    async def on_failure(self, state: TrainerState) -> None:
+        await self._finish(CLOSING_SECONDS)
 
-    `epoch`, `agent_step`, `policy_version`, `sps` (agent steps per second of the epoch), `rollout/…` (means over the
-    episodes that ended), `loss/…` (means over the minibatches), `eval/…`, `time/…` (seconds: of the run, and of the
-    epoch by activity), `hook/<name>/…` (how each hook keeps up).
-    """
-    record: dict[str, float | None] = {
-        "epoch": state.epoch,
-        "agent_step": state.agent_step,
-        "policy_version": state.policy_version,
-    }
-    if state.timer is not None:
-        record["sps"] = state.timer.lap_rate("agent_step")
-        record["time/seconds"] = state.timer.seconds
-        record["time/epoch"] = state.timer.lap_seconds
-        record |= {f"time/{name}": seconds for name, seconds in state.timer.lap_timer_seconds.items()}
-    if state.stats_tracker is not None:
-        record |= {"rollout/episode_return": None, "rollout/episode_length": None}
-        record |= {f"rollout/{name}": mean for name, mean in state.stats_tracker.means().items()}
-        record["rollout/episodes"] = state.stats_tracker.episodes
-        record["rollout/recent_return"] = state.stats_tracker.recent_mean("episode_return")
-    if state.loss_stats is not None:
-        record |= {f"loss/{name}": value for name, value in state.loss_stats.items()}
-    if state.eval_scores is not None:
-        record |= state.eval_scores.metrics()
-        record["eval/policy_version"] = state.eval_scores.policy_version
-    for name, hook in run.hook_statistics().items():
-        numbers = {field: value for field, value in asdict(hook).items() if not isinstance(value, str)}
-        record |= {f"hook/{name}/{field}": value for field, value in numbers.items()}
-        record[f"hook/{name}/hidden_seconds"] = hook.hidden_seconds
-    return {name: _finite(value) for name, value in record.items()}
+    async def _finish(self, seconds: float) -> None:
+        """Have the sinks write what waits and close, which they do in their threads."""
+        await self._thread.call(self._close)
+        with anyio.move_on_after(seconds):
+            while any(not sink.done for sink in self._others):  # noqa: ASYNC110 - threads set no event of ours
+                await anyio.sleep(0.01)
+        late = [sink.name for sink in self._others if not sink.done]
+        if late:
+            _log.warning("these metrics sinks have not finished in time, and are left: %s", ", ".join(late))
+        self._others = []
 
+    # In the thread.
 
-def _finite(value: float | None) -> float | None:
-    return value if value is None or math.isfinite(value) else None
+    def _open(self, state: TrainerState) -> None:
+        run = RunInfo(run_id=self.run.run_id, run_dir=self.run.run_dir, epoch=state.epoch, settings=dict(self.settings))
+        if self._jsonl and run.run_dir is not None:
+            self._file = GuardedSink(JsonLines())
+            self._file.open(run)
+        self._others = [ThreadedSink(sink) for sink in (*self.sinks, *self.configured)]
+        for sink in self._others:
+            sink.open(run)
+
+    def _write(self, state: TrainerState) -> None:
+        if state.policy is not None and (self._weight_norm is None or state.epoch % self._weight_norm_every == 0):
+            self._weight_norm = weight_norm(state.policy)
+        extra = dict(self._system.latest)
+        if self._weight_norm is not None:
+            extra["policy/weight_norm"] = self._weight_norm
+        record = metrics(state, self.run.hook_statistics(), extra)
+        if self._file is not None:
+            self._file.write(record)
+        for sink in self._others:
+            sink.write(record)
+
+    def _close(self) -> None:
+        for sink in self._others:
+            sink.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None

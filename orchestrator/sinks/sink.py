@@ -1,0 +1,152 @@
+"""What a sink is, and how one is kept from harming the run or other sinks."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_log = logging.getLogger("orchestrator.metrics")
+
+Record: TypeAlias = Mapping[str, float | None]
+"""Metrics of one epoch by name (see docs/metrics.md); None where a value is not known or not finite."""
+
+WAITING = 1000
+"""Records that may wait for a slow sink; those beyond are lost to it."""
+
+
+class MissingExtra(ImportError):
+    """A sink needs a package that is not installed; the message names the extra that brings it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What a sink can know of the run whose records it is about to get."""
+
+    run_id: str
+    run_dir: Path | None = None
+    """The run's folder; None if it has none."""
+    epoch: int = 0
+    """Epochs completed before the first record: above 0 where a run is resumed."""
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+    """The run's settings by dotted path, as far as they are known."""
+    stop: Callable[[str], None] = lambda reason: None
+    """Has the run finish its epoch and end, for a reason; can be called from any thread."""
+
+
+class Sink(Protocol):
+    """Somewhere to write records to. Plain functions that may wait: all are called in one thread of the sink's own.
+
+    `write` is called once per epoch, in order, and should leave the record where a kill of the process does not
+    lose it. A sink that raises is reported once and goes on getting records; one that could not be opened gets none.
+    """
+
+    def open(self, run: RunInfo) -> None:
+        """Once, before the first record."""
+        ...
+
+    def write(self, record: Record) -> None:
+        """One epoch's record."""
+        ...
+
+    def close(self) -> None:
+        """Once, after the last record; not called if `open` has failed."""
+        ...
+
+
+class GuardedSink:
+    """A sink whose errors are reported, the first with its traceback, and counted."""
+
+    def __init__(self, sink: Sink) -> None:
+        self.name = type(sink).__name__
+        self.lost = 0
+        """Records that it did not take."""
+        self.is_open = False
+        self._sink = sink
+        self._reported = False
+
+    def open(self, run: RunInfo) -> None:
+        self.is_open = self._attempt("be opened, so it gets no records", lambda: self._sink.open(run))
+
+    def write(self, record: Record) -> None:
+        if self.is_open and not self._attempt("write a record", lambda: self._sink.write(record)):
+            self.lost += 1
+
+    def close(self) -> None:
+        if self.is_open:
+            self.is_open = False
+            self._attempt("be closed", self._sink.close)
+            if self.lost:
+                _log.error("the metrics sink %s has lost %d records", self.name, self.lost)
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> bool:
+        try:
+            action()
+        except Exception as error:
+            if not self._reported:
+                self._reported = True
+                _log.error("the metrics sink %s failed to %s; the run goes on", self.name, what, exc_info=error)
+            return False
+        return True
+
+
+class ThreadedSink:
+    """A guarded sink in a thread of its own: none of its methods waits for the sink, whatever the sink does."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._guarded = GuardedSink(sink)
+        self._records: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def name(self) -> str:
+        return self._guarded.name
+
+    def open(self, run: RunInfo) -> None:
+        # A daemon: a sink that hangs does not keep the program from ending.
+        self._thread = threading.Thread(
+            target=self._serve, args=[run], name=f"metrics sink {self._guarded.name}", daemon=True
+        )
+        self._thread.start()
+
+    def write(self, record: Record) -> None:
+        if self._records.qsize() < WAITING:
+            self._records.put(record)
+        else:
+            self._guarded.lost += 1
+
+    def close(self) -> None:
+        """Let it write what waits and then close, after which it is `done`."""
+        self._records.put(None)
+
+    @property
+    def done(self) -> bool:
+        return self._thread is None or not self._thread.is_alive()
+
+    def _serve(self, run: RunInfo) -> None:
+        self._guarded.open(run)
+        while (record := self._records.get()) is not None:
+            self._guarded.write(record)
+        self._guarded.close()
+
+
+def check_sink(sink: object) -> None:
+    """Raises TypeError, naming what is missing, for what is no sink."""
+    missing = [name for name in ("open", "write", "close") if not callable(getattr(sink, name, None))]
+    if missing:
+        raise TypeError(f"{sink!r} is no sink of metrics: it has no {', no '.join(missing)}")
+
+
+def require(package: str, extra: str) -> None:
+    """Raises MissingExtra, naming the extra to install, where a package is not there."""
+    if importlib.util.find_spec(package) is None:
+        raise MissingExtra(
+            f"the package {package} is not installed: pip install 'async-rl-orchestrator[{extra}]'", name=package
+        )
