@@ -1,12 +1,12 @@
 """What delivering events costs: 100 hooks that override every callback, and do nothing in it.
 
-    python scripts/bench/hook_overhead.py [--repeats 7] [--hooks 1 10 25 100] [--epochs 150]
+    python scripts/bench/hook_overhead.py [--repeats 7] [--hooks 1 10 25 100] [--epochs 100]
 
 First the processor time that the event loop's thread spends per epoch (four events) on publishing and handling, in two
 rhythms: "apart", where hooks run after each event, and "as trained", where the last two events of an epoch and the
-first of the next come together, as in the training loop. Then what the training notices of it: the time of epochs in
-which a worker process computes twice for about 25 ms, with and without the hooks, in turn within one process, so that
-load from elsewhere hits both alike. One JSON object per line.
+first of the next come together, as in the training loop. Then what the training notices of it: epochs of a real one of
+about 50 ms, with and without the hooks, in turn; with staleness 0, where one of the two cores is free, and with 1, where
+the hooks take their processor time from collecting and learning. One JSON object per line.
 """
 
 from __future__ import annotations
@@ -23,17 +23,19 @@ import anyio
 import anyio.lowlevel
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import describe_machine, percentile, verdict
+from measure import describe_machine, epoch_seconds, spread, verdict
 
+from orchestrator import CollectionConfig, TrainerConfig
 from orchestrator.hooks.engine import HookEngine
 from orchestrator.hooks.hook import EPOCH_EVENTS, Hook
-from orchestrator.workers import start_worker
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EPOCH_SECONDS = 0.05
+ENVIRONMENTS = {0: 32, 1: 64}
+"""By staleness: they make epochs of about that time, on two cores."""
 GOAL = 0.01
 RHYTHMS = {
     "apart": [(event,) for event in EPOCH_EVENTS],
@@ -101,57 +103,19 @@ async def event_loop_seconds(hooks: int, rhythm: Sequence[Sequence[str]], epochs
     return statistics.median(seconds)
 
 
-class Computer:
-    """A worker that computes for about the given time, always the same amount."""
-
-    def __init__(self, seconds: float) -> None:
-        self._rounds = 0
-        begin = time.perf_counter()
-        while time.perf_counter() - begin < seconds * 4:
-            self._round()
-            self._rounds += 1
-        self._rounds //= 4
-
-    def compute(self) -> float:
-        begin = time.thread_time()
-        for _ in range(self._rounds):
-            self._round()
-        return time.thread_time() - begin
-
-    def _round(self) -> int:
-        return sum(range(10_000))
-
-
-async def epoch_seconds(hooks: int, epochs: int) -> dict[str, list[float]]:
-    """Durations of epochs with and without hooks, which alternate."""
-    engines = {
-        "without": HookEngine([], NoRun()),  # type: ignore[arg-type]
-        "with": HookEngine(idle_hooks(hooks), NoRun()),  # type: ignore[arg-type]
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
-    async with start_worker("process", "computer", Computer, EPOCH_SECONDS / 2) as worker, engines["with"].running():
-        for epoch in range(2 * epochs):
-            name, engine = list(engines.items())[epoch % 2]
-            state = TrainerState(epoch=epoch)
-            begin = time.perf_counter()
-            expected = Idle.handled + (len(EPOCH_EVENTS) * hooks if name == "with" else 0)
-            await engine.publish("on_rollout_start", state)
-            await worker.call("compute")
-            await engine.publish("on_rollout_end", state)
-            await worker.call("compute")
-            await engine.publish("on_train_phase_end", state)
-            await engine.publish("on_epoch_end", state)
-            while Idle.handled < expected:  # in a training this would overlap with the next epoch; here it counts
-                await anyio.lowlevel.checkpoint()
-            seconds[name].append(time.perf_counter() - begin)
-    return seconds
+def training_epochs(hooks: int, staleness: int, epochs: int) -> list[float]:
+    """Seconds of epochs of a real training; the same seed, and so the same work, whatever the hooks."""
+    config = TrainerConfig(
+        total_agent_steps=10**9, staleness=staleness, collection=CollectionConfig(environments=ENVIRONMENTS[staleness])
+    )
+    return epoch_seconds(config, epochs, hooks=idle_hooks(hooks))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--hooks", type=int, nargs="+", default=[1, 10, 25, 100])
-    parser.add_argument("--epochs", type=int, default=150, help="epochs with and epochs without hooks")
+    parser.add_argument("--epochs", type=int, default=100, help="epochs of each training")
     options = parser.parse_args()
     print(f"# {describe_machine()}", flush=True)
 
@@ -177,23 +141,20 @@ def main() -> None:
         }
         print(json.dumps(record), flush=True)
 
-    for backend in ("asyncio", "trio"):
-        seconds = anyio.run(epoch_seconds, max(options.hooks), options.epochs, backend=backend)
-        medians = {name: statistics.median(values) for name, values in seconds.items()}
-        differences = [one - other for one, other in zip(seconds["with"], seconds["without"], strict=True)]
-        cost = statistics.median(differences)
+    hooks = max(options.hooks)
+    for staleness, cores in ((0, "one free"), (1, "both busy")):
+        pairs = [[training_epochs(count, staleness, options.epochs) for count in (0, hooks)] for _ in range(5)]
+        without, with_hooks = ([statistics.median(pair[side]) for pair in pairs] for side in (0, 1))
+        shares = [one / other - 1 for one, other in zip(with_hooks, without, strict=True)]
         record = {
-            "what": "epoch time with and without hooks",
-            "backend": backend,
-            "hooks": max(options.hooks),
-            "epochs": options.epochs,
-            "without_ms_median": round(1e3 * medians["without"], 3),
-            "with_ms_median": round(1e3 * medians["with"], 3),
-            "difference_ms_median": round(1e3 * cost, 3),
-            "difference_ms_quartiles": [round(1e3 * percentile(differences, share), 3) for share in (0.25, 0.75)],
-            "undisturbed_ms": {name: round(1e3 * percentile(values, 0.1), 3) for name, values in seconds.items()},
-            "share": round(cost / medians["without"], 4),
-            "verdict": verdict(cost / medians["without"], GOAL),
+            "what": "epochs of a training with and without hooks",
+            "staleness": staleness,
+            "cores": cores,
+            "hooks": hooks,
+            "without_ms": spread([1e3 * value for value in without]),
+            "with_ms": spread([1e3 * value for value in with_hooks]),
+            "share": spread(shares),
+            "verdict": verdict(statistics.median(shares), GOAL),
         }
         print(json.dumps(record), flush=True)
 
