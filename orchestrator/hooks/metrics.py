@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import anyio
 
@@ -18,6 +18,7 @@ from orchestrator.sinks.sink import GuardedSink, RunInfo, ThreadedSink, check_si
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from orchestrator.hooks.hook import HookResult
     from orchestrator.sinks.sink import Sink
     from state.trainer_state import TrainerState
 
@@ -59,6 +60,8 @@ class MetricsHook(Hook):
         self._jsonl = jsonl
         self._weight_norm_every = weight_norm_every
         self._weight_norm: float | None = None
+        self._videos_of = 0
+        """The epoch whose policy plays in the newest videos."""
         self._file: GuardedSink | None = None
         self._others: list[ThreadedSink] = []
 
@@ -82,6 +85,7 @@ class MetricsHook(Hook):
         await self._thread.call(self._write, state)
 
     async def on_training_end(self, state: TrainerState) -> None:
+        await self._thread.call(self._write_videos, state)  # the last may have come after the last epoch
         await self._finish(CLOSING_SECONDS)
 
     async def on_failure(self, state: TrainerState) -> None:
@@ -120,6 +124,14 @@ class MetricsHook(Hook):
             self._file.write(record)
         for sink in self._others:
             sink.write(record)
+        self._write_videos(state)
+
+    def _write_videos(self, state: TrainerState) -> None:
+        videos = None if state.results is None else cast("HookResult | None", state.results.get("videos"))
+        if videos is not None and videos.epoch > self._videos_of:
+            self._videos_of = videos.epoch
+            for sink in self._others:
+                sink.write_videos({"epoch": state.epoch, "agent_step": state.agent_step}, videos.value)
 
     def _close(self) -> None:
         for sink in self._others:

@@ -90,13 +90,14 @@ def statistic(stats: Mapping[str, float], name: str) -> float | None:
 
 
 def _times(timer: StopwatchReading) -> dict[str, float | None]:
-    """Of the epoch and since the start: each activity's seconds, and its share of the epoch."""
+    """Each activity's seconds of the epoch; of the main ones also since the start, and the share of the epoch."""
     lap = timer.lap_seconds
     record: dict[str, float | None] = {"time/epoch": lap}
     for name, seconds in timer.lap_timer_seconds.items():
         record[f"time/{name}"] = seconds
-        record[f"time/{name}_total"] = timer.timer_seconds.get(name)
-        record[f"time/{name}_fraction"] = seconds / lap if lap > 0 else None
+        if name in ("collect", "learn"):
+            record[f"time/{name}_total"] = timer.timer_seconds.get(name)
+            record[f"time/{name}_fraction"] = seconds / lap if lap > 0 else None
     if "learn" in timer.lap_timer_seconds:
         record["time/wait"] = wait = max(0.0, lap - timer.lap_timer_seconds["learn"])
         record["time/wait_total"] = max(0.0, timer.seconds - timer.timer_seconds.get("learn", 0.0))

@@ -8,7 +8,8 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,6 +62,15 @@ class Sink(Protocol):
         ...
 
 
+@runtime_checkable
+class VideoSink(Sink, Protocol):
+    """A sink that also takes the episodes that evaluations have recorded."""
+
+    def write_videos(self, record: Record, videos: Mapping[str, str]) -> None:
+        """Paths of the files by task; of the record `epoch` and `agent_step`, when they became known."""
+        ...
+
+
 class GuardedSink:
     """A sink whose errors are reported, the first with its traceback, and counted."""
 
@@ -78,6 +88,11 @@ class GuardedSink:
     def write(self, record: Record) -> None:
         if self.is_open and not self._attempt("write a record", lambda: self._sink.write(record)):
             self.lost += 1
+
+    def write_videos(self, record: Record, videos: Mapping[str, str]) -> None:
+        sink = self._sink
+        if self.is_open and isinstance(sink, VideoSink):
+            self._attempt("take videos", lambda: sink.write_videos(record, videos))
 
     def close(self) -> None:
         if self.is_open:
@@ -102,7 +117,7 @@ class ThreadedSink:
 
     def __init__(self, sink: Sink) -> None:
         self._guarded = GuardedSink(sink)
-        self._records: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     @property
@@ -117,14 +132,17 @@ class ThreadedSink:
         self._thread.start()
 
     def write(self, record: Record) -> None:
-        if self._records.qsize() < WAITING:
-            self._records.put(record)
+        if self._work.qsize() < WAITING:
+            self._work.put(partial(self._guarded.write, record))
         else:
             self._guarded.lost += 1
 
+    def write_videos(self, record: Record, videos: Mapping[str, str]) -> None:
+        self._work.put(partial(self._guarded.write_videos, record, videos))
+
     def close(self) -> None:
         """Let it write what waits and then close, after which it is `done`."""
-        self._records.put(None)
+        self._work.put(None)
 
     @property
     def done(self) -> bool:
@@ -132,8 +150,8 @@ class ThreadedSink:
 
     def _serve(self, run: RunInfo) -> None:
         self._guarded.open(run)
-        while (record := self._records.get()) is not None:
-            self._guarded.write(record)
+        while (action := self._work.get()) is not None:
+            action()
         self._guarded.close()
 
 

@@ -4,8 +4,8 @@
 
 First the processor time that the event loop's thread spends per epoch (four events) on publishing and handling, in two
 rhythms: "apart", where hooks run after each event, and "as trained", where the last two events of an epoch and the
-first of the next come together, as in the training loop. Then what the training notices of it: epochs of a real one of
-about 50 ms, with and without the hooks, in turn; with staleness 0, where one of the two cores is free, and with 1, where
+first of the next come together, as in the training loop. Then what the training notices of it: epochs of a real one
+of about 50 ms, with and without the hooks, in turn; with staleness 0, where one of two cores is free, and with 1, where
 the hooks take their processor time from collecting and learning. One JSON object per line.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import logging
 import subprocess
@@ -12,10 +13,12 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from gymnasium import spaces
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from orchestrator import EvaluationConfig, EvaluationTask, Hook, Trainer, TrainerConfig
 from orchestrator.__main__ import main
-from orchestrator.config import CollectionConfig
+from orchestrator.config import CollectionConfig, MetricsConfig
 from orchestrator.config_check import check_config
 from orchestrator.config_error import ConfigurationError
 from orchestrator.environments import InvalidEnvironment
@@ -281,7 +284,8 @@ def frames_of(video: Path, height: int, width: int) -> np.ndarray[Any, Any]:
 async def test_an_episode_of_each_task_is_recorded(tmp_path: Path) -> None:
     tasks = (EvaluationTask(name="a/b"), EvaluationTask(name="a-b", episodes=1))
     folder = tmp_path / "run"
-    config = evaluating(*tasks, video_every=3, environment=DRAWING, epochs=4, run_dir=folder, backend="process")
+    settings: dict[str, Any] = {"run_dir": folder, "backend": "process", "metrics": MetricsConfig(tensorboard=True)}
+    config = evaluating(*tasks, video_every=3, environment=DRAWING, epochs=4, **settings)
     trainer = Trainer(config)
     for hook in trainer.hooks:
         hook.overflow = "block"  # so that every epoch is evaluated, however slow this machine is
@@ -296,6 +300,14 @@ async def test_an_episode_of_each_task_is_recorded(tmp_path: Path) -> None:
     assert len(frames) == 7, "the first observation and six steps"
     brightest = [int((frame[16, :, 0] > 200).argmax()) for frame in frames]
     assert brightest == sorted(set(brightest)), "the square moves"
+
+    events: Any = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert sorted(events.Tags()["images"]) == ["video/tasks/a-b", "video/tasks/a/b"]
+    (shown,) = events.Images("video/tasks/a/b")
+    assert (shown.width, shown.height, shown.encoded_image_string[:3]) == (64, 32, b"GIF")
+    with Image.open(io.BytesIO(shown.encoded_image_string)) as gif:
+        assert gif.n_frames > 1  # type: ignore[attr-defined]
 
 
 @on_asyncio_and_trio
