@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import anyio
@@ -29,6 +30,7 @@ class RunControl:
         self.paused = False
         self.stop_requested: StopRequest = "no"
         self.reason = ""
+        self.learning_rate_scale = 1.0
         self._checkpoint_requested = False
 
     def __repr__(self) -> str:
@@ -59,6 +61,15 @@ class RunControl:
         """Take a checkpoint at the end of the present epoch."""
         self._checkpoint_requested = True
         self._wake()
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Multiply the scheduled learning rate with `factor` in the epochs that are learned from now on.
+
+        Raises ValueError for what is negative or not finite.
+        """
+        if not 0 <= factor < math.inf:
+            raise ValueError(f"the learning rate can't be multiplied with {factor}: expected a finite number from 0 on")
+        self.learning_rate_scale = float(factor)
 
     def take_checkpoint_request(self) -> bool:
         """Whether a checkpoint was asked for since the last call."""

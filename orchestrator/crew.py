@@ -148,6 +148,7 @@ class Crew:
         *,
         steps_before: int = 0,
         rollout_start: TrainerState | None = None,
+        learning_rate_scale: float = 1.0,
         capture_to: Slot | None = None,
     ) -> LearnReport:
         """One epoch of learning; with `capture_to`, also what a checkpoint of it needs.
@@ -164,6 +165,7 @@ class Crew:
             version=version,
             steps_before=steps_before,
             rollout_start=_for_losses(rollout_start) if rollout_start and "on_rollout_start" in callbacks else None,
+            learning_rate_scale=learning_rate_scale,
             capture_to=None if capture_to is None else self._learner_slots.ref(MOMENTS, capture_to),
         )
         return await self._learner.call("learn", request)

@@ -92,6 +92,7 @@ class LearnRequest(NamedTuple):
     """Agent steps of the run before this epoch's."""
     rollout_start: TrainerState | None
     """The state in which the rollout started, where the losses are yet to be told because it overlapped."""
+    learning_rate_scale: float = 1.0
     capture_to: SlotRef | None = None
     """Where the optimizer's moments go, if a checkpoint is to be taken of this epoch."""
 
@@ -206,7 +207,9 @@ class Learner:
         self.callback("on_rollout_end", state)
 
         self._losses.begin_epoch()
-        rate = self._optimization.begin_epoch(request.steps_before / self._plan.total_agent_steps)
+        rate = self._optimization.begin_epoch(
+            request.steps_before / self._plan.total_agent_steps, request.learning_rate_scale
+        )
         draws = (
             SegmentDraws(
                 batch,

@@ -51,11 +51,11 @@ class Optimization:
         self._logged = 0
         self._first_of_step = 0
 
-    def begin_epoch(self, progress: float) -> float:
-        """Set the learning rate for a run that is `progress` (0 to 1) through; returns it."""
+    def begin_epoch(self, progress: float, scale: float = 1.0) -> float:
+        """Set the learning rate to `scale` times that of a run that is `progress` (0 to 1) through; returns it."""
         self._logged = self._first_of_step = 0
         self._log.zero_()
-        rate = self._learning_rate * schedule_factor(self._schedule, progress)
+        rate = self._learning_rate * schedule_factor(self._schedule, progress) * scale
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._arena.zero_gradients()

@@ -33,6 +33,7 @@ class Lane:
         self._since = self._accounted = began
         self.pieces: list[_Piece] = []
         """Of the open lap, in order and without gaps."""
+        self._timers = {kind: f"{kind}_{name}" for kind in ("wait", "hooks", "host")} | {"work": name}
 
     def now(self, activity: Activity) -> None:
         """From now on the task does this."""
@@ -53,7 +54,7 @@ class Lane:
         """Count the present activity until now; work without a report yet counts from when it was asked for."""
         if now > self._accounted:
             self.pieces.append((self._activity, self._accounted, now))
-            self._timeline.count(self.name, self._activity, now - self._accounted)
+            self._timeline.stopwatch.add(self._timers[self._activity], now - self._accounted)
             self._accounted = now
 
     def _switch(self, activity: Activity, now: float) -> None:
@@ -81,7 +82,7 @@ class Timeline:
         # The stopwatch must be on the same clock.
         self.clock = clock
         self.trace = trace
-        self._stopwatch = stopwatch
+        self.stopwatch = stopwatch
         self._lap_began = stopwatch.lap_started
         self.collecting = Lane("collect", self, self._lap_began)
         self.learning = Lane("learn", self, self._lap_began)
@@ -115,23 +116,19 @@ class Timeline:
         self.collecting.account(now)
         self.learning.account(now)
         for name, seconds in critical_path(self.learning.pieces, self.collecting.pieces).items():
-            self._stopwatch.add(f"critical_{name}", seconds)
-        self._stopwatch.add("policy_lag", self._lags.pop(epoch, 0.0))
+            self.stopwatch.add(f"critical_{name}", seconds)
+        self.stopwatch.add("policy_lag", self._lags.pop(epoch, 0.0))
         self.learning.pieces.clear()
         self.collecting.pieces.clear()
         if self.trace is not None:
             self.trace.epoch(epoch, self._lap_began, now)
         self._lap_began = now
-        return self._stopwatch.lap(now)
+        return self.stopwatch.lap(now)
 
     def end(self) -> None:
         """There is nothing left to do."""
         self.collecting.now("host")
         self.learning.now("host")
-
-    def count(self, lane: str, activity: Activity, seconds: float) -> None:
-        """For the lanes."""
-        self._stopwatch.add(lane if activity == "work" else f"{activity}_{lane}", seconds)
 
 
 def critical_path(learning: Sequence[_Piece], collecting: Sequence[_Piece]) -> dict[str, float]:

@@ -137,6 +137,18 @@ class Run:
         """Take a checkpoint at the end of the present epoch."""
         self.control.request_checkpoint()
 
+    @property
+    def learning_rate_scale(self) -> float:
+        """What the scheduled learning rate is multiplied with; a checkpoint keeps it."""
+        return self.control.learning_rate_scale
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Set `learning_rate_scale`, for the epochs that are learned from now on.
+
+        Raises ValueError for what is negative or not finite.
+        """
+        self.control.scale_learning_rate(factor)
+
     def start_worker(
         self, name: str, factory: Callable[..., object], *args: object
     ) -> AbstractAsyncContextManager[Worker]:

@@ -44,6 +44,7 @@ class TrainingCapture:
     """The older policies that the epochs after it act with; none without staleness."""
     collectors: tuple[Mapping[str, Any] | None, ...]
     """Where each collector stood at the beginning of the next epoch; None where that is not known."""
+    learning_rate_scale: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,7 @@ class ResumePoint:
     """The first and second moments by their names in torch; None: the optimizer begins anew."""
     learner: LearnerState | None = None
     collectors: tuple[Mapping[str, Any] | None, ...] = ()
+    learning_rate_scale: float = 1.0
     hook_states: Mapping[str, Mapping[str, object]] = field(default_factory=dict[str, "Mapping[str, object]"])
 
 
@@ -155,6 +157,7 @@ def read_checkpoint(checkpoint: Checkpoint) -> ResumePoint:
             moments=moments,
             learner=LearnerState(**decode(training["learner"], arrays)),
             collectors=tuple(decode(collector, arrays) for collector in training["collectors"]),
+            learning_rate_scale=training["learning_rate_scale"],
             hook_states=training["hooks"],
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -221,6 +224,7 @@ def _plain(
         learner = {name: getattr(capture.learner, name) for name in LearnerState.__dataclass_fields__}
         training["behaviour"] = [older.version for older in capture.behaviour]
         training["learner"] = encode(learner, arrays)
+        training["learning_rate_scale"] = capture.learning_rate_scale
         training["collectors"] = [encode(collector, arrays) for collector in capture.collectors]
     return training, arrays
 

@@ -159,6 +159,7 @@ class TrainingLoop:
             self._moments.release(moments)
         for change in changes_on_resume(resume, self._config, episodes_go_on=exact):
             _log.warning("resumed, but %s", change)
+        self._control.scale_learning_rate(resume.learning_rate_scale)
         self._collected_steps = resume.state.agent_step
         self._first_state(resume.state, resume.state.stats_tracker or StatsTracker())
 
@@ -282,9 +283,11 @@ class TrainingLoop:
         publish_to = self._policies.claim()
         saving = batch.saving
         moments = None if saving is None else self._moments.claim()
-        # What losses are given must not depend on when things happened: the statistics are of the epoch before.
-        known = replace(batch.state, loss_stats=self.state.loss_stats, policy=self.state.policy)
-        known = self._engine.fold(known)
+        known = batch.state
+        if self._crew.description.callbacks:
+            # What losses are given must not depend on when things happened: the statistics are of the epoch before.
+            known = replace(known, loss_stats=self.state.loss_stats, policy=self.state.policy)
+            known = self._engine.fold(known)
         lane.now("work")
         report = await self._crew.learn(
             known,
@@ -294,23 +297,38 @@ class TrainingLoop:
             version,
             steps_before=batch.before.agent_step,
             rollout_start=batch.before if self._config.staleness else None,
+            learning_rate_scale=self._control.learning_rate_scale,
             capture_to=moments,
         )
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
         self._timeline.learned(batch.epoch, version, report)
         self._experience.release(batch.slot)
         self._versions[version] = publish_to
-        phase_end = replace(known, update_epoch=report.update_epochs, mb_idx=report.minibatches, policy_version=version)
+        counters = {
+            "update_epoch": report.update_epochs,
+            "mb_idx": report.minibatches,
+            "policy_version": version,
+        }
+        phase_end = known
         if self._engine.listens("on_train_phase_end"):
-            phase_end = self._engine.fold(replace(phase_end, timer=self._stopwatch.reading()))
+            phase_end = self._engine.fold(
+                replace(
+                    known,
+                    loss_stats=self.state.loss_stats,
+                    policy=self.state.policy,
+                    timer=self._stopwatch.reading(),
+                    **counters,
+                )
+            )
         self._stopwatch.rate("agent_step", batch.state.agent_step - self.state.agent_step)
         self.state = state = self._engine.fold(
             replace(
-                phase_end,
+                known,
                 epoch=batch.epoch + 1,
                 loss_stats=FrozenMapping(report.loss_stats),
                 policy=self._view_policy(version),
                 timer=self._timeline.lap(batch.epoch),
+                **counters,
             )
         )
         self._wake_collector()
@@ -347,7 +365,13 @@ class TrainingLoop:
         behaviour = [
             self._view_policy(version) or self._copy_policy(version) for version in needed if version in self._versions
         ]
-        capture = TrainingCapture(learner=learner, moments=lease, behaviour=tuple(behaviour), collectors=collectors)
+        capture = TrainingCapture(
+            learner=learner,
+            moments=lease,
+            behaviour=tuple(behaviour),
+            collectors=collectors,
+            learning_rate_scale=self._control.learning_rate_scale,
+        )
         self._on_capture(epoch, capture)
 
     def _wake_collector(self) -> None:

@@ -128,15 +128,20 @@ class Stopwatch:
 
         Raises `ValueError` if `seconds` is negative or not finite.
         """
-        _check(seconds, f"seconds added to timer {name!r}")
-        self._timers.setdefault(name, _Tally()).add(seconds)
+        if not 0 <= seconds < math.inf:
+            raise _unfit(seconds, f"seconds added to timer {name!r}")
+        tally = self._timers.get(name)
+        if tally is None:
+            tally = self._timers[name] = _Tally()
+        tally.add(seconds)
 
     def rate(self, name: str, count: float) -> None:
         """Add to a counter, such as agent steps, of which readings tell the rate per second.
 
         Raises `ValueError` if `count` is negative or not finite.
         """
-        _check(count, f"count added to counter {name!r}")
+        if not 0 <= count < math.inf:
+            raise _unfit(count, f"count added to counter {name!r}")
         self._counters.setdefault(name, _Tally()).add(count)
 
     @property
@@ -247,9 +252,8 @@ class _Timing:
         self._stopwatch.stop(self._name)
 
 
-def _check(amount: float, what: str) -> None:
-    if not (amount >= 0 and math.isfinite(amount)):
-        raise ValueError(f"{what}: {amount!r}, expected a finite number of at least 0")
+def _unfit(amount: float, what: str) -> ValueError:
+    return ValueError(f"{what}: {amount!r}, expected a finite number of at least 0")
 
 
 def _per_second(count: float | None, seconds: float) -> float | None:

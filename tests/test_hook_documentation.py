@@ -124,31 +124,16 @@ async def test_the_webhook_delivers_each_message_in_spite_of_a_server_that_is_do
     assert len(set(keys[2:])) == 4
 
 
-async def test_the_disk_guard_pauses_while_there_is_no_space(
-    documented: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    free = [5]
-
-    class Usage:
-        @property
-        def free(self) -> int:
-            return free[0]
-
-    monkeypatch.setattr(documented["shutil"], "disk_usage", lambda folder: Usage())
-    hook = documented["DiskGuard"](least=10, seconds=0.001)
-
-    async def until_wished(*wishes: str) -> None:
-        while run.wishes != [*wishes]:
-            await anyio.sleep(0.001)
-
+async def test_learning_rate_control_answers_to_the_size_of_the_steps(documented: dict[str, Any]) -> None:
+    hook = documented["LearningRateControl"](target_kl=0.01, least=0.2)
+    scales: list[float] = []
     async with running(hook) as engine:
-        run = engine.run
-        assert isinstance(run, FakeRun)
-        await until_wished("pause")
-        free[0] = 10
-        await until_wished("pause", "resume")
-        free[0] = 9
-        await until_wished("pause", "resume", "pause")
+        assert isinstance(engine.run, FakeRun)
+        for epoch, kl in enumerate([0.01, 0.016, 0.03, 0.09, 0.007, 0.001, 0.001, 0.001], start=1):
+            await engine.publish("on_epoch_end", TrainerState(epoch=epoch, loss_stats={"ppo_actor/approx_kl": kl}))
+            await engine.drain(DEADLINE)
+            scales.append(engine.run.learning_rate_scale)
+    assert scales == [1.0, 0.5, 0.25, 0.2, 0.2, 0.4, 0.8, 1.0]
 
 
 async def test_the_best_checkpoint_is_kept_and_matches_its_score(documented: dict[str, Any], tmp_path: Path) -> None:
@@ -254,7 +239,7 @@ async def test_all_documented_hooks_work_in_a_training(
         keep_best, early_stop = documented["KeepBest"](tmp_path / "best"), documented["EarlyStop"](patience=100)
         hooks = [
             webhook,
-            documented["DiskGuard"](least=0),
+            documented["LearningRateControl"](),
             keep_best,
             early_stop,
             documented["GradientAlarm"](factor=1e9),

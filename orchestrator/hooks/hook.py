@@ -117,6 +117,15 @@ class RunContext(Protocol):
         """Take a checkpoint at the end of the present epoch."""
         ...
 
+    @property
+    def learning_rate_scale(self) -> float:
+        """What the scheduled learning rate is multiplied with; a checkpoint keeps it."""
+        ...
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Set `learning_rate_scale`, for the epochs that are learned from now on."""
+        ...
+
     def start_worker(self, name: str, factory: Any, *args: object) -> AbstractAsyncContextManager[Worker]:
         """A worker (see `orchestrator.workers`) on the run's backend, for heavy computation."""
         ...

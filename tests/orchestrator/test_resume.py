@@ -190,6 +190,32 @@ async def test_hooks_go_on_with_what_they_knew(tmp_path: Path) -> None:
     assert hook.epochs == list(range(1, 11))
 
 
+async def test_the_learning_rate_that_a_hook_has_chosen_goes_on(tmp_path: Path) -> None:
+    class Halve(Hook):
+        overflow = "block"
+
+        async def on_rollout_start(self, state: TrainerState) -> None:
+            if state.epoch == 2:
+                self.run.scale_learning_rate(0.5)
+
+    rates: list[float] = []
+
+    class Note(Hook):
+        overflow = "block"
+
+        async def on_epoch_end(self, state: TrainerState) -> None:
+            assert state.loss_stats is not None
+            rates.append(state.loss_stats["learning_rate"] / config.learning.learning_rate)
+
+    config = config_in(tmp_path / "run", epochs=6, staleness=0)
+    await Trainer(config, hooks=[Halve(), Note()]).run()
+    assert rates[:2] == [1.0, 1.0]
+    assert rates[-1] == 0.5
+    rates.clear()
+    await Trainer(for_epochs(config, 8), hooks=[Note()], resume=tmp_path / "run").run()
+    assert rates == [0.5, 0.5]
+
+
 async def test_time_and_epochs_go_on(tmp_path: Path) -> None:
     config = config_in(tmp_path / "run", epochs=4)
     first = await Trainer(config).run()

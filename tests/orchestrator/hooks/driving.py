@@ -44,6 +44,11 @@ class FakeRun:
     def request_checkpoint(self) -> None:
         self.wishes.append("checkpoint")
 
+    learning_rate_scale = 1.0
+
+    def scale_learning_rate(self, factor: float) -> None:
+        self.learning_rate_scale = factor
+
     def start_worker(self, name: str, factory: Any, *args: object) -> Any:
         raise NotImplementedError
 
