@@ -46,7 +46,7 @@ def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Seq
         parent = None if resumed is None else resumed.name
         hooks.append(CheckpointHook(folder, config.checkpoints.every, parent))
         if config.checkpoints.upload is not None:
-            address = f"{config.checkpoints.upload.rstrip('/')}/{quote(config.run_dir.resolve().name)}"
+            address = f"{config.checkpoints.upload.rstrip('/')}/{quote(config.run_dir.absolute().name)}"
             hooks.append(UploadHook(folder.path, address))
         if config.checkpoints.wandb_project is not None:
             hooks.append(WandbCheckpointHook(folder.path, config.checkpoints.wandb_project))

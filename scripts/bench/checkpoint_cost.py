@@ -32,7 +32,7 @@ GOAL = 1.03
 REQUEST_SECONDS = 0.5
 BUCKET = "checkpoints"
 # hidden units, environments, horizon, epochs between checkpoints, epochs measured
-POLICIES = {"1M": (700, 16, 128, 1, 30), "50M": (5000, 8, 16, 10, 20)}
+POLICIES = {"1M": (700, 16, 128, 1, 30), "50M": (5000, 8, 16, 10, 10)}
 
 
 def train(policy: str, uri: str) -> dict[str, Any]:
