@@ -51,7 +51,7 @@ def train(policy: str, uri: str) -> dict[str, Any]:
         while not stopped.wait(0.02):
             peak = max(peak, process.memory_info().rss)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     with tempfile.TemporaryDirectory() as folder:
         config = TrainerConfig(
@@ -62,7 +62,8 @@ def train(policy: str, uri: str) -> dict[str, Any]:
             policy=PolicyConfig(hidden=(hidden, hidden)),
             checkpoints=CheckpointsConfig(enabled=bool(uri), every=every, upload=uri or None),
         )
-        seconds = epoch_seconds(config, epochs, warm_up=every)
+        # The final checkpoint must be written, or the run is no success; its copy is given up.
+        seconds = epoch_seconds(config, epochs, warm_up=every, drain=30.0 if uri else 0.1)
         written = len(list((Path(folder) / "run" / "checkpoints").glob("0*")))
     stopped.set()
     watcher.join()

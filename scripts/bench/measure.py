@@ -37,12 +37,13 @@ def epoch_seconds(
     epochs: int,
     *,
     warm_up: int = WARM_UP,
+    drain: float = 0.1,
     hooks: Sequence[Hook] = (),
     beside: Callable[[], Awaitable[None]] | None = None,
 ) -> list[float]:
     """Train, and return the seconds of each of `epochs` epochs after the first `warm_up`.
 
-    `beside` runs in the host's event loop meanwhile. The same seed means the same work, epoch by epoch, whatever the
+    `beside` runs in the host's event loop meanwhile; hooks have `drain` seconds at the end. The same seed means the same work, epoch by epoch, whatever the
     hooks do: trainings can be compared so.
     """
     import anyio
@@ -56,7 +57,7 @@ def epoch_seconds(
             if beside is not None:
                 tasks.start_soon(beside)
             async with Trainer(config, hooks=hooks).start() as run:
-                run.limit_drain(0.1)
+                run.limit_drain(drain)
                 async for _ in run.states():
                     ends.append(time.perf_counter())
                     if len(ends) == warm_up + epochs:
