@@ -43,8 +43,8 @@ def epoch_seconds(
 ) -> list[float]:
     """Train, and return the seconds of each of `epochs` epochs after the first `warm_up`.
 
-    `beside` runs in the host's event loop meanwhile; hooks have `drain` seconds at the end. The same seed means the same work, epoch by epoch, whatever the
-    hooks do: trainings can be compared so.
+    `beside` runs in the host's event loop meanwhile; hooks have `drain` seconds at the end. The same seed means the
+    same work, epoch by epoch, whatever the hooks do: trainings can be compared so.
     """
     import anyio
 
