@@ -156,15 +156,13 @@ class Collector:
         and new episodes begin, with seeds that the run has not used yet.
         """
         actor = self._prepared()
-        self._rollouts = int(state["rollouts"])
-        self._generator.set_state(torch.from_numpy(np.array(state["generator"])))
         environment = cast("Mapping[str, object] | None", state["environment"])
         if environment is None:
-            self._set_current(self._reset())
-            self._episode_start[:] = True
-            self._episodes = EpisodeCounter(self._plan.count)
-            self._actor = Actor(actor.policy, self._plan.count)
+            self.begin_anew(int(state["rollouts"]))
+            self._generator.set_state(torch.from_numpy(np.array(state["generator"])))
             return False
+        self._rollouts = int(state["rollouts"])
+        self._generator.set_state(torch.from_numpy(np.array(state["generator"])))
         self._environment.set_state(environment)
         self._set_current(observation_of(state["observation"]))
         self._episode_start[:] = state["episode_start"]
@@ -173,6 +171,17 @@ class Collector:
         if actor.state is not None:
             actor.state = torch.from_numpy(np.array(state["recurrent_state"]))
         return True
+
+    def begin_anew(self, rollouts: int) -> None:
+        """New episodes after so many rollouts of the run, with seeds and noise that it has not used yet; call after
+        `prepare`."""
+        actor = self._prepared()
+        self._rollouts = rollouts
+        self._generator.manual_seed(_derived_seed(_derived_seed(self._plan.seed, 0), 1 + rollouts))
+        self._set_current(self._reset())
+        self._episode_start[:] = True
+        self._episodes = EpisodeCounter(self._plan.count)
+        self._actor = Actor(actor.policy, self._plan.count)
 
     def close(self) -> None:
         """Close the environments."""

@@ -69,5 +69,8 @@ class CollectorService:
             set_global_generators(state["global_generators"])
         return exact
 
+    def begin_anew(self, rollouts: int) -> None:
+        self._collector.begin_anew(rollouts)
+
     def close(self) -> None:
         self._collector.close()

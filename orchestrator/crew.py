@@ -201,6 +201,11 @@ class Crew:
         ]
         return all(exact)
 
+    async def begin_episodes_anew(self, rollouts: int) -> None:
+        """Have all collectors begin new episodes, unlike those of the first `rollouts`."""
+        for collector in self._collectors:
+            await collector.worker.call("begin_anew", rollouts)
+
     async def _collect(self, collector: _Collector, experience: Slot, policy: Slot) -> CollectReport:
         while True:
             request = CollectRequest(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -123,42 +123,31 @@ def read_checkpoint(checkpoint: Checkpoint) -> ResumePoint:
     config = read_config_of(checkpoint)
     version = int(manifest["policy_version"])
     policies = {version: load(checkpoint.read(POLICY))}
+    state = TrainerState(epoch=manifest["epoch"], agent_step=manifest["agent_step"], policy_version=version)
     uri = checkpoint.path.absolute().as_uri()
+    point = ResumePoint(uri=uri, config=config, state=state, stopwatch=None, policies=policies)
     if TRAINING not in manifest["files"]:
-        state = TrainerState(epoch=manifest["epoch"], agent_step=manifest["agent_step"], policy_version=version)
-        return ResumePoint(uri=uri, config=config, state=state, stopwatch=None, policies=policies)
+        return point
     try:
         training = json.loads(checkpoint.read(TRAINING))
         with np.load(io.BytesIO(checkpoint.read(ARRAYS)), allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
         counters = decode(training["state"], arrays)
-        state, stopwatch = _state_from(counters), counters["timer"]
+        point = replace(point, state=_state_from(counters), stopwatch=counters["timer"], hook_states=training["hooks"])
         if "learner" not in training:
-            return ResumePoint(
-                uri=uri,
-                config=config,
-                state=state,
-                stopwatch=stopwatch,
-                policies=policies,
-                hook_states=training["hooks"],
-            )
+            return point
         for older in training["behaviour"]:
             policies[older] = load(checkpoint.read(_policy_file(older)))
         moments: dict[str, dict[str, NDArray[Any]]] = {kind: {} for kind in _MOMENTS}
         for name, array in load(checkpoint.read(OPTIMIZER)).items():
             kind, _, parameter = name.partition("/")
             moments[kind][parameter] = array
-        return ResumePoint(
-            uri=uri,
-            config=config,
-            state=state,
-            stopwatch=stopwatch,
-            policies=policies,
+        return replace(
+            point,
             moments=moments,
             learner=LearnerState(**decode(training["learner"], arrays)),
             collectors=tuple(decode(collector, arrays) for collector in training["collectors"]),
             learning_rate_scale=training["learning_rate_scale"],
-            hook_states=training["hooks"],
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, CheckpointError):

@@ -151,7 +151,11 @@ class TrainingLoop:
         learner = resume.learner
         collectors = [state for state in resume.collectors if state is not None]
         known = len(collectors) == self._config.collection.collectors == len(resume.collectors)
-        exact = known and await crew.restore_collectors(collectors)
+        exact = False
+        if known:
+            exact = await crew.restore_collectors(collectors)
+        else:
+            await crew.begin_episodes_anew(resume.state.epoch)
         if learner is not None and not exact:  # it belongs to episodes that are not gone on with
             learner = replace(learner, reward_carry=None)
         await crew.restore_learner(self._versions[max(self._versions)], moments, learner)

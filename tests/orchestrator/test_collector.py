@@ -456,6 +456,20 @@ def test_a_collector_with_loaded_state_goes_on_bitwise_the_same(environment: str
         assert report.rollout_stats == same_report.rollout_stats
 
 
+@pytest.mark.parametrize(("environment", "mode"), [("CartPole-v1", "native"), ("Acrobot-v1", "sync")])
+def test_episodes_begun_anew_are_none_that_the_run_has_had(environment: str, mode: Any) -> None:
+    first, *later = (Run(environment, mode) for _ in range(4))
+    beginning, _ = first.collect()
+    for run, rollouts in zip(later, (5, 5, 6), strict=True):
+        run.collector.begin_anew(rollouts)
+    anew, again, others = (run.collect()[0] for run in later)
+    for name in ("observation", "action"):
+        np.testing.assert_array_equal(anew[name], again[name])
+        assert not np.array_equal(anew[name], beginning[name])
+        assert not np.array_equal(anew[name], others[name])
+    assert anew["episode_start"][:, 0].all()
+
+
 def test_new_episodes_begin_where_the_environments_cannot_tell_their_state() -> None:
     def hide(run: Run) -> None:
         for environment in run.collector._environment._environments:  # type: ignore[attr-defined]
