@@ -25,7 +25,7 @@ from orchestrator.hooks.function_hook import function_hook
 from orchestrator.hooks.runner import HookFailed
 from orchestrator.hooks.trace import TraceHook
 from orchestrator.resume import ResumeSource, check_resume, find_resume_source
-from orchestrator.training_capture import checkpoint_content, read_checkpoint
+from orchestrator.training_capture import Captures, checkpoint_content, read_checkpoint
 from orchestrator.training_loop import TrainingLoop
 from orchestrator.wakeup import Wakeup
 from orchestrator.workers import Interrupt, start_worker
@@ -40,14 +40,12 @@ if TYPE_CHECKING:
     from orchestrator.hooks.engine import EngineStatistics
     from orchestrator.hooks.hook import Hook
     from orchestrator.hooks.runner import HookStatistics
-    from orchestrator.training_capture import CheckpointContent, ResumePoint, TrainingCapture
+    from orchestrator.training_capture import CheckpointContent, ResumePoint
     from orchestrator.workers import Worker
 
 _log = logging.getLogger("orchestrator")
 
 
-KEPT_CAPTURES = 2
-"""What is waiting for a hook that saves is the newest; the other is for a second such hook with another `every`."""
 FATAL_GRACE = 5.0
 """Seconds that hooks have for `on_failure` when one of them has ended the run at once."""
 
@@ -83,7 +81,7 @@ class Run:
             self.engine.observe(self.trace.hook)
         self._first_epoch = first_epoch
         self._state = TrainerState(epoch=first_epoch)
-        self._captures: dict[int, TrainingCapture] = {}
+        self.captures = Captures()
         self._changed = Wakeup()
         self._ended = anyio.Event()
         self.error: BaseException | None = None
@@ -167,13 +165,7 @@ class Run:
 
     def checkpoint_content(self, state: TrainerState) -> CheckpointContent:
         """What a checkpoint of `state`, which has a policy, is made of; see `RunContext`."""
-        return checkpoint_content(state, self._captures.get(state.epoch), self.config, self.engine.hook_states())
-
-    def take_capture(self, epoch: int, capture: TrainingCapture) -> None:
-        """For the trainer: the epoch can be saved."""
-        self._captures[epoch] = capture
-        while len(self._captures) > KEPT_CAPTURES:
-            del self._captures[min(self._captures)]
+        return checkpoint_content(state, self.captures.get(state.epoch), self.config, self.engine.hook_states())
 
     def statistics(self) -> RunStatistics:
         return RunStatistics(
@@ -348,7 +340,7 @@ class Trainer:
                     run.control,
                     stopwatch,
                     run.take_state,
-                    run.take_capture,
+                    run.captures,
                     resume,
                     run.trace,
                 )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from orchestrator.checkpoints import CheckpointError
+from orchestrator.checkpoints.tensor_file import tensor_file
 from orchestrator.config_file import config_text, parse_config, read_config
 from orchestrator.learner_state import LearnerState
 from orchestrator.plain_data import decode, encode
@@ -24,6 +25,7 @@ from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
     from orchestrator.checkpoints import Checkpoint
+    from orchestrator.checkpoints.filesystem import Content
     from orchestrator.config import TrainerConfig
     from state.policy_snapshot import PolicyLayout, PolicySnapshot
     from state.shared_memory import BufferView
@@ -47,6 +49,24 @@ class TrainingCapture:
     learning_rate_scale: float
 
 
+class Captures:
+    """What the checkpoints of a run that are being taken are made of, by epoch. It is much memory, so the loop forgets
+    what nobody needs before it captures anew."""
+
+    def __init__(self) -> None:
+        self._by_epoch: dict[int, TrainingCapture] = {}
+
+    def keep(self, epoch: int, capture: TrainingCapture) -> None:
+        self._by_epoch[epoch] = capture
+
+    def get(self, epoch: int) -> TrainingCapture | None:
+        return self._by_epoch.get(epoch)
+
+    def forget_all_but(self, epochs: Collection[int]) -> None:
+        for epoch in self._by_epoch.keys() - epochs:
+            del self._by_epoch[epoch]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumePoint:
     """What `read_checkpoint` finds. Arrays are by the names of the policy's parameters and buffers."""
@@ -68,10 +88,11 @@ class ResumePoint:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointContent:
-    """`facts` are for the manifest; `files` are made when they are asked for, so that one at a time is in memory."""
+    """`facts` are for the manifest; `files` are made when they are asked for, the large ones piece by piece from the
+    memory that they are in."""
 
     facts: Mapping[str, Any]
-    files: Mapping[str, bytes]
+    files: Mapping[str, Content]
     hook_states: Mapping[str, Mapping[str, object]]
 
 
@@ -84,14 +105,14 @@ def checkpoint_content(
     """A checkpoint of the end of an epoch; without a capture a run can go on from it only with a new optimizer."""
     policy = state.policy
     assert policy is not None
-    files: dict[str, Callable[[], bytes]] = {
-        POLICY: lambda: _tensors(policy.tensors),
+    files: dict[str, Callable[[], Content]] = {
+        POLICY: lambda: tensor_file(policy.tensors),
         CONFIG: lambda: config_text(config).encode(),
     }
     if capture is not None:
-        files[OPTIMIZER] = lambda: _tensors(_moment_arrays(policy.layout, capture.moments.readonly()))
+        files[OPTIMIZER] = lambda: tensor_file(_moment_arrays(policy.layout, capture.moments.readonly()))
         for older in capture.behaviour:
-            files[_policy_file(older.version)] = lambda older=older: _tensors(older.tensors)
+            files[_policy_file(older.version)] = lambda older=older: tensor_file(older.tensors)
     # Once for both: environments may have much to tell.
     plain = cache(lambda: _plain(state, capture, hook_states))
     files[ARRAYS] = lambda: _npz(plain()[1])
@@ -251,21 +272,17 @@ def _policy_file(version: int) -> str:
     return f"policy-{version:08d}.safetensors"
 
 
-def _tensors(arrays: Mapping[str, NDArray[Any]]) -> bytes:
-    return save(dict(arrays), metadata={"format": "pt"})
-
-
 def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **arrays)
     return stream.getvalue()
 
 
-class _MadeWhenAsked(Mapping[str, bytes]):
-    def __init__(self, makers: Mapping[str, Callable[[], bytes]]) -> None:
+class _MadeWhenAsked(Mapping[str, "Content"]):
+    def __init__(self, makers: Mapping[str, Callable[[], Content]]) -> None:
         self._makers = makers
 
-    def __getitem__(self, name: str) -> bytes:
+    def __getitem__(self, name: str) -> Content:
         return self._makers[name]()
 
     def __iter__(self) -> Iterator[str]:

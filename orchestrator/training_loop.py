@@ -14,7 +14,7 @@ import anyio.to_thread
 from orchestrator.crew import EXPERIENCE, MOMENTS, POLICY
 from orchestrator.resume import changes_on_resume
 from orchestrator.timeline import Timeline
-from orchestrator.training_capture import TrainingCapture, fill_moments, fill_policy
+from orchestrator.training_capture import Captures, TrainingCapture, fill_moments, fill_policy
 from orchestrator.wakeup import Wakeup
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
@@ -80,7 +80,7 @@ class TrainingLoop:
         control: RunControl,
         stopwatch: Stopwatch,
         on_state: Callable[[TrainerState], None],
-        on_capture: Callable[[int, TrainingCapture], None],
+        captures: Captures,
         resume: ResumePoint | None = None,
         trace: Trace | None = None,
     ) -> None:
@@ -91,11 +91,11 @@ class TrainingLoop:
         self._stopwatch = stopwatch
         self._timeline = Timeline(stopwatch, trace)
         self._on_state = on_state
-        self._on_capture = on_capture
+        self._captures = captures
         self._resume = resume
         self._experience = SlotRing(crew.spec.nbytes, max_leased=config.collection.held_epochs, name=EXPERIENCE)
         self._policies = SlotRing(crew.description.layout.nbytes, max_leased=config.collection.held_epochs, name=POLICY)
-        # The run keeps two for hooks that save, and each such hook has one in hand.
+        # Each hook that saves can have one in hand and one that waits, beside the one that is being captured.
         self._moments = SlotRing(crew.description.moments_nbytes, max_leased=4, name=MOMENTS)
         self._versions: dict[int, Slot] = {}
         self._first_version = 0
@@ -286,7 +286,7 @@ class TrainingLoop:
         version = batch.epoch + 1
         publish_to = self._policies.claim()
         saving = batch.saving
-        moments = None if saving is None else self._moments.claim()
+        moments = None if saving is None else self._claim_moments()
         known = batch.state
         if self._crew.description.callbacks:
             # What losses are given must not depend on when things happened: the statistics are of the epoch before.
@@ -349,11 +349,15 @@ class TrainingLoop:
     async def _capture_last(self) -> None:
         """What the run can go on from after its end. Where every rollout was finished and learned from, the collectors
         stand at the next epoch; otherwise their episodes are lost."""
-        moments = self._moments.claim()
+        moments = self._claim_moments()
         captured = await self._crew.capture_learner(moments)
         finished = self._collected_epochs == self.state.epoch and not self._rollout_cut
         collectors = await self._crew.capture_collectors() if finished else (None,) * self._config.collection.collectors
         self._keep_capture(self.state.epoch, captured, moments, collectors)
+
+    def _claim_moments(self) -> Slot:
+        self._captures.forget_all_but(self._engine.epochs_being_saved())
+        return self._moments.claim()
 
     def _keep_capture(
         self, epoch: int, learner: LearnerState, moments: Slot, collectors: tuple[Mapping[str, Any] | None, ...]
@@ -376,7 +380,7 @@ class TrainingLoop:
             collectors=collectors,
             learning_rate_scale=self._control.learning_rate_scale,
         )
-        self._on_capture(epoch, capture)
+        self._captures.keep(epoch, capture)
 
     def _wake_collector(self) -> None:
         self._newest.set()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.checkpoints.filesystem import hash_regular, read_regular
+from orchestrator.checkpoints.filesystem import hash_regular, read_once, read_regular
 from orchestrator.checkpoints.manifest import MANIFEST, POLICY, CheckpointDamaged, CheckpointError, parse_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Generator, Iterator, Mapping
     from pathlib import Path
 
     from torch import nn
@@ -30,12 +31,27 @@ class Checkpoint:
 
     def read(self, name: str) -> bytes:
         """The content of one file. Raises CheckpointDamaged, and CheckpointError for a file that it never had."""
-        return self._checked(name, _read)
+        with _readable(self.file(name)) as path:
+            content = read_regular(path)
+        self._compare(name, len(content), hashlib.sha256(content).hexdigest())
+        return content
+
+    def pieces(self, name: str) -> Iterator[bytes]:
+        """As `read`, piece by piece, whatever the size in little memory. That it is damaged is known at its end."""
+        size, digest = 0, hashlib.sha256()
+        with _readable(self.file(name)) as path:
+            for piece in read_once(path, _PIECE):
+                size += len(piece)
+                digest.update(piece)
+                yield piece
+        self._compare(name, size, digest.hexdigest())
 
     def verify(self) -> None:
         """Read every file and compare it with the manifest. Raises CheckpointDamaged naming the first bad one."""
         for name in self.manifest["files"]:
-            self._checked(name, hash_regular)
+            with _readable(self.file(name)) as path:
+                found = hash_regular(path)
+            self._compare(name, *found)
 
     def file(self, name: str) -> Path:
         """Where one of its files is. Raises CheckpointError for a file that it never had."""
@@ -51,27 +67,21 @@ class Checkpoint:
 
         load_arrays(module, load(self.read(POLICY)))
 
-    def _checked(self, name: str, look: Callable[[Path], Any]) -> Any:
-        path = self.file(name)
+    def _compare(self, name: str, size: int, sha256: str) -> None:
         expected = self.manifest["files"][name]
-        try:
-            found = look(path)
-        except OSError as error:
-            raise _unreadable(path, error) from error
-        size, sha256 = (len(found), hashlib.sha256(found).hexdigest()) if isinstance(found, bytes) else found
         if size != expected["bytes"]:
-            raise CheckpointDamaged(f"{path} is damaged: it has {size} bytes instead of {expected['bytes']}")
+            raise CheckpointDamaged(f"{self.file(name)} is damaged: it has {size} bytes instead of {expected['bytes']}")
         if sha256 != expected["sha256"]:
-            raise CheckpointDamaged(f"{path} is damaged: its hash is not what the manifest says")
-        return found
+            raise CheckpointDamaged(f"{self.file(name)} is damaged: its hash is not what the manifest says")
+
+
+_PIECE = 1024 * 1024
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`, its manifest checked, its files not yet: see `verify`. Raises CheckpointError."""
-    try:
-        content = read_regular(path / MANIFEST)
-    except OSError as error:
-        raise _unreadable(path / MANIFEST, error) from error
+    with _readable(path / MANIFEST) as manifest:
+        content = read_regular(manifest)
     return Checkpoint(path=path, manifest=parse_manifest(content, path / MANIFEST))
 
 
@@ -84,16 +94,17 @@ def is_valid(checkpoint: Checkpoint) -> bool:
     return True
 
 
-def _read(path: Path) -> bytes:
-    return read_regular(path)
-
-
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    if isinstance(error, FileNotFoundError):
-        return CheckpointDamaged(f"{path} is missing")
-    if error.errno == errno.ELOOP:
-        return CheckpointDamaged(f"{path} is a link, which may lead outside of the checkpoint")
-    if error.errno in (errno.EINVAL, errno.EISDIR, errno.ENXIO):
-        return CheckpointDamaged(f"{path} is no ordinary file")
-    # Damage or not: a file without permission is as it was, and moving it aside would help nobody.
-    return CheckpointError(f"{path} cannot be read: {error.strerror}")
+@contextlib.contextmanager
+def _readable(path: Path) -> Generator[Path]:
+    """What the system says about a file that it does not let us read, as a CheckpointError."""
+    try:
+        yield path
+    except FileNotFoundError as error:
+        raise CheckpointDamaged(f"{path} is missing") from error
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise CheckpointDamaged(f"{path} is a link, which may lead outside of the checkpoint") from error
+        if error.errno in (errno.EINVAL, errno.EISDIR, errno.ENXIO):
+            raise CheckpointDamaged(f"{path} is no ordinary file") from error
+        # Damage or not: a file without permission is as it was, and moving it aside would help nobody.
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping
     from pathlib import Path
 
-    from orchestrator.checkpoints.filesystem import FileSystem
+    from orchestrator.checkpoints.filesystem import Content, FileSystem
     from orchestrator.checkpoints.retention import Retention
 
 LATEST = "LATEST"
@@ -95,7 +95,7 @@ class CheckpointFolder:
         *,
         epoch: int,
         facts: Mapping[str, Any],
-        files: Mapping[str, bytes | memoryview],
+        files: Mapping[str, Content],
         parent: str | None = None,
     ) -> Path:
         """Write a checkpoint: it exists, whole and on disk, once this returns, or not at all.
@@ -209,9 +209,7 @@ class CheckpointFolder:
             sync_if_possible(self._files, self.path.absolute().parent.parent)
             self._anchored = True
 
-    def _write(
-        self, epoch: int, facts: Mapping[str, Any], files: Mapping[str, bytes | memoryview], parent: str | None
-    ) -> Path:
+    def _write(self, epoch: int, facts: Mapping[str, Any], files: Mapping[str, Content], parent: str | None) -> Path:
         attempt = uuid.uuid4().hex
         # On the same file system, so that the rename is atomic; a name that is never taken for a checkpoint.
         working = self.path / f"{_UNFINISHED}{attempt}"

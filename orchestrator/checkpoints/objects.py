@@ -17,7 +17,6 @@ from orchestrator.checkpoints.manifest import CheckpointError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from datetime import datetime
-    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -141,10 +140,13 @@ class Objects:
 
             yield self._request("read", key, get_range)
 
-    def put(self, key: str, content: bytes | Path) -> None:
-        """Write an object, over one that may be there; a file in parts where it is large."""
+    def put(self, key: str, content: Callable[[], bytes | Iterator[bytes]]) -> None:
+        """Write an object, over one that may be there; in parts where it is large.
+
+        `content` is asked for at every try. What it raises while it is read is raised here, and nothing is written.
+        """
         self._request(
-            "write", key, lambda: self._obstore.put(self._store, self._prefix + key, content, chunk_size=_PART)
+            "write", key, lambda: self._obstore.put(self._store, self._prefix + key, content(), chunk_size=_PART)
         )
 
     def create(self, key: str, content: bytes) -> None:
@@ -159,7 +161,7 @@ class Objects:
         try:
             self._put_if(key, content, dict(version))
         except NotImplementedError:
-            self.put(key, content)
+            self.put(key, lambda: content)
 
     def list(self, prefix: str = "") -> list[Listed]:
         """The objects whose keys begin with the folder `prefix`, which ends in a slash or is empty."""

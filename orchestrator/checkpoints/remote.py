@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,11 +67,11 @@ class RemoteCheckpoints:
             checkpoint = open_checkpoint(path)
             name, attempt = path.name, checkpoint.manifest["attempt"]
             if self._committed_attempt(name) is None:
-                checkpoint.verify()  # rather no copy than a damaged one
                 if config is not None and config.is_file():
-                    self.objects.put(CONFIG, config.read_bytes())
+                    self.objects.put(CONFIG, config.read_bytes)
                 for file in checkpoint.manifest["files"]:
-                    self.objects.put(f"{_FOLDER}{name}/{attempt}/{file}", checkpoint.file(file))
+                    # Read once, and compared with the manifest meanwhile: rather no copy than a damaged one.
+                    self.objects.put(f"{_FOLDER}{name}/{attempt}/{file}", partial(checkpoint.pieces, file))
                 with contextlib.suppress(AlreadyThere):  # by somebody else, or by a try whose answer was lost
                     self.objects.create(f"{_FOLDER}{name}/{MANIFEST}", in_folder(checkpoint.manifest, attempt))
             winner = self._committed_attempt(name)

@@ -137,6 +137,15 @@ class HookEngine:
             if runner.hook.saves and (runner.due("on_epoch_end", state) or requested) and not runner.mailbox.closed
         )
 
+    def epochs_being_saved(self) -> frozenset[int]:
+        """The epochs that hooks which take checkpoints are not done with."""
+        return frozenset(
+            occurrence.state.epoch
+            for runner in self._runners.values()
+            if runner.hook.saves
+            for occurrence in runner.unfinished
+        )
+
     async def publish(self, event: str, state: TrainerState, *, save: frozenset[str] = _NOBODY) -> None:
         """Put an event into the mailboxes; then wait while a hook whose `overflow` is "block" has too much to do.
 

@@ -11,7 +11,7 @@ from orchestrator.hooks.hook import EPOCH_EVENTS, Every, Outcome
 from orchestrator.wakeup import Wakeup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from orchestrator.hooks.hook import Overflow
     from state.trainer_state import TrainerState
@@ -71,6 +71,9 @@ class Mailbox:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Occurrence]:
+        return iter(self._waiting)
 
     def __repr__(self) -> str:
         return f"<Mailbox {self.overflow}: {'closed' if self.closed else f'{len(self._waiting)} waiting'}>"

@@ -98,6 +98,11 @@ class HookRunner:
         """The oldest event that it is not done with."""
         return self._at_work or self.mailbox.oldest
 
+    @property
+    def unfinished(self) -> tuple[Occurrence, ...]:
+        """The events that it is not done with."""
+        return (*self.mailbox,) if self._at_work is None else (self._at_work, *self.mailbox)
+
     def close(self, why: str) -> None:
         """Take no further events, and forget those that wait."""
         if self.mailbox.closed:

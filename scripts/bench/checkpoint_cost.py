@@ -1,11 +1,14 @@
-"""What checkpoints cost the training: epoch time with them, uploaded to a slow object store, against without.
+"""What checkpoints cost the training: epochs with them, on disk and uploaded to a slow object store, against without.
 
-    python scripts/bench/checkpoint_cost.py [--repeats 5] [--policies 1M 50M]
+    python scripts/bench/checkpoint_cost.py [--cases 1M 50M 1M-short 50M-short] [--pairs 8]
 
-The policy of 1 M parameters is saved after every epoch, that of 50 M after every tenth. The store is a real S3 server
-on loopback, in a process of its own, that takes 500 ms for each request. Both sides in turn, in processes of their own;
-the mean over all epochs counts, since a few of them carry the cost. Beside it the memory of the host at its most
-(its own pages and those it shares), and what the learner spends on handing over its state.
+A policy of 1 M parameters is saved after every epoch, one of 50 M after every tenth; otherwise the settings are the
+defaults, but for 8 environments with the large one, so that it can be waited for. In the "short" cases epochs are as
+short, and so checkpoints as dense, as they get: 50 MB for each second of training. The store (slow_store.py), in a
+process of its own, takes 500 ms for each request. Machines drift more within a minute than what is measured, so blocks
+of epochs with and without checkpoints take turns in one training; between them nothing is timed until the last
+checkpoint is committed and its upload ended. Beside it the memory of the host at its most (its own pages and those it
+shares), and what the learner spends on handing over its state.
 """
 
 from __future__ import annotations
@@ -19,55 +22,130 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import arguments, describe_machine, epoch_seconds, in_subprocess, spread, verdict
+from measure import WARM_UP, arguments, describe_machine, in_subprocess, spread, standard_error, verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
+
+    from orchestrator import TrainerConfig
+    from orchestrator.trainer import Run
 
 GOAL = 1.03
 REQUEST_SECONDS = 0.5
 BUCKET = "checkpoints"
-# hidden units, environments, horizon, epochs between checkpoints, epochs measured
-POLICIES = {"1M": (700, 16, 128, 1, 30), "50M": (5000, 8, 16, 10, 10)}
+HOOKS = ("checkpoint", "upload")
 
 
-def train(policy: str, uri: str) -> dict[str, Any]:
-    """Train, with checkpoints if `uri` is not empty."""
-    import psutil
+class Case(NamedTuple):
+    hidden: int
+    every: int
+    """Epochs between checkpoints."""
+    block: int
+    """Epochs that are timed together."""
+    collection: Mapping[str, int]
+    learning: Mapping[str, int]
 
+
+FEW = {"update_epochs": 2, "minibatches": 2}
+CASES = {
+    "1M": Case(700, 1, 8, {}, {}),
+    "50M": Case(5000, 10, 10, {"environments": 8}, {}),
+    "1M-short": Case(700, 1, 30, {"environments": 16}, FEW),
+    "50M-short": Case(5000, 10, 10, {"environments": 8, "horizon": 16}, FEW),
+}
+
+
+def configured(case: Case, folder: Path, uri: str) -> TrainerConfig:
     from orchestrator import CheckpointsConfig, CollectionConfig, LearningConfig, PolicyConfig, TrainerConfig
 
-    hidden, environments, horizon, every, epochs = POLICIES[policy]
-    peak = 0
-    stopped = threading.Event()
+    return TrainerConfig(
+        total_agent_steps=10**9,
+        run_dir=folder,
+        collection=CollectionConfig(**case.collection),
+        learning=LearningConfig(learning_rate=1e-5, **case.learning),  # what is learned does not matter here
+        policy=PolicyConfig(hidden=(case.hidden, case.hidden)),
+        checkpoints=CheckpointsConfig(every=0, upload=uri or None),  # when they are asked for, and at the end
+    )
 
-    def watch() -> None:
-        nonlocal peak
+
+def training(name: str, pairs: str, uri: str = "") -> dict[str, Any]:
+    """Train with checkpoints in every other block; with an upload of each if `uri` is not empty."""
+    import anyio
+
+    from orchestrator import Trainer
+
+    case = CASES[name]
+    shares: list[float] = []
+    seconds: list[float] = []
+    memory = PeakMemory()
+
+    async def main(folder: Path) -> None:
+        async with Trainer(configured(case, folder, uri)).start() as run:
+            run.limit_drain(30.0)
+            states = run.states()
+
+            async def epochs(count: int, every: int = 0) -> float:
+                """Mean seconds of `count` epochs, with a checkpoint of every so many."""
+                begin, first = time.perf_counter(), run.state.epoch
+                while run.state.epoch < first + count:
+                    if every and (run.state.epoch - first) % every == 0:
+                        run.request_checkpoint()
+                    await anext(states)
+                return (time.perf_counter() - begin) / (run.state.epoch - first)
+
+            await epochs(WARM_UP)
+            for pair in range(int(pairs)):
+                without = await epochs(case.block)
+                if pair == 0:
+                    memory.without = memory.peak
+                if case.every == 1:
+                    await epochs(2, every=1)  # a request is met an epoch or two later
+                with_checkpoints = await epochs(case.block, case.every)
+                while not idle(run):
+                    await anext(states)
+                shares.append(with_checkpoints / without)
+                seconds.append(without)
+            run.stop()
+
+    with tempfile.TemporaryDirectory() as folder, memory:
+        anyio.run(main, Path(folder) / "run")
+    return {"ratios": shares, "without": seconds, "memory": (memory.without, memory.peak)}
+
+
+def idle(run: Run) -> bool:
+    """Whether no checkpoint is on its way any more."""
+    hooks = run.hook_statistics()
+    return all(
+        one.delivered == one.handled + one.failed + one.coalesced for name, one in hooks.items() if name in HOOKS
+    )
+
+
+class PeakMemory:
+    """Watches the resident memory of this process while it is entered."""
+
+    def __init__(self) -> None:
+        self.peak = self.without = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
         process = psutil.Process()
-        while not stopped.wait(0.02):
-            peak = max(peak, process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    with tempfile.TemporaryDirectory() as folder:
-        config = TrainerConfig(
-            total_agent_steps=10**9,
-            run_dir=Path(folder) / "run",
-            collection=CollectionConfig(environments=environments, horizon=horizon),
-            learning=LearningConfig(update_epochs=2, minibatches=2),
-            policy=PolicyConfig(hidden=(hidden, hidden)),
-            checkpoints=CheckpointsConfig(enabled=bool(uri), every=every, upload=uri or None),
-        )
-        # The final checkpoint must be written, or the run is no success; its copy is given up.
-        seconds = epoch_seconds(config, epochs, warm_up=every, drain=30.0 if uri else 0.1)
-        written = len(list((Path(folder) / "run" / "checkpoints").glob("0*")))
-    stopped.set()
-    watcher.join()
-    return {"epoch": statistics.mean(seconds), "peak_rss": peak, "checkpoints_left": written}
+        while not self._over.wait(0.02):
+            self.peak = max(self.peak, process.memory_info().rss)
 
 
 def capture_cost() -> float:
@@ -113,33 +191,9 @@ def capture_cost() -> float:
     return 1e3 * statistics.median(seconds) * 1e8 / nbytes
 
 
-def serve() -> None:
-    """The slow store; tells its port, and serves until it is killed."""
-    from moto.server import DomainDispatcherApplication, create_backend_app
-    from werkzeug.serving import make_server
-
-    application = DomainDispatcherApplication(create_backend_app)
-    slow = False
-
-    def answer(environment: Any, start_response: Any) -> Any:
-        if slow:
-            time.sleep(REQUEST_SECONDS)
-        return application(environment, start_response)
-
-    server = make_server("127.0.0.1", 0, answer, threaded=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    import urllib.request
-
-    endpoint = f"http://127.0.0.1:{server.port}"
-    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/{BUCKET}", method="PUT")).close()
-    slow = True
-    print(endpoint, flush=True)
-    threading.Event().wait()
-
-
 @contextmanager
 def slow_store() -> Generator[None]:
-    command = [sys.executable, __file__, "--one", "serve"]
+    command = [sys.executable, str(Path(__file__).with_name("slow_store.py")), str(REQUEST_SECONDS)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
@@ -156,36 +210,30 @@ def slow_store() -> Generator[None]:
 
 
 def main() -> None:
-    parser = arguments(__doc__, repeats=5)
-    parser.add_argument("--policies", nargs="+", choices=[*POLICIES], default=[*POLICIES])
+    parser = arguments(__doc__, repeats=1)
+    parser.add_argument("--cases", nargs="+", choices=[*CASES], default=["1M", "50M"])
+    parser.add_argument("--where", nargs="+", choices=["disk", "store"], default=["disk", "store"])
+    parser.add_argument("--pairs", type=int, default=8, help="blocks of each kind (default: %(default)s)")
     options = parser.parse_args()
     if options.one:
-        match options.one:
-            case ["serve"]:
-                serve()
-            case ["capture"]:
-                print(json.dumps(capture_cost()))
-            case [policy, *uri]:
-                print(json.dumps(train(policy, "".join(uri))))
+        what, *rest = options.one
+        print(json.dumps({"capture": capture_cost, "training": training}[what](*rest)))
         return
     print(f"# {describe_machine()}", flush=True)
     cost = in_subprocess(__file__, "--one", "capture")
-    print(f"taking the state within the loop: {cost:.1f} ms per 100 MB of moments")
+    print(f"taking the state within the loop: {cost:.1f} ms per 100 MB of moments", flush=True)
     with slow_store():
-        for policy in options.policies:
-            sides: dict[str, list[dict[str, Any]]] = {"without": [], "with": []}
-            for repeat in range(options.repeats):
-                sides["without"].append(in_subprocess(__file__, "--one", policy))
-                uri = f"s3://{BUCKET}/{policy}-{repeat}"
-                sides["with"].append(in_subprocess(__file__, "--one", policy, uri))
-            ratios = [one["epoch"] / other["epoch"] for one, other in zip(sides["with"], sides["without"], strict=True)]
-            milliseconds = {name: [1e3 * side["epoch"] for side in values] for name, values in sides.items()}
-            memory = {name: max(side["peak_rss"] for side in values) / 1e6 for name, values in sides.items()}
+        for case, where in product(options.cases, options.where):
+            uri = [f"s3://{BUCKET}/{case}"] if where == "store" else []
+            one = in_subprocess(__file__, "--one", "training", case, options.pairs, *uri)
+            ratios = one["ratios"]
+            milliseconds = [1e3 * seconds for seconds in one["without"]]
+            without, peak = (value / 1e6 for value in one["memory"])
             print(
-                f"{policy}: epoch {spread(milliseconds['without'])} ms without checkpoints, "
-                f"{spread(milliseconds['with'])} ms with; ratio {spread(ratios)}, "
-                f"{verdict(statistics.median(ratios), GOAL)}; "
-                f"host's memory at most {memory['without']:.0f} MB without, {memory['with']:.0f} MB with",
+                f"{case}, {'uploaded' if uri else 'on disk'}: epochs of {spread(milliseconds)} ms, "
+                f"with checkpoints times {spread(ratios)}, standard error {standard_error(ratios):.3f}, "
+                f"{len(ratios)} pairs of blocks, {verdict(statistics.median(ratios), GOAL)}; "
+                f"host's memory at most {without:.0f} MB without, {peak:.0f} MB with",
                 flush=True,
             )
 

@@ -23,7 +23,7 @@ import anyio
 import anyio.lowlevel
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import describe_machine, epoch_seconds, verdict
+from measure import describe_machine, epoch_seconds, standard_error, verdict
 
 from orchestrator import CollectionConfig, TrainerConfig
 from orchestrator.hooks.engine import HookEngine
@@ -155,7 +155,6 @@ def main() -> None:
     hooks = max(options.hooks)
     for staleness, cores in ((0, "one free"), (1, "both busy")):
         shares = training_shares(hooks, staleness, options.epochs)
-        error = 1.25 * statistics.stdev(shares) / len(shares) ** 0.5
         record = {
             "what": "epochs of a training with and without hooks",
             "staleness": staleness,
@@ -163,7 +162,7 @@ def main() -> None:
             "hooks": hooks,
             "pairs_of_blocks": len(shares),
             "share_median": round(statistics.median(shares), 4),
-            "standard_error": round(error, 4),
+            "standard_error": round(standard_error(shares), 4),
             "verdict": verdict(statistics.median(shares), GOAL),
         }
         print(json.dumps(record), flush=True)

@@ -89,6 +89,11 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.4g} ({min(values):.4g} to {max(values):.4g})"
 
 
+def standard_error(values: Sequence[float]) -> float:
+    """Of the median of independent, roughly normal values."""
+    return 1.25 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+
+
 def verdict(value: float, goal: float) -> str:
     """The goal beside a value that is to be below it."""
     return f"goal {goal:g}: {'met' if value <= goal else 'MISSED'}"

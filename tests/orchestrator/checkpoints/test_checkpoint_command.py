@@ -48,7 +48,7 @@ def damage(where: str, folder: CheckpointFolder, name: str) -> None:
     if where.startswith("memory:"):
         objects = Objects(where)
         attempt = RemoteCheckpoints(objects).open(name).manifest["attempt"]
-        objects.put(f"checkpoints/{name}/{attempt}/optimizer.safetensors", b"moment")
+        objects.put(f"checkpoints/{name}/{attempt}/optimizer.safetensors", lambda: b"moment")
     else:
         os.truncate(folder.path / name / "optimizer.safetensors", 6)
 

@@ -216,8 +216,8 @@ def test_damaged_copies_are_passed_over_loudly_and_named(
     for path in paths:
         remote.upload(path)
     key = {name: f"checkpoints/{name}/{remote.open(name).manifest['attempt']}/{POLICY}" for name in remote.list()}
-    objects.put(key["00000003"], b"weights of 4")
-    objects.put(key["00000002"], b"weights of 2 and more")
+    objects.put(key["00000003"], lambda: b"weights of 4")
+    objects.put(key["00000002"], lambda: b"weights of 2 and more")
     with caplog.at_level(logging.ERROR):
         assert find_checkpoint(address).epoch == 1
     assert "00000003 is passed over: policy.safetensors of" in caplog.text
