@@ -53,7 +53,7 @@ class LossStatistics:
 
         This is the one place that waits for the device.
         """
-        device_sums: list[float] = self._sums.tolist()
+        device_sums: list[float] = self._sums.cpu().tolist()
         self._sums.zero_()
         means: dict[str, float] = {}
         for device_sum, (name, entry) in zip(device_sums, self._entries.items(), strict=False):

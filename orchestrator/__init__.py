@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from orchestrator.hooks.statistics import HookStatistics
     from orchestrator.hooks.stop_request import StopFile, StopRequest
     from orchestrator.optimization import NonFiniteLossError
-    from orchestrator.trainer import Run, Trainer
+    from orchestrator.run import Run
+    from orchestrator.trainer import Trainer
     from orchestrator.workers.worker import WorkerCrashed
 
 __all__ = [
@@ -79,7 +80,7 @@ _MODULES = {
     "MetricsHook": "hooks.metrics",
     "NonFiniteLossError": "optimization",
     "ProgressHook": "hooks.progress",
-    "Run": "trainer",
+    "Run": "run",
     "RunContext": "hooks.hook",
     "StateUpdate": "hooks.hook",
     "StopFile": "hooks.stop_request",

@@ -15,8 +15,9 @@ from torch import Tensor
 from losses import CALLBACKS, LossContext, LossSet, LossStatistics, Minibatch, gae
 from orchestrator.global_generators import seed_global_generators
 from orchestrator.learner_state import LearnerMemory
+from orchestrator.learning_statistics import batch_statistics, loss_statistics
 from orchestrator.minibatches import SegmentDraws, StepDraws
-from orchestrator.optimization import NonFiniteLossError, Optimization
+from orchestrator.optimization import Optimization
 from orchestrator.policies import build_policy
 from orchestrator.profiling import profile_path, profiled
 from orchestrator.slots import SlotMemory, SlotRef
@@ -256,7 +257,7 @@ class Learner:
             if waiting:
                 self._optimization.step()
             passes += 1
-        loss_stats = self._loss_stats(epoch, batch, valid, rate)
+        loss_stats = {"learning_rate": rate} | self._loss_stats(epoch, batch, valid)
         spans.end("statistics")
         state = replace(state, update_epoch=passes, mb_idx=done)
         self.callback("on_train_phase_end", state)
@@ -335,31 +336,16 @@ class Learner:
             return fields["observation"]
         return {name.removeprefix("observation/"): fields[name] for name in fields if name.startswith("observation/")}
 
-    def _loss_stats(self, epoch: int, batch: dict[str, Tensor], valid: Tensor, rate: float) -> dict[str, float]:
-        """Means over the epoch; the one place where the host of the device waits for it."""
-        log = self._optimization.read_log().numpy()
-        names = [loss.name for loss in self._losses.active(epoch)]
-        columns = [*range(len(names)), log.shape[1] - 1]
-        good = np.isfinite(log[:, columns])
-        stats: dict[str, float] = {"learning_rate": rate}
-        if not good.all():
-            mb_idx = int(np.argmin(good.all(axis=1)))
-            culprit = [*names, "the gradient"][int(np.argmin(good[mb_idx]))]
-            if self._plan.learning.nonfinite == "fail":
-                raise NonFiniteLossError(
-                    f"{culprit} is not finite in epoch {epoch}, minibatch {mb_idx} of the epoch "
-                    f"(update epoch {mb_idx // self._plan.learning.minibatches}); that step was left out. "
-                    "Look at the rewards and observations for NaN or huge values, lower "
-                    "learning.learning_rate, or set learning.nonfinite to 'skip' to leave such steps out"
-                )
-            stats["skipped_minibatches"] = float(len(log) - good.all(axis=1).sum())
-        for index, name in enumerate(names):
-            stats[name] = float(np.mean(log[good[:, index], index])) if good[:, index].any() else float("nan")
-        norms = log[good[:, -1] & (log[:, -1] > 0), -1]
-        if len(norms):
-            stats["gradient_norm"] = float(np.mean(norms))
-        stats |= _batch_stats(batch, valid)
-        return stats
+    def _loss_stats(self, epoch: int, batch: dict[str, Tensor], valid: Tensor) -> dict[str, float]:
+        """The one place where the host of the device waits for it."""
+        stats = loss_statistics(
+            self._optimization.read_log().numpy(),
+            [loss.name for loss in self._losses.active(epoch)],
+            epoch=epoch,
+            minibatches=self._plan.learning.minibatches,
+            skip_nonfinite=self._plan.learning.nonfinite == "skip",
+        )
+        return stats | batch_statistics(batch, valid)
 
     def _state_for_losses(self, request: LearnRequest) -> TrainerState:
         if not any(self._losses.overriding(name) for name in CALLBACKS):
@@ -386,25 +372,3 @@ two-core machine this was measured on, a second thread made small networks slowe
 def _threads_for(policy: Policy, plan: LearnerPlan) -> int:
     work = sum(parameter.numel() for parameter in policy.parameters()) * plan.minibatch_steps
     return max(1, min(plan.max_threads, work // _WORK_PER_THREAD))
-
-
-def _batch_stats(batch: dict[str, Tensor], valid: Tensor) -> dict[str, float]:
-    """Means over the epoch's valid steps, and the share of the returns' variance that the values explain."""
-    value, returns, advantage, reward = (
-        batch[name].masked_select(valid) for name in ("value", "return", "advantage", "reward")
-    )
-    numbers = torch.stack(
-        [value.mean(), returns.mean(), reward.mean(), returns.var(correction=0), (returns - value).var(correction=0)]
-    )
-    deviation, mean = torch.std_mean(advantage, correction=0)
-    value_mean, return_mean, reward_mean, variance, residual, advantage_mean, advantage_deviation = torch.cat(
-        [numbers, torch.stack([mean, deviation])]
-    ).tolist()
-    return {
-        "value": value_mean,
-        "return": return_mean,
-        "reward": reward_mean,
-        "advantage": advantage_mean,
-        "advantage_std": advantage_deviation,
-        "explained_variance": 1.0 - residual / variance if variance > 0 else float("nan"),
-    }

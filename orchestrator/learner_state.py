@@ -56,7 +56,7 @@ class LearnerMemory:
         normalizer = self._policy.reward_normalizer
         carry = None if normalizer is None or normalizer.carry is None else normalizer.carry.cpu()
         return LearnerState(
-            steps=self._optimization.write_moments(memory).tolist(),
+            steps=self._optimization.write_moments(memory).cpu().tolist(),
             generator=self._generator.get_state(),
             generator_device=self._generator.device.type,
             losses=_on_cpu(self._losses.state_dict()),

@@ -123,7 +123,7 @@ class Optimization:
                 key: memory[begin : begin + parameter.nbytes].to(parameter.device, copy=True).view(parameter.dtype)
                 for key, begin in place.items()
             }
-            self._optimizer.state[parameter] = {"step": torch.tensor(step, device=parameter.device), **moments}
+            self._optimizer.state[parameter] = {"step": torch.full((), step, device=parameter.device), **moments}
 
     def _places(self) -> list[tuple[dict[str, int], torch.nn.Parameter]]:
         half = self.moments_nbytes // 2

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from orchestrator.config import TrainerConfig
     from orchestrator.resume import ResumeSource
-    from orchestrator.trainer import Run
+    from orchestrator.run import Run
     from state.trainer_state import TrainerState
 
 GRACE = 10.0

@@ -6,36 +6,38 @@ from __future__ import annotations
 import itertools
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 
-from orchestrator.crew import EXPERIENCE, MOMENTS, POLICY
+from orchestrator.capturing import Capturing
+from orchestrator.crew import EXPERIENCE
+from orchestrator.policy_versions import PolicyVersions
 from orchestrator.resume import changes_on_resume
 from orchestrator.timeline import Timeline
-from orchestrator.training_capture import Captures, TrainingCapture, fill_moments, fill_policy
+from orchestrator.training_capture import fill_moments, fill_policy
 from orchestrator.wakeup import Wakeup
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
-from state.policy_snapshot import PolicySnapshot
-from state.shared_memory import BufferView, SharedBuffer, Slot, SlotRing
+from state.shared_memory import Slot, SlotRing
 from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+    from orchestrator.capturing import Saving
     from orchestrator.collector import CollectReport
     from orchestrator.config import TrainerConfig
     from orchestrator.control import RunControl
     from orchestrator.crew import Crew
     from orchestrator.hooks.engine import HookEngine
-    from orchestrator.learner_state import LearnerState
     from orchestrator.trace import Trace
-    from orchestrator.training_capture import ResumePoint
+    from orchestrator.training_capture import Captures, ResumePoint
+    from state.policy_snapshot import PolicySnapshot
     from state.stopwatch import Stopwatch
 
 _log = logging.getLogger("orchestrator")
@@ -52,17 +54,8 @@ class _Batch:
     """When the rollout started."""
     state: TrainerState
     """When it had ended."""
-    saving: _Saving | None
+    saving: Saving | None
     """Where a checkpoint is to be taken at the end of this epoch."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Saving:
-    """A checkpoint that is due at the end of an epoch; decided when the epoch has been collected, because where the
-    collectors stand then can't be known later."""
-
-    hooks: frozenset[str]
-    collectors: tuple[Mapping[str, Any] | None, ...]
 
 
 class TrainingLoop:
@@ -91,16 +84,15 @@ class TrainingLoop:
         self._stopwatch = stopwatch
         self._timeline = Timeline(stopwatch, trace)
         self._on_state = on_state
-        self._captures = captures
         self._resume = resume
         self._experience = SlotRing(crew.spec.nbytes, max_leased=config.collection.held_epochs, name=EXPERIENCE)
-        self._policies = SlotRing(crew.description.layout.nbytes, max_leased=config.collection.held_epochs, name=POLICY)
-        # Each hook that saves can have one in hand and one that waits, beside the one that is being captured.
-        self._moments = SlotRing(crew.description.moments_nbytes, max_leased=4, name=MOMENTS)
-        self._versions: dict[int, Slot] = {}
-        self._first_version = 0
-        self._saving_from: dict[int, int] = {}
-        """By epoch of which a checkpoint will be taken, the oldest version that it must hold."""
+        self._versions = PolicyVersions(
+            crew.description.layout,
+            crew.policy_factory,
+            staleness=config.staleness,
+            max_leased=config.collection.held_epochs,
+        )
+        self._capturing = Capturing(crew, engine, control, self._versions, captures)
         self._newest = Wakeup()
         self._collected_steps = 0
         self._collected_epochs = 0 if resume is None else resume.state.epoch
@@ -126,27 +118,28 @@ class TrainingLoop:
                 tasks.start_soon(self._learn, receive, name="learn")
             watch.cancel()
         self._timeline.end()
-        if self._engine.saving and self.state.epoch:
-            await self._capture_last()
+        if self.state.epoch:
+            finished = self._collected_epochs == self.state.epoch and not self._rollout_cut
+            await self._capturing.capture_end(self.state.epoch, finished=finished)
         if self.state.policy is None:  # hooks hold so much that there was no view: the last state has its own
-            self.state = replace(self.state, policy=self._copy_policy(self.state.policy_version))
+            self.state = replace(self.state, policy=self._versions.copy(self.state.policy_version))
 
     async def _begin(self) -> None:
-        slot = self._policies.claim()
+        slot = self._versions.claim()
         await self._crew.publish(slot)
-        self._versions[0] = slot
+        self._versions.add(0, slot)
         self._first_state(self.state, StatsTracker())
 
     async def _go_on_from(self, resume: ResumePoint) -> None:
         """Put everyone where the checkpoint left them. Raises CheckpointError where it does not fit."""
         crew, layout = self._crew, self._crew.description.layout
         for version, arrays in sorted(resume.policies.items()):
-            slot = self._versions[version] = self._policies.claim()
+            slot = self._versions.claim()
             await anyio.to_thread.run_sync(fill_policy, layout, slot.buffer.map_shared(), arrays)
-        self._first_version = min(self._versions)
+            self._versions.add(version, slot)
         moments = None
         if resume.moments is not None:
-            moments = self._moments.claim()
+            moments = self._capturing.claim_moments()
             await anyio.to_thread.run_sync(fill_moments, layout, moments.buffer.map_shared(), resume.moments)
         learner = resume.learner
         collectors = [state for state in resume.collectors if state is not None]
@@ -158,9 +151,9 @@ class TrainingLoop:
             await crew.begin_episodes_anew(resume.state.epoch)
         if learner is not None and not exact:  # it belongs to episodes that are not gone on with
             learner = replace(learner, reward_carry=None)
-        await crew.restore_learner(self._versions[max(self._versions)], moments, learner)
+        await crew.restore_learner(self._versions.slot(self._versions.newest), moments, learner)
         if moments is not None:
-            self._moments.release(moments)
+            self._capturing.release_moments(moments)
         for change in changes_on_resume(resume, self._config, episodes_go_on=exact):
             _log.warning("resumed, but %s", change)
         self._control.scale_learning_rate(resume.learning_rate_scale)
@@ -173,7 +166,7 @@ class TrainingLoop:
         self.state = self._engine.fold(
             replace(
                 state,
-                policy=self._view_policy(max(self._versions)),
+                policy=self._view_policy(self._versions.newest),
                 stats_tracker=tracker,
                 timer=self._stopwatch.reading(),
             )
@@ -195,7 +188,7 @@ class TrainingLoop:
         async with send:
             for epoch in itertools.count(self.state.epoch):
                 lane.now("wait")
-                version = self._version_for(epoch)
+                version = self._versions.of_epoch(epoch)
                 if self._collected_steps >= config.total_agent_steps or not await self._version_is_there(version):
                     return
                 if not await self._control.may_begin():
@@ -211,9 +204,9 @@ class TrainingLoop:
                 lane.now("host")
                 slot = self._experience.claim()
                 lane.now("work")
-                reports = await self._crew.collect(slot, self._versions[version])
+                reports = await self._crew.collect(slot, self._versions.slot(version))
                 self._timeline.collected(epoch, version, reports)
-                self._forget_versions(before=min([self._version_for(epoch + 1), *self._saving_from.values()]))
+                self._versions.forget(self._capturing.oldest_version(self._versions.of_epoch(epoch + 1)))
                 if any(report.interrupted for report in reports):
                     self._rollout_cut = True
                     return
@@ -233,7 +226,7 @@ class TrainingLoop:
                         timer=self._stopwatch.reading() if self._is_heard("on_rollout_end") else None,
                     )
                 )
-                saving = await self._plan_saving(replace(state, epoch=epoch + 1)) if self._engine.saving else None
+                saving = await self._capturing.plan(replace(state, epoch=epoch + 1))
                 # Here and below, who goes on with the training is woken before the hooks, so as to go first.
                 try:
                     send.send_nowait(_Batch(epoch, slot, version, before, state, saving))
@@ -241,18 +234,6 @@ class TrainingLoop:
                     return
                 lane.now("hooks")
                 await self._engine.publish("on_rollout_end", state)
-
-    def _version_for(self, epoch: int) -> int:
-        """The version that an epoch is collected with."""
-        return max(self._first_version, epoch - self._config.staleness)
-
-    async def _plan_saving(self, state: TrainerState) -> _Saving | None:
-        """Whether a checkpoint is due when the counters are as in `state`."""
-        hooks = self._engine.saves_due(state, requested=self._control.take_checkpoint_request())
-        if not hooks:
-            return None
-        self._saving_from[state.epoch] = self._version_for(state.epoch)
-        return _Saving(hooks, await self._crew.capture_collectors())
 
     async def _version_is_there(self, version: int) -> bool:
         """Wait for a published version; False when the run stops first."""
@@ -284,9 +265,9 @@ class TrainingLoop:
         lane = self._timeline.learning
         lane.now("host")
         version = batch.epoch + 1
-        publish_to = self._policies.claim()
+        publish_to = self._versions.claim()
         saving = batch.saving
-        moments = None if saving is None else self._claim_moments()
+        moments = None if saving is None else self._capturing.claim_moments()
         known = batch.state
         if self._crew.description.callbacks:
             # What losses are given must not depend on when things happened: the statistics are of the epoch before.
@@ -307,7 +288,7 @@ class TrainingLoop:
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
         self._timeline.learned(batch.epoch, version, report)
         self._experience.release(batch.slot)
-        self._versions[version] = publish_to
+        self._versions.add(version, publish_to)
         counters = {
             "update_epoch": report.update_epochs,
             "mb_idx": report.minibatches,
@@ -338,49 +319,11 @@ class TrainingLoop:
         self._wake_collector()
         self._on_state(state)
         if saving is not None and report.captured is not None and moments is not None:
-            self._keep_capture(state.epoch, report.captured, moments, saving.collectors)
+            self._capturing.keep(state.epoch, report.captured, moments, saving.collectors)
         lane.now("hooks")
         await self._engine.publish("on_train_phase_end", phase_end)
         await self._engine.publish("on_epoch_end", state, save=frozenset() if saving is None else saving.hooks)
         return not report.interrupted
-
-    # Checkpoints.
-
-    async def _capture_last(self) -> None:
-        """What the run can go on from after its end. Where every rollout was finished and learned from, the collectors
-        stand at the next epoch; otherwise their episodes are lost."""
-        moments = self._claim_moments()
-        captured = await self._crew.capture_learner(moments)
-        finished = self._collected_epochs == self.state.epoch and not self._rollout_cut
-        collectors = await self._crew.capture_collectors() if finished else (None,) * self._config.collection.collectors
-        self._keep_capture(self.state.epoch, captured, moments, collectors)
-
-    def _claim_moments(self) -> Slot:
-        self._captures.forget_all_but(self._engine.epochs_being_saved())
-        return self._moments.claim()
-
-    def _keep_capture(
-        self, epoch: int, learner: LearnerState, moments: Slot, collectors: tuple[Mapping[str, Any] | None, ...]
-    ) -> None:
-        lease = self._moments.lease(moments)
-        self._moments.release(moments)
-        if lease is None:
-            _log.warning(
-                "epoch %d can't be resumed from: hooks that save hold too much that they have not saved", epoch
-            )
-            return
-        needed = range(self._saving_from.pop(epoch, self._version_for(epoch)), epoch)
-        behaviour = [
-            self._view_policy(version) or self._copy_policy(version) for version in needed if version in self._versions
-        ]
-        capture = TrainingCapture(
-            learner=learner,
-            moments=lease,
-            behaviour=tuple(behaviour),
-            collectors=collectors,
-            learning_rate_scale=self._control.learning_rate_scale,
-        )
-        self._captures.keep(epoch, capture)
 
     def _wake_collector(self) -> None:
         self._newest.set()
@@ -391,12 +334,6 @@ class TrainingLoop:
         """Whether anyone looks at the states of `event`, so that all of it must be known."""
         return bool(self._crew.description.callbacks) or self._engine.listens(event)
 
-    def _forget_versions(self, before: int) -> None:
-        """Release the versions that no further epoch is collected with, except the newest."""
-        newest = max(self._versions)
-        for version in [version for version in self._versions if version < min(before, newest)]:
-            self._policies.release(self._versions.pop(version))
-
     def _view_experience(self, epoch: int, version: int, slot: Slot) -> Experience | None:
         lease = self._experience.lease(slot)
         if lease is None:
@@ -405,17 +342,10 @@ class TrainingLoop:
         return Experience(self._crew.spec, epoch, version, lease)
 
     def _view_policy(self, version: int) -> PolicySnapshot | None:
-        lease = self._policies.lease(self._versions[version])
-        if lease is None:
+        view = self._versions.view(version)
+        if view is None:
             self._warn_about_holders("policy")
-            return None
-        return PolicySnapshot(version, self._crew.description.layout, self._crew.policy_factory, lease)
-
-    def _copy_policy(self, version: int) -> PolicySnapshot:
-        source = self._versions[version].buffer
-        copy = SharedBuffer.create(source.nbytes, "final-policy")
-        copy.map_shared()[:] = source.map_private()[:]
-        return PolicySnapshot(version, self._crew.description.layout, self._crew.policy_factory, BufferView(copy))
+        return view
 
     def _warn_about_holders(self, field: str) -> None:
         if not self._warned:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
     from orchestrator import TrainerConfig
-    from orchestrator.trainer import Run
+    from orchestrator.run import Run
 
 GOAL = 1.03
 REQUEST_SECONDS = 0.5

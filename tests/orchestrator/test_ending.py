@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import CheckpointsConfig, Hook, HookFailed, StateUpdate, Trainer
 from orchestrator.checkpoints import find_checkpoint
-from orchestrator.trainer import RunCancelled
+from orchestrator.run import RunCancelled
 from tests.orchestrator.training import FailingLoss, losses_with, small_config
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from tests.orchestrator.training import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from orchestrator.trainer import Run
+    from orchestrator.run import Run
     from state.trainer_state import TrainerState
 
 pytestmark = pytest.mark.anyio

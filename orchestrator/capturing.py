@@ -1,0 +1,109 @@
+"""Captures what checkpoints need while the loop goes on: finds out which epochs will be saved, and takes their state at
+the only moments at which it is known."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.crew import MOMENTS
+from orchestrator.training_capture import TrainingCapture
+from state.shared_memory import SlotRing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.control import RunControl
+    from orchestrator.crew import Crew
+    from orchestrator.hooks.engine import HookEngine
+    from orchestrator.learner_state import LearnerState
+    from orchestrator.policy_versions import PolicyVersions
+    from orchestrator.training_capture import Captures
+    from state.shared_memory import Slot
+    from state.trainer_state import TrainerState
+
+_log = logging.getLogger("orchestrator")
+
+
+@dataclass(frozen=True, slots=True)
+class Saving:
+    """A checkpoint that is due at the end of an epoch; decided when the epoch has been collected, because where the
+    collectors stand then can't be known later."""
+
+    hooks: frozenset[str]
+    collectors: tuple[Mapping[str, Any] | None, ...]
+
+
+class Capturing:
+    """For each checkpoint: `plan` once its epoch has been collected, `claim_moments` before it is learned from, and
+    `keep` after it."""
+
+    def __init__(
+        self, crew: Crew, engine: HookEngine, control: RunControl, versions: PolicyVersions, captures: Captures
+    ) -> None:
+        self._crew = crew
+        self._engine = engine
+        self._control = control
+        self._versions = versions
+        self._captures = captures
+        # Each hook that saves can have one in hand and one that waits, beside the one that is being captured.
+        self._moments = SlotRing(crew.description.moments_nbytes, max_leased=4, name=MOMENTS)
+        self._oldest_versions: dict[int, int] = {}
+        """By epoch of which a checkpoint will be taken, the oldest version that it must hold."""
+
+    async def plan(self, state: TrainerState) -> Saving | None:
+        """Whether a checkpoint is due when the counters are as in `state`."""
+        if not self._engine.saving:
+            return None
+        hooks = self._engine.saves_due(state, requested=self._control.take_checkpoint_request())
+        if not hooks:
+            return None
+        self._oldest_versions[state.epoch] = self._versions.of_epoch(state.epoch)
+        return Saving(hooks, await self._crew.capture_collectors())
+
+    def oldest_version(self, otherwise: int) -> int:
+        """The oldest version that checkpoints to come must hold, or `otherwise` where that is older."""
+        return min([otherwise, *self._oldest_versions.values()])
+
+    def claim_moments(self) -> Slot:
+        """Memory for the optimizer's moments."""
+        self._captures.forget_all_but(self._engine.epochs_being_saved())
+        return self._moments.claim()
+
+    def release_moments(self, moments: Slot) -> None:
+        self._moments.release(moments)
+
+    def keep(
+        self, epoch: int, learner: LearnerState, moments: Slot, collectors: tuple[Mapping[str, Any] | None, ...]
+    ) -> None:
+        """An epoch can be saved: its moments are in a claimed slot, which is given back here."""
+        lease = self._moments.lease(moments)
+        self._moments.release(moments)
+        if lease is None:
+            _log.warning(
+                "epoch %d can't be resumed from: hooks that save hold too much that they have not saved", epoch
+            )
+            return
+        needed = range(self._oldest_versions.pop(epoch, self._versions.of_epoch(epoch)), epoch)
+        behaviour = [version for version in needed if version in self._versions]
+        capture = TrainingCapture(
+            learner=learner,
+            moments=lease,
+            behaviour=tuple(self._versions.view(version) or self._versions.copy(version) for version in behaviour),
+            collectors=collectors,
+            learning_rate_scale=self._control.learning_rate_scale,
+        )
+        self._captures.keep(epoch, capture)
+
+    async def capture_end(self, epoch: int, *, finished: bool) -> None:
+        """What the run can go on from after its end. Where every rollout was `finished` and learned from, the
+        collectors stand at the next epoch; otherwise their episodes are lost."""
+        if not self._engine.saving:
+            return
+        moments = self.claim_moments()
+        learner = await self._crew.capture_learner(moments)
+        collectors = await self._crew.capture_collectors()
+        if not finished:
+            collectors = (None,) * len(collectors)
+        self.keep(epoch, learner, moments, collectors)

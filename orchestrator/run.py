@@ -1,0 +1,200 @@
+"""A run that is going on: what an embedding program and the hooks see of it, and ask of it."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio
+
+from orchestrator.control import RunControl
+from orchestrator.hooks.engine import HookEngine
+from orchestrator.hooks.trace import TraceHook
+from orchestrator.training_capture import Captures, checkpoint_content
+from orchestrator.wakeup import Wakeup
+from orchestrator.workers import Interrupt, start_worker
+from orchestrator.workers.worker import open_worker
+from state.trainer_state import TrainerState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from pathlib import Path
+
+    from orchestrator.config import TrainerConfig
+    from orchestrator.hooks.engine import EngineStatistics
+    from orchestrator.hooks.hook import Hook
+    from orchestrator.hooks.statistics import HookStatistics
+    from orchestrator.training_capture import CheckpointContent
+    from orchestrator.workers import Worker
+
+
+class RunCancelled(RuntimeError):
+    """What those who wait for a run's result get when the run was cancelled and they were not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatistics:
+    """What a run is doing; `engine` tells how each hook keeps up."""
+
+    epoch: int
+    agent_step: int
+    paused: bool
+    stop_requested: str
+    engine: EngineStatistics
+
+
+class Run:
+    """A run that is going on: watch it, pause it, stop it. Made by `Trainer.start()`."""
+
+    def __init__(self, config: TrainerConfig, hooks: Sequence[Hook], first_epoch: int = 0) -> None:
+        self.run_id = uuid.uuid4().hex[:12]
+        self.run_dir: Path | None = config.run_dir
+        self._drain_seconds = 60.0
+        self._drain_scope: anyio.CancelScope | None = None
+        self.config = config
+        self.control = RunControl(Interrupt())
+        self.engine = HookEngine(hooks, self)
+        self.trace = next((hook.trace for hook in hooks if isinstance(hook, TraceHook)), None)
+        if self.trace is not None:
+            self.engine.observe(self.trace.hook)
+        self._first_epoch = first_epoch
+        self._state = TrainerState(epoch=first_epoch)
+        self.captures = Captures()
+        self._changed = Wakeup()
+        self._ended = anyio.Event()
+        self.error: BaseException | None = None
+        """What the run failed with, once it has ended."""
+
+    def __repr__(self) -> str:
+        return f"<Run {self.run_id}: epoch {self._state.epoch}, {self.control!r}>"
+
+    @property
+    def state(self) -> TrainerState:
+        """The newest state of a completed epoch."""
+        return self._state
+
+    def states(self) -> States:
+        """The state after each epoch, up to the last. A slow reader misses states; it never holds up the run."""
+        return States(self)
+
+    async def next_state(self, seen: TrainerState | None) -> TrainerState | None:
+        """The newest state of a completed epoch as soon as it is not `seen`; None after the last."""
+        while self._state.epoch == (self._first_epoch if seen is None else seen.epoch):
+            if self._ended.is_set():
+                return None
+            await self._changed.wait()
+        return self._state
+
+    async def result(self) -> TrainerState:
+        """Wait for the end: the last state, or what the run failed with."""
+        await self._ended.wait()
+        if isinstance(self.error, Exception):
+            raise self.error
+        if self.error is not None:
+            raise RunCancelled("the run was cancelled") from self.error
+        return self._state
+
+    def pause(self) -> None:
+        """Begin no further epoch until `resume`; what has been collected is still learned from."""
+        self.control.pause()
+
+    def resume(self) -> None:
+        self.control.resume()
+
+    def stop(self, reason: str = "") -> None:
+        """Finish the present epoch and end the run."""
+        self.control.stop(reason)
+
+    def stop_now(self, reason: str = "") -> None:
+        """End the run after the present minibatch: the epoch that is being learned ends there."""
+        self.control.stop_now(reason)
+
+    def request_checkpoint(self) -> None:
+        """Take a checkpoint at the end of the present epoch."""
+        self.control.request_checkpoint()
+
+    @property
+    def learning_rate_scale(self) -> float:
+        """What the scheduled learning rate is multiplied with; a checkpoint keeps it."""
+        return self.control.learning_rate_scale
+
+    def scale_learning_rate(self, factor: float) -> None:
+        """Set `learning_rate_scale`, for the epochs that are learned from now on.
+
+        Raises ValueError for what is negative or not finite.
+        """
+        self.control.scale_learning_rate(factor)
+
+    def start_worker(
+        self, name: str, factory: Callable[..., object], *args: object
+    ) -> AbstractAsyncContextManager[Worker]:
+        """A worker on the run's backend, for a hook's heavy computation."""
+        return start_worker(self.config.collection.backend, name, factory, *args)
+
+    async def open_worker(self, name: str, factory: Callable[..., object], *args: object) -> Worker:
+        """As `start_worker`, for a hook that closes the worker itself."""
+        worker = await open_worker(self.config.collection.backend, name, factory, *args)
+        worker.observe = None if self.trace is None else self.trace.worker_call
+        return worker
+
+    def hook_statistics(self) -> Mapping[str, HookStatistics]:
+        """How each hook keeps up, by name."""
+        return self.engine.statistics().hooks
+
+    def checkpoint_content(self, state: TrainerState) -> CheckpointContent:
+        """What a checkpoint of `state`, which has a policy, is made of; see `RunContext`."""
+        return checkpoint_content(state, self.captures.get(state.epoch), self.config, self.engine.hook_states())
+
+    def statistics(self) -> RunStatistics:
+        return RunStatistics(
+            epoch=self._state.epoch,
+            agent_step=self._state.agent_step,
+            paused=self.control.paused,
+            stop_requested=self.control.stop_requested,
+            engine=self.engine.statistics(),
+        )
+
+    def limit_drain(self, seconds: float) -> None:
+        """Give hooks this long to finish after the training, also when it has ended already. The default is 60."""
+        self._drain_seconds = seconds
+        if self._drain_scope is not None:
+            self._drain_scope.deadline = min(self._drain_scope.deadline, anyio.current_time() + seconds)
+
+    def drain_scope(self, deadline: float | None = None) -> anyio.CancelScope:
+        """For the trainer: a scope that ends when hooks have had their time."""
+        now = anyio.current_time()
+        self._drain_scope = anyio.CancelScope(
+            deadline=now + self._drain_seconds if deadline is None else max(deadline, now + 1.0)
+        )
+        return self._drain_scope
+
+    def take_state(self, state: TrainerState) -> None:
+        """For the trainer: a new state is there."""
+        self._state = state
+        self._changed.set()
+
+    def end(self, error: BaseException | None) -> None:
+        """For the trainer: the run is over."""
+        self.error = error
+        self._ended.set()
+        self._changed.set()
+
+
+class States:
+    """Iterates over the newest states of a run. (Not a generator: leaving one half-way needs closing.)"""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._seen: TrainerState | None = None
+
+    def __aiter__(self) -> States:
+        return self
+
+    async def __anext__(self) -> TrainerState:
+        state = await self._run.next_state(self._seen)
+        if state is None:
+            raise StopAsyncIteration
+        self._seen = state
+        return state
