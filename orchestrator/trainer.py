@@ -11,6 +11,7 @@ import anyio
 import anyio.to_thread
 
 from losses import LossSet
+from orchestrator.checkpoints import CheckpointFolder
 from orchestrator.config import TrainerConfig
 from orchestrator.config_check import check_config, check_losses, check_minibatches
 from orchestrator.config_file import replace_config, write_config
@@ -237,9 +238,12 @@ class Trainer:
 
 
 def _begin_folder(config: TrainerConfig, folder: Path, resumed: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write = replace_config if resumed else write_config
-    write(config, folder / "config.toml")
+    if resumed:
+        with CheckpointFolder(folder / "checkpoints").claim():  # or else the run still goes on in another process
+            replace_config(config, folder / "config.toml")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(config, folder / "config.toml")
 
 
 def only_error(group: BaseException) -> BaseException:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +22,6 @@ from tests.orchestrator.training import losses_with, small_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from losses import Minibatch, PolicyEvaluation
     from losses.loss import StateValue
@@ -107,6 +108,40 @@ async def test_a_checkpoint_that_was_asked_for_can_be_resumed_from(tmp_path: Pat
     first, _ = CheckpointFolder(tmp_path / "run" / "checkpoints").list()
     branch = replace(config, run_dir=tmp_path / "branch")
     assert_same(whole, await Trainer(branch, resume=first).run())
+
+
+async def test_a_run_that_still_goes_on_elsewhere_is_left_alone(tmp_path: Path) -> None:
+    config = config_in(tmp_path, epochs=3)
+    await Trainer(config).run()
+    settings = (tmp_path / "config.toml").read_text()
+    trainer = Trainer(for_epochs(config, 9), resume=tmp_path)
+    with CheckpointFolder(tmp_path / "checkpoints").claim(), pytest.raises(CheckpointError, match="another run writes"):
+        await trainer.run()
+    assert (tmp_path / "config.toml").read_text() == settings
+
+
+class _Pace(Hook):
+    """Lets the training be ahead of the checkpoints by an epoch or two, no more."""
+
+    after = ("checkpoint",)
+    overflow = "block"
+    max_lag = 1
+
+    def __init__(self) -> None:
+        self.slots: set[str] = set()
+
+    def on_epoch_end(self, state: TrainerState) -> None:
+        names = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        self.slots.update(name for name in names if "orchestrator-moments" in name)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for the memory where Linux shows it")
+async def test_memory_for_the_optimizers_state_is_used_again_once_it_is_saved(tmp_path: Path) -> None:
+    gc.collect()  # what earlier tests have left
+    pace = _Pace()
+    await Trainer(config_in(tmp_path, epochs=14, every=4, backend="process"), hooks=[pace]).run()
+    assert len(CheckpointFolder(tmp_path / "checkpoints").list()) >= 4
+    assert len(pace.slots) == 1, pace.slots
 
 
 async def test_a_run_cut_short_within_an_epoch_loses_only_its_episodes(

@@ -70,6 +70,16 @@ def test_a_large_file_goes_in_parts_and_comes_back_in_ranges(address: str, tmp_p
     assert find_checkpoint(address).read(POLICY) == content
 
 
+def test_a_large_file_that_is_damaged_is_not_uploaded(address: str, tmp_path: Path) -> None:
+    path = CheckpointFolder(tmp_path / "run").commit(epoch=1, facts={}, files={POLICY: bytes(20_000_000)})
+    with (path / POLICY).open("r+b") as file:
+        file.seek(19_000_000)
+        file.write(b"1")
+    with pytest.raises(CheckpointError, match="its hash is not what the manifest says"):
+        remote(address).upload(path)
+    assert not Objects(address).list()
+
+
 def test_the_manifest_is_created_and_the_pointer_compared_by_the_server(
     address: str, paths: list[Path], tmp_path: Path
 ) -> None:

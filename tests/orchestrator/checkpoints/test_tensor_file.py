@@ -1,9 +1,14 @@
 """What we write piece by piece is what the library would have written."""
 
+import tracemalloc
+from pathlib import Path
+
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from orchestrator.checkpoints import CheckpointFolder
+from orchestrator.checkpoints.checkpoint import open_checkpoint
 from orchestrator.checkpoints.tensor_file import tensor_file
 
 ARRAYS = {
@@ -33,6 +38,17 @@ def test_tensors_are_not_copied() -> None:
     _, piece = tensor_file({"weight": array})
     array[0] = 1.0
     assert bytes(piece)[:4] == array[:1].tobytes()
+
+
+def test_a_checkpoint_is_written_in_little_memory(tmp_path: Path) -> None:
+    arrays = {name: np.ones(4_000_000, np.float32) for name in ("weight", "another")}
+    folder = CheckpointFolder(tmp_path)
+    tracemalloc.start()
+    path = folder.commit(epoch=1, facts={}, files={"policy.safetensors": tensor_file(arrays)})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert open_checkpoint(path).read("policy.safetensors") == save(arrays, metadata={"format": "pt"})
+    assert peak < 1_000_000
 
 
 def test_a_type_that_the_format_does_not_have_is_named() -> None:
