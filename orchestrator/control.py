@@ -31,7 +31,7 @@ class RunControl:
         self.stop_requested: StopRequest = "no"
         self.reason = ""
         self.learning_rate_scale = 1.0
-        self._checkpoint_requested = False
+        self.checkpoint_requested = False
 
     def __repr__(self) -> str:
         return f"<RunControl: {'paused' if self.paused else 'running'}, stop {self.stop_requested}>"
@@ -58,8 +58,8 @@ class RunControl:
         self._wake()
 
     def request_checkpoint(self) -> None:
-        """Take a checkpoint at the end of the present epoch."""
-        self._checkpoint_requested = True
+        """Take a checkpoint at the end of the present epoch; while the run is paused, of the last one."""
+        self.checkpoint_requested = True
         self._wake()
 
     def scale_learning_rate(self, factor: float) -> None:
@@ -73,17 +73,12 @@ class RunControl:
 
     def take_checkpoint_request(self) -> bool:
         """Whether a checkpoint was asked for since the last call."""
-        requested, self._checkpoint_requested = self._checkpoint_requested, False
+        requested, self.checkpoint_requested = self.checkpoint_requested, False
         return requested
 
     @property
     def stopping(self) -> bool:
         return self.stop_requested != "no"
-
-    async def may_begin(self) -> bool:
-        """Waits while the run is paused; False when no further epoch is to begin."""
-        await self.wait_until(lambda: self.stopping or not self.paused)
-        return not self.stopping
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         """Waits for a wish after which `condition` holds."""

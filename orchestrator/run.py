@@ -112,7 +112,7 @@ class Run:
         self.control.stop_now(reason)
 
     def request_checkpoint(self) -> None:
-        """Take a checkpoint at the end of the present epoch."""
+        """Take a checkpoint at the end of the present epoch; while the run is paused, of the last one."""
         self.control.request_checkpoint()
 
     @property

@@ -191,7 +191,7 @@ class TrainingLoop:
                 version = self._versions.of_epoch(epoch)
                 if self._collected_steps >= config.total_agent_steps or not await self._version_is_there(version):
                     return
-                if not await self._control.may_begin():
+                if not await self._may_begin():
                     return
                 lane.now("host")
                 before = replace(self.state, epoch=epoch, agent_step=self._collected_steps, policy_version=version)
@@ -234,6 +234,24 @@ class TrainingLoop:
                     return
                 lane.now("hooks")
                 await self._engine.publish("on_rollout_end", state)
+
+    async def _may_begin(self) -> bool:
+        """Wait while the run is paused, and save where that is asked for meanwhile; False when no epoch is to begin."""
+        control = self._control
+
+        def saves() -> bool:
+            return control.checkpoint_requested and self.state.epoch > 0
+
+        while True:
+            await control.wait_until(lambda: control.stopping or not control.paused or saves())
+            if control.stopping or not control.paused:
+                return not control.stopping
+            while self.state.epoch < self._collected_epochs and not control.stopping:
+                await self._newest.wait()
+            if not control.stopping:
+                control.take_checkpoint_request()
+                await self._capturing.capture_end(self.state.epoch, finished=True)
+                self._engine.save(self._engine.fold(self.state))
 
     async def _version_is_there(self, version: int) -> bool:
         """Wait for a published version; False when the run stops first."""

@@ -146,6 +146,11 @@ class HookEngine:
             for occurrence in runner.unfinished
         )
 
+    def save(self, state: TrainerState) -> None:
+        """Have all hooks that take checkpoints take one of an epoch that has ended, whether one was due or not."""
+        everyone = frozenset(name for name, runner in self._runners.items() if runner.hook.saves)
+        self._put("on_epoch_end", state, save=everyone, only=everyone)
+
     async def publish(self, event: str, state: TrainerState, *, save: frozenset[str] = _NOBODY) -> None:
         """Put an event into the mailboxes; then wait while a hook whose `overflow` is "block" has too much to do.
 
@@ -268,17 +273,26 @@ class HookEngine:
 
     # How.
 
-    def _put(self, event: str, state: TrainerState, *, save: frozenset[str] = _NOBODY, but: str = "") -> list[str]:
+    def _put(
+        self,
+        event: str,
+        state: TrainerState,
+        *,
+        save: frozenset[str] = _NOBODY,
+        but: str = "",
+        only: frozenset[str] | None = None,
+    ) -> list[str]:
         """Offer an event to everyone it is due for; returns the names of those who can't bear it."""
         listeners = self._listeners.get(event)
         if listeners is None:
             return []
         due, names = listeners.runners, listeners.names
-        if but or not listeners.unpaced:
+        if but or only is not None or not listeners.unpaced:
             due = [
                 runner
                 for runner in due
                 if runner.name != but
+                and (only is None or runner.name in only)
                 and (runner.name in save if runner.hook.saves and event == "on_epoch_end" else runner.due(event, state))
             ]
             names = frozenset([runner.name for runner in due])

@@ -114,7 +114,7 @@ class RunContext(Protocol):
     def resume(self) -> None: ...
 
     def request_checkpoint(self) -> None:
-        """Take a checkpoint at the end of the present epoch."""
+        """Take a checkpoint at the end of the present epoch; while the run is paused, of the last one."""
         ...
 
     @property

@@ -53,7 +53,7 @@ class Case(NamedTuple):
 
 FEW = {"update_epochs": 2, "minibatches": 2}
 CASES = {
-    "1M": Case(700, 1, 8, {}, {}),
+    "1M": Case(700, 1, 4, {}, {}),
     "50M": Case(5000, 10, 10, {"environments": 8}, {}),
     "1M-short": Case(700, 1, 30, {"environments": 16}, FEW),
     "50M-short": Case(5000, 10, 10, {"environments": 8, "horizon": 16}, FEW),

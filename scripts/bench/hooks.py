@@ -1,11 +1,12 @@
 """What hooks do to the training, and what the training does to the event loop.
 
-    python scripts/bench/hooks.py [--repeats 3]
+    python scripts/bench/hooks.py [--repeats 3] [--pairs 6]
 
-Epoch time (CartPole-v1, 64 environments) without hooks, with an async hook that sleeps 10 s for each epoch it is
-given, and with one whose plain Python function burns a core all the time, in turn; the same for a learner that has
-the machine to itself, with and without the burning function in its host. Then how late a task of the host is that
-wants to tick every 5 ms while training runs.
+Epoch time (CartPole-v1, 64 environments) beside an async hook that sleeps 10 s for each epoch it is given, and beside
+one whose plain Python function burns a core all the time. Machines drift more within a minute than what is measured,
+so the hook is at work in every other block of epochs of one training, and a block is timed once a sleep of the one
+before must have ended. The same for a learner that has the machine to itself, with and without the burning function in
+its host. Then how late a task of the host is that wants to tick every 5 ms while training runs.
 """
 
 from __future__ import annotations
@@ -19,15 +20,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).parent))
-from measure import WARM_UP, arguments, describe_machine, epoch_seconds, in_subprocess, percentile, spread, verdict
+from measure import (
+    WARM_UP,
+    arguments,
+    describe_machine,
+    epoch_seconds,
+    in_subprocess,
+    percentile,
+    spread,
+    standard_error,
+    verdict,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from orchestrator import Hook, TrainerConfig
+    from orchestrator import TrainerConfig
 
 ENVIRONMENTS, EPOCHS, BLOCKS = 64, 40, 4
 SLEEP = 10.0
+SETTLE, BLOCK_SECONDS = SLEEP + 0.5, 10.0
 TICK = 0.005
 SLEEPING_GOAL, BURNING_GOAL, LAG_GOAL = 1.02, 1.3, 5.0
 
@@ -46,30 +58,50 @@ def burn(wanted: Callable[[], bool]) -> None:
             total += number * number
 
 
-def hooks(variant: str) -> list[Hook]:
+def training(variant: str, pairs: str) -> dict[str, list[float]]:
+    """Median seconds of an epoch for each block, without the hook and beside it."""
     import anyio
 
-    from orchestrator import Hook
+    from orchestrator import Hook, Trainer
+
+    blocks: dict[str, list[float]] = {"none": [], variant: []}
+    at_work = False
 
     class Sleeping(Hook):
         drain = False
 
         async def on_epoch_end(self, state: object) -> None:
-            await anyio.sleep(SLEEP)
+            if at_work:
+                await anyio.sleep(SLEEP)
 
     class Burning(Hook):
         drain = False
 
         def on_epoch_end(self, state: object) -> None:  # plain: in a thread of the hook's own
             end = time.perf_counter() + SLEEP
-            burn(lambda: time.perf_counter() < end)
+            burn(lambda: at_work and time.perf_counter() < end)
 
-    return {"none": [], "sleeping": [Sleeping()], "burning": [Burning()]}[variant]
+    async def main() -> None:
+        nonlocal at_work
+        async with Trainer(configured(), hooks=[{"sleeping": Sleeping, "burning": Burning}[variant]()]).start() as run:
+            run.limit_drain(0.1)
+            states = run.states()
+            await anext(states)
+            for block in range(2 * int(pairs)):
+                at_work = block % 2 == 1
+                begin = before = time.perf_counter()
+                seconds: list[float] = []
+                while before < begin + SETTLE + BLOCK_SECONDS:
+                    await anext(states)
+                    now = time.perf_counter()
+                    if before > begin + SETTLE:
+                        seconds.append(now - before)
+                    before = now
+                blocks[variant if at_work else "none"].append(statistics.median(seconds))
+            run.stop()
 
-
-def training(variant: str) -> float:
-    """Median seconds of an epoch. The hook has begun before the first epoch that is timed."""
-    return statistics.median(epoch_seconds(configured(), EPOCHS, hooks=hooks(variant)))
+    anyio.run(main)
+    return blocks
 
 
 def learner_alone() -> dict[str, float]:
@@ -125,34 +157,32 @@ def lateness() -> list[float]:
     return late[int(1.0 / TICK) :]
 
 
-def report(what: str, seconds: dict[str, list[float]], goal: float) -> None:
-    """Print a line per variant; the goal is for the first that has a hook."""
+def report(what: str, seconds: dict[str, list[float]], goal: float | None = None) -> None:
+    """Print a line for each variant."""
     for variant, values in seconds.items():
         line = f"{what}, {'no' if variant == 'none' else variant} hook"
         line = f"{line:28}  {spread([one * 1e3 for one in values])} ms per epoch"
         if variant != "none":
             ratios = [one / without for one, without in zip(values, seconds["none"], strict=True)]
-            line += f"  {spread(ratios)} x"
-            if variant == list(seconds)[1]:
+            line += f"  {spread(ratios)} x, standard error {standard_error(ratios):.3f}"
+            if goal is not None:
                 line += f"  ({verdict(statistics.median(ratios), goal)})"
         print(line, flush=True)
 
 
 def main() -> None:
-    chosen = arguments(__doc__, repeats=3).parse_args()
+    parser = arguments(__doc__, repeats=3)
+    parser.add_argument("--pairs", type=int, default=6, help="blocks with and without each hook (default: %(default)s)")
+    chosen = parser.parse_args()
     if chosen.one:
         what, *variant = chosen.one
         print(json.dumps({"training": training, "learner": learner_alone, "lag": lateness}[what](*variant)))
         return
     print(describe_machine())
-    trainings: dict[str, list[float]] = {variant: [] for variant in ("none", "sleeping", "burning")}
-    learners: list[dict[str, float]] = []
-    for _ in range(chosen.repeats):
-        learners.append(in_subprocess(__file__, "--one", "learner"))
-        for variant, seconds in trainings.items():
-            seconds.append(in_subprocess(__file__, "--one", "training", variant))
+    learners = [in_subprocess(__file__, "--one", "learner") for _ in range(chosen.repeats)]
     report("learner alone", {variant: [one[variant] for one in learners] for variant in learners[0]}, BURNING_GOAL)
-    report("training", trainings, SLEEPING_GOAL)
+    report("training", in_subprocess(__file__, "--one", "training", "sleeping", chosen.pairs), SLEEPING_GOAL)
+    report("training", in_subprocess(__file__, "--one", "training", "burning", chosen.pairs))
     lags = [in_subprocess(__file__, "--one", "lag") for _ in range(chosen.repeats)]
     for name, share in (("p50", 0.5), ("p99", 0.99)):
         values = [percentile(one, share) for one in lags]

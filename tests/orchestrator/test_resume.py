@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import numpy as np
 import pytest
 import torch
@@ -108,6 +109,28 @@ async def test_a_checkpoint_that_was_asked_for_can_be_resumed_from(tmp_path: Pat
     first, _ = CheckpointFolder(tmp_path / "run" / "checkpoints").list()
     branch = replace(config, run_dir=tmp_path / "branch")
     assert_same(whole, await Trainer(branch, resume=first).run())
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 3])
+async def test_a_paused_run_can_be_saved_and_gone_on_with_elsewhere(tmp_path: Path, staleness: int) -> None:
+    config = config_in(tmp_path / "run", epochs=14, every=0, staleness=staleness)
+    checkpoints = CheckpointFolder(tmp_path / "run" / "checkpoints")
+    async with Trainer(config).start() as run:
+        async for state in run.states():
+            if state.epoch == 3:
+                run.pause()
+                break
+        for times in (1, 2):  # the second finds the epoch saved
+            run.request_checkpoint()
+            with anyio.fail_after(60):
+                while run.hook_statistics()["checkpoint"].handled < 1 + times:  # the first is of the beginning
+                    await anyio.sleep(0.02)
+        (saved,) = checkpoints.list()
+        assert int(saved.name) == run.state.epoch < 14
+        run.resume()
+        whole = await run.result()
+    branch = replace(config, run_dir=tmp_path / "branch")
+    assert_same(whole, await Trainer(branch, resume=saved).run())
 
 
 async def test_a_run_that_still_goes_on_elsewhere_is_left_alone(tmp_path: Path) -> None:
