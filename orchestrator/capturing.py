@@ -37,7 +37,7 @@ class Saving:
 
 class Capturing:
     """For each checkpoint: `plan` once its epoch has been collected, `claim_moments` before it is learned from, and
-    `keep` after it."""
+    `keep` after it. Where nothing is under way, `capture` does all of it."""
 
     def __init__(
         self, crew: Crew, engine: HookEngine, control: RunControl, versions: PolicyVersions, captures: Captures
@@ -96,9 +96,10 @@ class Capturing:
         )
         self._captures.keep(epoch, capture)
 
-    async def capture_end(self, epoch: int, *, finished: bool) -> None:
-        """What the run can go on from after its end. Where every rollout was `finished` and learned from, the
-        collectors stand at the next epoch; otherwise their episodes are lost."""
+    async def capture(self, epoch: int, *, finished: bool) -> None:
+        """Plan and keep at once, while nobody is at work: an epoch after which the run ends or is paused. Where every
+        rollout was `finished` and learned from, the collectors stand at the next epoch; otherwise their episodes are
+        lost."""
         if not self._engine.saving:
             return
         moments = self.claim_moments()

@@ -120,7 +120,7 @@ class TrainingLoop:
         self._timeline.end()
         if self.state.epoch:
             finished = self._collected_epochs == self.state.epoch and not self._rollout_cut
-            await self._capturing.capture_end(self.state.epoch, finished=finished)
+            await self._capturing.capture(self.state.epoch, finished=finished)
         if self.state.policy is None:  # hooks hold so much that there was no view: the last state has its own
             self.state = replace(self.state, policy=self._versions.copy(self.state.policy_version))
 
@@ -250,7 +250,7 @@ class TrainingLoop:
                 await self._newest.wait()
             if not control.stopping:
                 control.take_checkpoint_request()
-                await self._capturing.capture_end(self.state.epoch, finished=True)
+                await self._capturing.capture(self.state.epoch, finished=True)
                 self._engine.save(self._engine.fold(self.state))
 
     async def _version_is_there(self, version: int) -> bool:

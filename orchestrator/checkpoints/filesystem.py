@@ -19,7 +19,7 @@ Content: TypeAlias = "Bytes | Iterable[Bytes]"
 
 _CHUNK = 4 * 1024 * 1024
 _CACHED = 16 * 1024 * 1024
-"""Bytes of a file that is being written, or read once, that the system's file cache holds at most."""
+"""Bytes of a file that is being written that the system's file cache holds at most."""
 
 
 class FileSystem:

@@ -118,6 +118,20 @@ async def test_a_hook_that_saves_gets_the_epochs_that_were_found_due_for_it() ->
     assert other.epochs == []
 
 
+async def test_an_epoch_can_be_saved_after_its_end_and_is_known_until_it_is_saved() -> None:
+    saving, other = Everything("saving", gated=True, saves=True, max_lag=1), AtEpochEnd("other")
+    async with running(saving, other) as engine:
+        for epoch in (1, 2):
+            engine.save(TrainerState(epoch=epoch))
+            await quiet()
+        assert engine.epochs_being_saved() == {1, 2}, "one in hand and one that waits"
+        saving.open_for_good()
+        await engine.drain(10)
+        assert engine.epochs_being_saved() == frozenset()
+    assert saving.done == [("on_epoch_end", 1), ("on_epoch_end", 2)]
+    assert other.epochs == []
+
+
 async def test_coalescing_keeps_the_newest_event_of_each_kind() -> None:
     hook = Everything("hook", gated=True, max_lag=1)
     async with running(hook) as engine:
