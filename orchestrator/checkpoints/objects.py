@@ -23,7 +23,8 @@ T = TypeVar("T")
 SCHEMES = ("s3", "gs", "az", "file", "memory")
 
 _RANGE = 16 * 1024 * 1024
-_PART = 8 * 1024 * 1024
+PART = 8 * 1024 * 1024
+"""Bytes of the parts in which large objects are written."""
 _log = logging.getLogger("orchestrator.checkpoints")
 _memory: dict[str, Any] = {}
 """Stores of this process's memory, by the name in their address."""
@@ -62,7 +63,7 @@ def address_problem(address: str) -> str | None:
     if "@" in parts.netloc or parts.query or parts.fragment:
         return "an address without credentials, query and fragment: credentials come from the environment"
     if parts.scheme in ("s3", "gs", "az") and not parts.netloc:
-        return f"{parts.scheme}://<{'account' if parts.scheme == 'az' else 'bucket'}>/..."
+        return f"{parts.scheme}://<{'container' if parts.scheme == 'az' else 'bucket'}>/..."
     if any(part in (".", "..") for part in unquote(parts.path).split("/")):
         return "an address without . and .."
     return None
@@ -141,12 +142,13 @@ class Objects:
             yield self._request("read", key, get_range)
 
     def put(self, key: str, content: Callable[[], bytes | Iterator[bytes]]) -> None:
-        """Write an object, over one that may be there; in parts where it is large.
+        """Write an object, over one that may be there. What is large, or comes in pieces, goes in parts, which takes
+        some requests more.
 
         `content` is asked for at every try. What it raises while it is read is raised here, and nothing is written.
         """
         self._request(
-            "write", key, lambda: self._obstore.put(self._store, self._prefix + key, content(), chunk_size=_PART)
+            "write", key, lambda: self._obstore.put(self._store, self._prefix + key, content(), chunk_size=PART)
         )
 
     def create(self, key: str, content: bytes) -> None:

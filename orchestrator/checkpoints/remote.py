@@ -31,7 +31,7 @@ from orchestrator.checkpoints.manifest import (
     in_folder,
     parse_manifest,
 )
-from orchestrator.checkpoints.objects import AlreadyThere, Objects, StoreUnavailable
+from orchestrator.checkpoints.objects import PART, AlreadyThere, Objects, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -69,9 +69,10 @@ class RemoteCheckpoints:
             if self._committed_attempt(name) is None:
                 if config is not None and config.is_file():
                     self.objects.put(CONFIG, config.read_bytes)
-                for file in checkpoint.manifest["files"]:
+                for file, facts in checkpoint.manifest["files"].items():
                     # Read once, and compared with the manifest meanwhile: rather no copy than a damaged one.
-                    self.objects.put(f"{_FOLDER}{name}/{attempt}/{file}", partial(checkpoint.pieces, file))
+                    read = checkpoint.read if facts["bytes"] <= PART else checkpoint.pieces
+                    self.objects.put(f"{_FOLDER}{name}/{attempt}/{file}", partial(read, file))
                 with contextlib.suppress(AlreadyThere):  # by somebody else, or by a try whose answer was lost
                     self.objects.create(f"{_FOLDER}{name}/{MANIFEST}", in_folder(checkpoint.manifest, attempt))
             winner = self._committed_attempt(name)

@@ -50,9 +50,12 @@ def remote(address: str, request_seconds: float = 30.0) -> RemoteCheckpoints:
     return RemoteCheckpoints(Objects(address, request_seconds=request_seconds, backoff=0.01))
 
 
-def test_a_checkpoint_goes_to_s3_and_comes_back_to_an_empty_machine(address: str, paths: list[Path]) -> None:
+def test_a_checkpoint_goes_to_s3_and_comes_back_to_an_empty_machine(
+    server: ObjectStoreServer, address: str, paths: list[Path]
+) -> None:
     for path in paths:
         assert remote(address).upload(path) == f"{address}/checkpoints/{path.name}"
+    assert not [seen for seen in server.seen if seen[0] == "POST"], "small files take one request each"
     found = find_checkpoint(address)
     assert (found.epoch, found.read(POLICY), found.read("moments")) == (2, b"weights of 2", bytes(2))
     assert find_checkpoint(f"{address}/checkpoints/00000001").epoch == 1
