@@ -92,7 +92,7 @@ class Crew:
             device=resolve_device(config.device),
             total_agent_steps=config.total_agent_steps,
             threads=config.learning.threads,
-            max_threads=self._cores_for_learning(),
+            max_threads=available_cores(),
             minibatch_steps=config.steps_per_epoch // config.learning.minibatches,
             interrupt=self._interrupt,
             own_process=self._own_processes,
@@ -257,11 +257,6 @@ class Crew:
             async with anyio.create_task_group() as tasks:
                 for worker in self._opened:
                     tasks.start_soon(worker.aclose)
-
-    def _cores_for_learning(self) -> int:
-        """Taking turns, the learner has the machine to itself; overlapping, it has what the collectors leave."""
-        cores = available_cores()
-        return cores if self._config.staleness == 0 else max(1, cores - self._config.collection.collectors)
 
 
 @asynccontextmanager
