@@ -47,8 +47,8 @@ class Capturing:
         self._control = control
         self._versions = versions
         self._captures = captures
-        # Each hook that saves can have one in hand and one that waits, beside the one that is being captured.
-        self._moments = SlotRing(crew.description.moments_nbytes, max_leased=4, name=MOMENTS)
+        # As many as hooks can have in hand and waiting, beside the last one that was saved and the one being captured.
+        self._moments = SlotRing(crew.description.moments_nbytes, max_leased=engine.most_being_saved + 2, name=MOMENTS)
         self._oldest_versions: dict[int, int] = {}
         """By epoch of which a checkpoint will be taken, the oldest version that it must hold."""
 
@@ -78,6 +78,7 @@ class Capturing:
         self, epoch: int, learner: LearnerState, moments: Slot, collectors: tuple[Mapping[str, Any] | None, ...]
     ) -> None:
         """An epoch can be saved: its moments are in a claimed slot, which is given back here."""
+        needed = range(self._oldest_versions.pop(epoch, self._versions.of_epoch(epoch)), epoch)
         lease = self._moments.lease(moments)
         self._moments.release(moments)
         if lease is None:
@@ -85,7 +86,6 @@ class Capturing:
                 "epoch %d can't be resumed from: hooks that save hold too much that they have not saved", epoch
             )
             return
-        needed = range(self._oldest_versions.pop(epoch, self._versions.of_epoch(epoch)), epoch)
         behaviour = [version for version in needed if version in self._versions]
         capture = TrainingCapture(
             learner=learner,
@@ -100,11 +100,9 @@ class Capturing:
         """Plan and keep at once, while nobody is at work: an epoch after which the run ends or is paused. Where every
         rollout was `finished` and learned from, the collectors stand at the next epoch; otherwise their episodes are
         lost."""
-        if not self._engine.saving:
-            return
+        if not self._engine.saving or (not finished and self._captures.get(epoch) is not None):
+            return  # what was planned before the next rollout was cut short knows its episodes
         moments = self.claim_moments()
         learner = await self._crew.capture_learner(moments)
         collectors = await self._crew.capture_collectors()
-        if not finished:
-            collectors = (None,) * len(collectors)
-        self.keep(epoch, learner, moments, collectors)
+        self.keep(epoch, learner, moments, collectors if finished else (None,) * len(collectors))

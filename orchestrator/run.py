@@ -178,6 +178,7 @@ class Run:
     def end(self, error: BaseException | None) -> None:
         """For the trainer: the run is over."""
         self.error = error
+        self.captures.forget_all_but(())
         self._ended.set()
         self._changed.set()
 

@@ -93,7 +93,8 @@ class CheckpointContent:
 
     facts: Mapping[str, Any]
     files: Mapping[str, Content]
-    hook_states: Mapping[str, Mapping[str, object]]
+    identity: object
+    """Equal for two of one run that would hold the same."""
 
 
 def checkpoint_content(
@@ -122,7 +123,8 @@ def checkpoint_content(
         "policy_version": policy.version,
         "resumable": capture is not None,
     }
-    return CheckpointContent(facts, _MadeWhenAsked(files), hook_states)
+    known = None if capture is None else (capture.learning_rate_scale, None not in capture.collectors)
+    return CheckpointContent(facts, _MadeWhenAsked(files), (state.epoch, known, hook_states))
 
 
 def read_config_of(checkpoint: Checkpoint) -> TrainerConfig:

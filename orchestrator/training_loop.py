@@ -240,7 +240,7 @@ class TrainingLoop:
         control = self._control
 
         def saves() -> bool:
-            return control.checkpoint_requested and self.state.epoch > 0
+            return control.checkpoint_requested and self._collected_epochs > 0
 
         while True:
             await control.wait_until(lambda: control.stopping or not control.paused or saves())
@@ -336,10 +336,11 @@ class TrainingLoop:
         )
         self._wake_collector()
         self._on_state(state)
-        if saving is not None and report.captured is not None and moments is not None:
-            self._capturing.keep(state.epoch, report.captured, moments, saving.collectors)
         lane.now("hooks")
         await self._engine.publish("on_train_phase_end", phase_end)
+        if saving is not None and report.captured is not None and moments is not None:
+            # Only now: what no hook is known to need can be forgotten at every await.
+            self._capturing.keep(state.epoch, report.captured, moments, saving.collectors)
         await self._engine.publish("on_epoch_end", state, save=frozenset() if saving is None else saving.hooks)
         return not report.interrupted
 

@@ -111,21 +111,23 @@ def read_regular(path: Path) -> bytes:
         return file.read()
 
 
-def drop_cached(descriptor: int) -> None:
-    """Let the system's file cache forget a file that has been written and synced, or read, and is not needed soon.
+def drop_cached(descriptor: int, end: int = 0) -> None:
+    """Let the system's file cache forget a file, until `end` (0: all of it), that has been written and synced, or read,
+    and is not needed soon.
 
     Otherwise checkpoints push what is needed out of the cache, and the system takes a fresh page for each of theirs: in
     a virtual machine, which gets its memory from the host when it first touches it, that costs more than the writing.
     """
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):  # advice, no more: not all systems take it
+            os.posix_fadvise(descriptor, 0, end, os.POSIX_FADV_DONTNEED)
 
 
 def read_once(path: Path, size: int) -> Iterator[bytes]:
     """An ordinary file in pieces of `size` bytes, which the system's file cache forgets again."""
     with open(open_regular(path), "rb", buffering=0) as file:
         while piece := file.read(size):
-            drop_cached(file.fileno())
+            drop_cached(file.fileno(), file.tell())  # not what the system has read ahead
             yield piece
 
 

@@ -35,7 +35,7 @@ class CheckpointHook(Hook):
         """`parent` names the checkpoint that the run goes on from."""
         self.every = every or _NEVER
         self._folder = folder
-        self._saved: tuple[int, object] | None = None
+        self._saved: object = None
         self._parent = parent
 
     @asynccontextmanager
@@ -62,14 +62,13 @@ class CheckpointHook(Hook):
             )
         content = self.run.checkpoint_content(state)
         # At the end the epoch may be saved already, but not what hooks have made of it since.
-        saved = state.epoch, content.hook_states
-        if saved == self._saved:
+        if content.identity == self._saved:
             return None
         numbers = {
             name: value for name, value in metrics(state, self.run.hook_statistics()).items() if value is not None
         }
         path = await anyio.to_thread.run_sync(self._commit, state.epoch, content, numbers)
-        self._saved = saved
+        self._saved = content.identity
         self._parent = path.name
         return StateUpdate(latest_checkpoint_uri=path.absolute().as_uri())
 

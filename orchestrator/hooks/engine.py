@@ -137,6 +137,12 @@ class HookEngine:
             if runner.hook.saves and (runner.due("on_epoch_end", state) or requested) and not runner.mailbox.closed
         )
 
+    @property
+    def most_being_saved(self) -> int:
+        """Epochs that hooks which take checkpoints can be not done with at a time: in hand, waiting, and for one whose
+        `overflow` is "block" the one that its sender waits with."""
+        return sum(runner.hook.max_lag + 2 for runner in self._runners.values() if runner.hook.saves)
+
     def epochs_being_saved(self) -> frozenset[int]:
         """The epochs that hooks which take checkpoints are not done with."""
         return frozenset(
@@ -147,9 +153,14 @@ class HookEngine:
         )
 
     def save(self, state: TrainerState) -> None:
-        """Have all hooks that take checkpoints take one of an epoch that has ended, whether one was due or not."""
+        """Have all hooks that take checkpoints take one of an epoch that has ended, whether one was due or not.
+
+        Raises HookOverflow as `publish`.
+        """
         everyone = frozenset(name for name, runner in self._runners.items() if runner.hook.saves)
-        self._put("on_epoch_end", state, save=everyone, only=everyone)
+        overflown = self._put("on_epoch_end", state, save=everyone, only=everyone)
+        if overflown:
+            raise _overflow("on_epoch_end", state, overflown)
 
     async def publish(self, event: str, state: TrainerState, *, save: frozenset[str] = _NOBODY) -> None:
         """Put an event into the mailboxes; then wait while a hook whose `overflow` is "block" has too much to do.

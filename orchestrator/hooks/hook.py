@@ -69,7 +69,7 @@ class StateUpdate:
     stop: bool = False
     """Finish the epoch and end the run."""
     save_now: bool = False
-    """Take a checkpoint at the end of the epoch."""
+    """Take a checkpoint, as `request_checkpoint`."""
 
     def __post_init__(self) -> None:
         expected = {"eval_scores": EvalRewardSummary, "latest_checkpoint_uri": str, "latest_wandb_uri": str}

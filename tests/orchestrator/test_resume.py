@@ -17,6 +17,7 @@ import torch
 from losses import Loss, ppo_losses
 from orchestrator import CheckpointsConfig, ConfigurationError, Hook, LearningConfig, PolicyConfig, Trainer
 from orchestrator.checkpoints import CheckpointError, CheckpointFolder, find_checkpoint
+from orchestrator.checkpoints.checkpoint import open_checkpoint
 from orchestrator.resume import check_resume, find_resume_source
 from orchestrator.training_capture import read_checkpoint
 from tests.orchestrator.training import losses_with, small_config
@@ -131,6 +132,35 @@ async def test_a_paused_run_can_be_saved_and_gone_on_with_elsewhere(tmp_path: Pa
         whole = await run.result()
     branch = replace(config, run_dir=tmp_path / "branch")
     assert_same(whole, await Trainer(branch, resume=saved).run())
+
+
+class _PauseAndSave(Hook):
+    """Once the first rollout has ended, which is then yet to be learned from."""
+
+    overflow = "block"
+
+    async def on_rollout_end(self, state: TrainerState) -> None:
+        if state.epoch == 0:
+            self.run.pause()
+            self.run.request_checkpoint()
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+async def test_a_run_that_is_paused_in_its_first_epoch_is_saved_after_it(tmp_path: Path, staleness: int) -> None:
+    config = config_in(tmp_path, epochs=14, every=0, staleness=staleness)
+    checkpoints = CheckpointFolder(tmp_path / "checkpoints")
+    async with Trainer(config, hooks=[_PauseAndSave()]).start() as run:
+        with anyio.fail_after(60):
+            while len(checkpoints.list()) < 1:
+                await anyio.sleep(0.02)
+            run.scale_learning_rate(0.5)
+            run.request_checkpoint()  # of the same epoch, but it would go on in another way
+            while len(checkpoints.list()) < 2:
+                await anyio.sleep(0.02)
+        assert [path.name for path in checkpoints.list()] == [f"{run.state.epoch:08d}", f"{run.state.epoch:08d}-2"]
+        scales = [read_checkpoint(open_checkpoint(path)).learning_rate_scale for path in checkpoints.list()]
+        assert scales == [1.0, 0.5]
+        run.stop()
 
 
 async def test_a_run_that_still_goes_on_elsewhere_is_left_alone(tmp_path: Path) -> None:
