@@ -1,6 +1,6 @@
 """What checkpoints cost the training: epochs with them, on disk and uploaded to a slow object store, against without.
 
-    python scripts/bench/checkpoint_cost.py [--cases 1M 50M 1M-short 50M-short] [--pairs 8]
+    python scripts/bench/checkpoint_cost.py [--cases 1M 50M 1M-short 50M-short] [--pairs 8] [--threads 0]
 
 A policy of 1 M parameters is saved after every epoch, one of 50 M after every tenth; otherwise the settings are the
 defaults, but for 8 environments with the large one, so that it can be waited for. In the "short" cases epochs are as
@@ -60,20 +60,22 @@ CASES = {
 }
 
 
-def configured(case: Case, folder: Path, uri: str) -> TrainerConfig:
+def configured(case: Case, folder: Path, threads: int | None, uri: str) -> TrainerConfig:
     from orchestrator import CheckpointsConfig, CollectionConfig, LearningConfig, PolicyConfig, TrainerConfig
 
     return TrainerConfig(
         total_agent_steps=10**9,
         run_dir=folder,
         collection=CollectionConfig(**case.collection),
-        learning=LearningConfig(learning_rate=1e-5, **case.learning),  # what is learned does not matter here
+        learning=LearningConfig(
+            learning_rate=1e-5, threads=threads, **case.learning
+        ),  # whatever it learns
         policy=PolicyConfig(hidden=(case.hidden, case.hidden)),
         checkpoints=CheckpointsConfig(every=0, upload=uri or None),  # when they are asked for, and at the end
     )
 
 
-def training(name: str, pairs: str, uri: str = "") -> dict[str, Any]:
+def training(name: str, pairs: str, threads: str, uri: str = "") -> dict[str, Any]:
     """Train with checkpoints in every other block; with an upload of each if `uri` is not empty."""
     import anyio
 
@@ -85,7 +87,7 @@ def training(name: str, pairs: str, uri: str = "") -> dict[str, Any]:
     memory = PeakMemory()
 
     async def main(folder: Path) -> None:
-        async with Trainer(configured(case, folder, uri)).start() as run:
+        async with Trainer(configured(case, folder, int(threads) or None, uri)).start() as run:
             run.limit_drain(30.0)
             states = run.states()
 
@@ -214,6 +216,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=[*CASES], default=["1M", "50M"])
     parser.add_argument("--where", nargs="+", choices=["disk", "store"], default=["disk", "store"])
     parser.add_argument("--pairs", type=int, default=8, help="blocks of each kind (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=0, help="of the learner (0: as it chooses)")
     options = parser.parse_args()
     if options.one:
         what, *rest = options.one
@@ -225,7 +228,7 @@ def main() -> None:
     with slow_store():
         for case, where in product(options.cases, options.where):
             uri = [f"s3://{BUCKET}/{case}"] if where == "store" else []
-            one = in_subprocess(__file__, "--one", "training", case, options.pairs, *uri)
+            one = in_subprocess(__file__, "--one", "training", case, options.pairs, options.threads, *uri)
             ratios = one["ratios"]
             milliseconds = [1e3 * seconds for seconds in one["without"]]
             without, peak = (value / 1e6 for value in one["memory"])
