@@ -67,9 +67,7 @@ def configured(case: Case, folder: Path, threads: int | None, uri: str) -> Train
         total_agent_steps=10**9,
         run_dir=folder,
         collection=CollectionConfig(**case.collection),
-        learning=LearningConfig(
-            learning_rate=1e-5, threads=threads, **case.learning
-        ),  # whatever it learns
+        learning=LearningConfig(learning_rate=1e-5, threads=threads, **case.learning),  # whatever it learns
         policy=PolicyConfig(hidden=(case.hidden, case.hidden)),
         checkpoints=CheckpointsConfig(every=0, upload=uri or None),  # when they are asked for, and at the end
     )
