@@ -1,8 +1,8 @@
 """An object store for benchmarks that takes its time and nothing else: a stand-in for one on another machine.
 
 It speaks as much of S3 as an upload of checkpoints asks for, answers each request after a delay, and keeps small
-objects only. The server that the tests use takes twenty milliseconds of a core for each megabyte: on one machine with
-the training that is most of what would be measured.
+objects only. The server that the tests use parses and hashes in Python what it is sent: on one machine with the
+training that is most of what would be measured.
 """
 
 from __future__ import annotations
