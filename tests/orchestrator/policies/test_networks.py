@@ -22,17 +22,21 @@ CHOICE = spaces.Discrete(4)
 
 
 @pytest.mark.parametrize(("name", "module"), [("tanh", nn.Tanh()), ("relu", nn.ReLU()), ("silu", nn.SiLU())])
-def test_dense_layers_compute_what_torchs_linear_layers_do(name: str, module: nn.Module) -> None:
-    dense = Dense((3, 8, 5, 2), name, 1.0)
-    reference = nn.Sequential(nn.Linear(3, 8), module, nn.Linear(8, 5), module, nn.Linear(5, 2))
+@pytest.mark.parametrize("rows", [6, 6000])
+@pytest.mark.parametrize("outputs", [1, 2, 20])
+def test_dense_layers_compute_what_torchs_linear_layers_do(
+    name: str, module: nn.Module, rows: int, outputs: int
+) -> None:
+    dense = Dense((3, 8, 5, outputs), name, 1.0)
+    reference = nn.Sequential(nn.Linear(3, 8), module, nn.Linear(8, 5), module, nn.Linear(5, outputs))
     ours = list(dense.parameters())
     with torch.no_grad():
         for parameter, own in zip(reference.parameters(), ours, strict=True):
             parameter.copy_(own.t())
-    x = torch.randn(6, 3)
+    x = torch.randn(rows, 3)
     torch.testing.assert_close(dense(x), reference(x))
-    dense(x).square().sum().backward()
-    reference(x).square().sum().backward()
+    dense(x).square().mean().backward()
+    reference(x).square().mean().backward()
     for parameter, own in zip(reference.parameters(), ours, strict=True):
         assert parameter.grad is not None
         assert own.grad is not None
