@@ -18,14 +18,16 @@ def segment_probabilities(advantage: Tensor, valid: Tensor | None, exponent: flo
     """How likely each segment is drawn: its mean absolute advantage to the power of `exponent`, normalised.
 
     Prioritised experience replay (Schaul et al. 2016, equation 1, alpha) with segments for transitions.
-    `advantage` and `valid` are `[segments, horizon]`, the result `[segments]`; exponent 0 makes it uniform.
+    `advantage` and `valid` are `[segments, horizon]`, the result `[segments]`; exponent 0 makes it uniform. A segment
+    whose advantages are not finite counts as one without any: it is for the loss that is computed from it to say so.
     """
     size = advantage.abs()
     if valid is None:
         size = size.mean(dim=1)
     else:
         size = torch.where(valid, size, 0.0).sum(dim=1) / valid.sum(dim=1).clamp_(min=1)
-    priority = size.add_(_PRIORITY_FLOOR).pow_(exponent)
+    size.nan_to_num_(nan=0.0, posinf=0.0).add_(_PRIORITY_FLOOR)
+    priority = (size / size.max()).pow_(exponent)  # at most 1, so that the sum is finite
     return priority / priority.sum()
 
 

@@ -242,18 +242,28 @@ class Collector:
                 slot[extra.name][:, time_step] = environment.info(extra.name, extra.shape)
 
     def _check_finite(self, slot: Mapping[str, Array]) -> None:
-        names = ["reward", *(observation_field(key) for key in self._current)]
-        for name in names:
-            array = slot[name]
-            if array.dtype.kind != "f":  # images are integers, which are finite
-                continue
-            # The extremes are NaN if anything is, and need no temporary of the array's size.
-            if not np.isfinite(array.min()) or not np.isfinite(array.max()):
-                index = tuple(np.argwhere(~np.isfinite(array))[0])
-                raise EnvironmentFailed(
-                    f"environment {self._environment.name!r} gave {array[index]} in the {name} of copy {index[0]},"
-                    f" step {index[1]} of the rollout; expected finite numbers"
-                )
+        """Of all that values are computed from: what was recorded, final observations, and what the next rollout
+        begins with."""
+        copies = np.arange(self._plan.count)
+        for name in ("reward", *map(observation_field, self._current)):
+            self._check(name, slot[name].swapaxes(0, 1), copies, 0)
+        for cut in self._rollout.cut:
+            for key, array in cut.final_observation.items():
+                self._check(observation_field(key), array[None], cut.copies, cut.step)
+        for key, array in self._current.items():
+            self._check(observation_field(key), array[None], copies, self._plan.horizon)
+
+    def _check(self, name: str, array: Array, copies: Array, first_step: int) -> None:
+        """`array` is `[steps, len(copies), ...]`."""
+        if array.dtype.kind != "f":  # images are integers, which are finite
+            return
+        # The extremes are NaN if anything is, and need no temporary of the array's size.
+        if not np.isfinite(array.min()) or not np.isfinite(array.max()):
+            index = tuple(np.argwhere(~np.isfinite(array))[0])
+            raise EnvironmentFailed(
+                f"environment {self._environment.name!r} gave {array[index]} in the {name} of copy"
+                f" {copies[index[1]]}, step {first_step + index[0]} of the rollout; expected finite numbers"
+            )
 
 
 def _derived_seed(seed: int, stream: int) -> int:

@@ -20,7 +20,7 @@ from orchestrator.learner import Learner, LearnerDescription, LearnerPlan, Learn
 from orchestrator.policies import build_policy
 from orchestrator.slots import SlotSender
 from orchestrator.workers import WorkerCrashed
-from orchestrator.workers.worker import Worker, open_worker
+from orchestrator.workers.worker import Worker, close_workers, open_worker
 from state.experience import ExperienceSpec
 from state.trainer_state import TrainerState
 
@@ -125,17 +125,24 @@ class Crew:
             await self._learner.call("callback", name, _for_losses(state))
 
     async def collect(self, experience: Slot, policy: Slot) -> tuple[CollectReport, ...]:
-        """One rollout of every collector. Raises WorkerCrashed when one keeps dying."""
+        """One rollout of every collector. Raises WorkerCrashed when one keeps dying; of several errors, the first."""
         if len(self._collectors) == 1:
             return (await self._collect(self._collectors[0], experience, policy),)
         reports: list[Any] = [None] * len(self._collectors)
+        errors: list[Exception] = []
 
         async def collect(collector: _Collector) -> None:
-            reports[collector.index] = await self._collect(collector, experience, policy)
+            try:
+                reports[collector.index] = await self._collect(collector, experience, policy)
+            except Exception as error:
+                errors.append(error)
+                tasks.cancel_scope.cancel()
 
         async with anyio.create_task_group() as tasks:
             for collector in self._collectors:
                 tasks.start_soon(collect, collector)
+        if errors:
+            raise errors[0]
         return tuple(reports)
 
     async def learn(
@@ -252,11 +259,7 @@ class Crew:
         return worker
 
     async def aclose(self) -> None:
-        """End all workers, side by side: by request first, after some seconds by force."""
-        with anyio.CancelScope(shield=True):
-            async with anyio.create_task_group() as tasks:
-                for worker in self._opened:
-                    tasks.start_soon(worker.aclose)
+        await close_workers(self._opened)
 
 
 @asynccontextmanager

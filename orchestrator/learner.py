@@ -24,9 +24,9 @@ from orchestrator.slots import SlotMemory, SlotRef
 from orchestrator.spans import Spans
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
+from state.lent_memory import Lender
 from state.parameter_arena import ParameterArena
 from state.policy_snapshot import PolicySnapshot
-from state.shared_memory import BufferView
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -153,6 +153,7 @@ class Learner:
         )
         self._spec: ExperienceSpec | None = None
         self._slots = SlotMemory()
+        self._lender = Lender()
 
     # What the host asks for.
 
@@ -192,9 +193,12 @@ class Learner:
         """One epoch. Raises NonFiniteLossError naming epoch, loss and minibatch."""
         plan, epoch = self._plan, request.state.epoch + 1
         if plan.folder is None or epoch not in plan.learning.profile_epochs:
-            return self._learn(request)
-        with profiled(profile_path(plan.folder, epoch), plan.device):
-            return self._learn(request)
+            report = self._learn(request)
+        else:
+            with profiled(profile_path(plan.folder, epoch), plan.device):
+                report = self._learn(request)
+        self._lender.settle()  # a loss may have kept a state, but the slots are used again
+        return report
 
     def _learn(self, request: LearnRequest) -> LearnReport:
         began = time.monotonic()
@@ -301,7 +305,9 @@ class Learner:
         episode_end = batch["terminated"] | batch["truncated"]
         reward = batch["reward"]
         if self.policy.reward_normalizer is not None:
-            reward = batch["reward"] = self.policy.reward_normalizer.update_and_scale(reward, episode_end, valid)
+            reward = batch["reward"] = self.policy.reward_normalizer.update_and_scale(
+                reward, episode_end, valid, batch["episode_start"][:, 0]
+            )
         batch["advantage"], batch["return"] = gae(
             reward,
             batch["value"],
@@ -337,7 +343,7 @@ class Learner:
         return {name.removeprefix("observation/"): fields[name] for name in fields if name.startswith("observation/")}
 
     def _loss_stats(self, epoch: int, batch: dict[str, Tensor], valid: Tensor) -> dict[str, float]:
-        """The one place where the host of the device waits for it."""
+        """Where the host of the device waits for it, once per epoch."""
         stats = loss_statistics(
             self._optimization.read_log().numpy(),
             [loss.name for loss in self._losses.active(epoch)],
@@ -354,14 +360,15 @@ class Learner:
         buffer = self._slots.buffer(request.experience)
         return replace(
             request.state,
-            experience=Experience(self._spec, request.state.epoch, request.behaviour_version, BufferView(buffer)),
+            experience=Experience(
+                self._spec, request.state.epoch, request.behaviour_version, self._lender.view(buffer)
+            ),
         )
 
     def _snapshot(self, ref: SlotRef, version: int) -> PolicySnapshot:
         plan = self._plan
-
         factory = partial(build_policy, plan.policy, plan.spaces, plan.seed, plan.learning.discount)
-        return PolicySnapshot(version, self.arena.layout, factory, BufferView(self._slots.buffer(ref)))
+        return PolicySnapshot(version, self.arena.layout, factory, self._lender.view(self._slots.buffer(ref)))
 
 
 _WORK_PER_THREAD = 64_000_000

@@ -16,12 +16,13 @@ from orchestrator.policies.network import Observation
 
 
 @dataclass(frozen=True, slots=True)
-class _CutEpisodes:
+class CutEpisodes:
     """Episodes that were truncated in a step which also began the next ones."""
 
     step: int
     copies: Array
-    final_observation: Observation
+    final_observation: Mapping[str, Array]
+    """`[len(copies), ...]` by key."""
     state: Tensor | None
 
 
@@ -44,7 +45,7 @@ class Rollout:
         self._parameters: list[Tensor] = []
         self._actions: list[Tensor] = []
         self._values: list[Tensor] = []
-        self._cut: list[_CutEpisodes] = []
+        self.cut: list[CutEpisodes] = []
 
     @property
     def complete(self) -> bool:
@@ -83,7 +84,7 @@ class Rollout:
             if len(copies):
                 final = {key: array[copies] for key, array in arrays_of(step.final_observation).items()}
                 state = None if actor.state is None else actor.state[torch.from_numpy(copies)]
-                self._cut.append(_CutEpisodes(index, copies, as_tensors(observation_of(final)), state))
+                self.cut.append(CutEpisodes(index, copies, final, state))
         if step.infos:
             self.infos.extend(step.infos)
         self.steps += 1
@@ -115,17 +116,12 @@ class Rollout:
         next_value[slot["terminated"] | ~slot["valid"]] = 0.0
 
     def _value_cut_episodes(self, next_value: Array, actor: Actor) -> None:
-        if not self._cut:
+        if not self.cut:
             return
-        steps = np.repeat([cut.step for cut in self._cut], [len(cut.copies) for cut in self._cut])
-        copies = np.concatenate([cut.copies for cut in self._cut])
-        states = [cut.state for cut in self._cut if cut.state is not None]
-        final = _concatenate([cut.final_observation for cut in self._cut])
-        next_value[copies, steps] = actor.value(final, torch.cat(states) if states else None).numpy()
-
-
-def _concatenate(observations: list[Observation]) -> Observation:
-    first = observations[0]
-    if isinstance(first, dict):
-        return {key: torch.cat([one[key] for one in observations if isinstance(one, dict)]) for key in first}
-    return torch.cat([one for one in observations if isinstance(one, Tensor)])
+        steps = np.repeat([cut.step for cut in self.cut], [len(cut.copies) for cut in self.cut])
+        copies = np.concatenate([cut.copies for cut in self.cut])
+        states = [cut.state for cut in self.cut if cut.state is not None]
+        keys = self.cut[0].final_observation
+        final = {key: np.concatenate([cut.final_observation[key] for cut in self.cut]) for key in keys}
+        value = actor.value(as_tensors(observation_of(final)), torch.cat(states) if states else None)
+        next_value[copies, steps] = value.numpy()

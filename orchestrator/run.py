@@ -14,7 +14,7 @@ from orchestrator.hooks.trace import TraceHook
 from orchestrator.training_capture import Captures, checkpoint_content
 from orchestrator.wakeup import Wakeup
 from orchestrator.workers import Interrupt, start_worker
-from orchestrator.workers.worker import open_worker
+from orchestrator.workers.worker import close_workers, open_worker
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Run:
         self._first_epoch = first_epoch
         self._state = TrainerState(epoch=first_epoch)
         self.captures = Captures()
+        self._workers: list[Worker] = []
         self._changed = Wakeup()
         self._ended = anyio.Event()
         self.error: BaseException | None = None
@@ -134,8 +135,9 @@ class Run:
         return start_worker(self.config.collection.backend, name, factory, *args)
 
     async def open_worker(self, name: str, factory: Callable[..., object], *args: object) -> Worker:
-        """As `start_worker`, for a hook that closes the worker itself."""
+        """As `start_worker`, for a worker that lives until the hook closes it, or as long as the run."""
         worker = await open_worker(self.config.collection.backend, name, factory, *args)
+        self._workers = [*(one for one in self._workers if one.statistics().state != "closed"), worker]
         worker.observe = None if self.trace is None else self.trace.worker_call
         return worker
 
@@ -174,6 +176,10 @@ class Run:
         """For the trainer: a new state is there."""
         self._state = state
         self._changed.set()
+
+    async def close_workers(self) -> None:
+        """For the trainer: end the workers that hooks have opened and not closed."""
+        await close_workers(self._workers)
 
     def end(self, error: BaseException | None) -> None:
         """For the trainer: the run is over."""

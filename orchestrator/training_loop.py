@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import logging
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import anyio
@@ -379,8 +380,13 @@ class TrainingLoop:
 
 
 def _merge(reports: Sequence[CollectReport]) -> dict[str, list[float]]:
-    stats: dict[str, list[float]] = {}
+    """The statistics of all collectors, whose rollouts took place at the same time: each list in the order of time, as
+    nearly as the places in the collectors' lists tell."""
+    if len(reports) == 1:
+        return reports[0].rollout_stats
+    placed: dict[str, list[tuple[float, float]]] = {}
     for report in reports:
         for name, values in report.rollout_stats.items():
-            stats.setdefault(name, []).extend(values)
-    return stats
+            places = ((index + 0.5) / len(values) for index in range(len(values)))
+            placed.setdefault(name, []).extend(zip(places, values, strict=True))
+    return {name: [value for _, value in sorted(values, key=itemgetter(0))] for name, values in placed.items()}

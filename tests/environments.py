@@ -126,7 +126,7 @@ class Faulty(Counting):
     """Does what an environment must not: see `fault`."""
 
     def __init__(self, fault: str) -> None:
-        super().__init__((4,))
+        super().__init__((4,), truncate=True)
         self._fault = fault
         if fault == "constructor":
             raise OSError("the level file is missing")
@@ -150,6 +150,8 @@ class Faulty(Counting):
                 return observation, float("nan"), terminated, truncated, info
             case "infinite observation":
                 return observation + np.inf, reward, terminated, truncated, info
+            case "nan final observation":
+                return observation * (np.nan if truncated else 1.0), reward, terminated, truncated, info
             case _:
                 return observation, reward, terminated, truncated, info
 
@@ -184,7 +186,7 @@ def _vectorised(make: Callable[..., gymnasium.Env[Any, Any]], mode: AutoresetMod
     return make_vector
 
 
-for _name, _make in (("Wandering", make_wandering), ("Counting", make_counting)):
+for _name, _make in (("Wandering", make_wandering), ("Counting", make_counting), ("Faulty", make_faulty)):
     for _mode in AutoresetMode:
         # "Wandering/NextStep-v0", "Counting/SameStep-v0" and so on
         gymnasium.register(f"{_name}/{_mode.value}-v0", _make, vector_entry_point=_vectorised(_make, _mode))

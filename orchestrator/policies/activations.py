@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 # and than these do together with a node of the graph that is written in Python.
 _MANY = 1 << 11
 _MANY_WITH_GRADIENT = 1 << 15
-_MINUS_ONE = torch.tensor(-1.0)
+_MINUS_ONE = torch.tensor(-1.0, device="cpu")
 
 
 def tanh(x: Tensor) -> Tensor:
-    """The hyperbolic tangent, within 2e-7; as often differentiable as torch's own, though not by `torch.func` where `x`
-    is large."""
+    """The hyperbolic tangent, off by at most 2e-7 (not relative to it); as often differentiable as torch's own, though
+    not by `torch.func` where `x` is large."""
     if not x.is_cpu or x.numel() < _MANY:
         return torch.tanh_(x)
     if not (x.requires_grad and torch.is_grad_enabled()):

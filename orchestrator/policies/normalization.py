@@ -124,10 +124,14 @@ class RewardNormalizer(nn.Module):
         under way and not to the policy: part of a checkpoint, not of `state_dict`."""
 
     @torch.no_grad()
-    def update_and_scale(self, reward: Tensor, episode_end: Tensor, valid: Tensor | None = None) -> Tensor:
+    def update_and_scale(
+        self, reward: Tensor, episode_end: Tensor, valid: Tensor | None = None, begins: Tensor | None = None
+    ) -> Tensor:
         """Add a batch of rewards `[segments, horizon]` to the statistics and return it scaled by them.
 
-        The segments go on from those of the last call, so their number must stay the same (else ValueError).
+        The segments go on from those of the last call, so their number must stay the same (else ValueError), except
+        where `begins` `[segments]` (None: nowhere) says that the first step is an episode's: a collector that was
+        started again has left the episodes before unfinished.
         `episode_end` is True where the episode terminated or was truncated. Steps where `valid` is False
         (None: nowhere) do not count, and their result is 0.
         """
@@ -137,6 +141,8 @@ class RewardNormalizer(nn.Module):
                 f"a batch of {len(reward)} segments cannot continue one of {len(carry)}; set carry to None where the"
                 " environments start anew"
             )
+        if begins is not None:
+            carry = torch.where(begins, 0.0, carry)
         if valid is not None:
             reward = torch.where(valid, reward, 0.0)
         coefficient = episode_end.logical_not() * self._discount

@@ -72,6 +72,8 @@ class Channel:
         return self._filled >= needed
 
     def _receive_some(self) -> None:
+        if self._filled == len(self._buffer):  # a whole message that nobody has taken yet
+            self._replace_buffer(self._filled + _BUFFER, 0)
         room = memoryview(self._buffer)[self._filled :]
         count, ancillary, _, _ = self.socket.recvmsg_into([room], _ANCILLARY)
         for level, kind, data in ancillary:

@@ -12,7 +12,7 @@ import anyio
 from orchestrator.workers.serve import CONSTRUCT
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterable
 
     from orchestrator.workers.host_channel import HostChannel
 
@@ -122,6 +122,14 @@ class Worker:
 
     def statistics(self) -> WorkerStatistics:
         return WorkerStatistics(self.name, self._state, self._calls, self._busy_seconds)
+
+
+async def close_workers(workers: Iterable[Worker]) -> None:
+    """End workers side by side: by request first, after some seconds by force."""
+    with anyio.CancelScope(shield=True):
+        async with anyio.create_task_group() as tasks:
+            for worker in workers:
+                tasks.start_soon(worker.aclose)
 
 
 @asynccontextmanager

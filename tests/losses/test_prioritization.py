@@ -19,6 +19,15 @@ def test_probabilities_follow_the_mean_absolute_advantage() -> None:
     assert probabilities.gt(0.0).all()
 
 
+def test_segments_that_are_not_finite_count_as_without_advantage() -> None:
+    advantage = torch.tensor([[1.0, float("nan")], [float("inf"), 1.0], [3e38, 3e38], [0.0, 0.0]])
+
+    probabilities = segment_probabilities(advantage, None, 1.0)
+
+    assert probabilities.isfinite().all()
+    assert probabilities.sum().item() == pytest.approx(1.0)
+
+
 def test_exponent_zero_draws_all_alike() -> None:
     probabilities = segment_probabilities(torch.randn(5, 7), None, 0.0)
 

@@ -420,6 +420,26 @@ def test_an_environment_that_fails_is_named(fault: str, message: str) -> None:
         run.collect()
 
 
+@pytest.mark.parametrize("horizon", [3, 4, 5])
+@pytest.mark.parametrize(
+    ("environment", "mode"),
+    [
+        ("tests.environments:make_faulty", "sync"),
+        ("tests.environments:Faulty/SameStep-v0", "native"),
+        ("tests.environments:Faulty/NextStep-v0", "native"),
+    ],
+)
+def test_a_final_observation_that_is_not_finite_is_found_where_it_is_valued(
+    environment: str, mode: str, horizon: int
+) -> None:
+    run = Run(environment, mode, horizon=horizon, options={"fault": "nan final observation"})
+    if horizon == 3:  # the episode ends after it
+        run.collect()
+        return
+    with pytest.raises(EnvironmentFailed, match=f"{environment}.*gave nan in the observation of copy 0, step [34]"):
+        run.collect()
+
+
 def test_collecting_before_preparing_is_refused() -> None:
     collector = Collector(CollectorPlan(environment="CartPole-v1", count=1, horizon=2, seed=0))
     with pytest.raises(RuntimeError, match="call prepare"):

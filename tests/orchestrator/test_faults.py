@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import gc
 import logging
@@ -20,15 +21,21 @@ import pytest
 
 from orchestrator import Hook, HookFailed, NonFiniteLossError, Trainer, WorkerCrashed
 from orchestrator.config_error import ConfigurationError
+from orchestrator.crew import EXPERIENCE, POLICY, crew
 from orchestrator.environments import EnvironmentFailed
+from orchestrator.workers import Interrupt
+from state.shared_memory import SlotRing
 from tests.orchestrator.training import FailingLoss, losses_with, small_config, worker_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from orchestrator.workers import Worker
     from state.trainer_state import TrainerState
+    from tests.orchestrator.training import Backend
 
 pytestmark = pytest.mark.anyio
+both_backends = pytest.mark.parametrize("backend", ["inline", "process"])
 
 
 @pytest.fixture(autouse=True)
@@ -75,21 +82,23 @@ async def test_a_failing_hook_is_logged_and_training_goes_on(caplog: pytest.LogC
     assert "the hook gave up" in caplog.text
 
 
-async def test_a_failing_hook_that_must_not_fail_stops_the_run_after_its_epoch() -> None:
+@both_backends
+async def test_a_failing_hook_that_must_not_fail_stops_the_run_after_its_epoch(backend: Backend) -> None:
     with pytest.raises(HookFailed, match="raising_hook") as caught:
-        await Trainer(small_config(epochs=10_000), hooks=[RaisingHook("stop")]).run()
+        await Trainer(small_config(epochs=10_000, backend=backend), hooks=[RaisingHook("stop")]).run()
     assert "the hook gave up" in repr(caught.value.__cause__)
 
 
-async def test_a_failing_hook_can_end_the_run_at_once() -> None:
+@both_backends
+async def test_a_failing_hook_can_end_the_run_at_once(backend: Backend) -> None:
     failure = FailureHook()
     with pytest.raises(HookFailed, match="failed to handle on_epoch_end of epoch 2") as caught:
-        await Trainer(small_config(epochs=10_000), hooks=[RaisingHook("raise"), failure]).run()
+        await Trainer(small_config(epochs=10_000, backend=backend), hooks=[RaisingHook("raise"), failure]).run()
     assert "the hook gave up" in repr(caught.value.__cause__)
 
 
-@pytest.mark.parametrize("backend", ["inline", "process"])
-async def test_a_raising_loss_fails_the_run_with_the_workers_traceback(backend: Any) -> None:
+@both_backends
+async def test_a_raising_loss_fails_the_run_with_the_workers_traceback(backend: Backend) -> None:
     failure = FailureHook()
     trainer = Trainer(
         small_config(epochs=100, backend=backend), hooks=[failure], losses=losses_with(FailingLoss("raise"))
@@ -125,9 +134,10 @@ async def test_steps_that_are_nan_can_be_skipped() -> None:
     assert all((tensor == tensor).all() for tensor in final.policy.tensors.values())
 
 
-@pytest.mark.parametrize("backend", ["inline", "process"])
-async def test_a_raising_environment_fails_the_run_and_is_named(backend: Any) -> None:
-    config = with_environment(small_config(epochs=100, backend=backend), how="raise")
+@both_backends
+@pytest.mark.parametrize("collectors", [1, 2])
+async def test_a_raising_environment_fails_the_run_and_is_named(backend: Backend, collectors: int) -> None:
+    config = with_environment(small_config(epochs=100, backend=backend, collectors=collectors), how="raise")
     with pytest.raises(EnvironmentFailed, match="failing_environment") as caught:
         await Trainer(config).run()
     assert "the simulator is gone" in "".join([str(caught.value), *caught.value.__notes__])
@@ -141,6 +151,16 @@ async def test_a_killed_collector_is_replaced_and_the_run_goes_on(
     assert final.epoch >= 5
     assert "'collector-0' died during 'collect': killed by SIGKILL" in caplog.text
     assert "starting it again (1 of 3)" in caplog.text
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_several_errors_of_collectors_at_once_are_the_first_of_them() -> None:
+    config = with_environment(small_config(collectors=2), how="raise", fail_at=1)
+    async with crew(config, losses_with(FailingLoss("")), Interrupt()) as workers:
+        slots = {name: SlotRing(100_000, max_leased=1, name=name).claim() for name in (EXPERIENCE, POLICY)}
+        await workers.publish(slots[POLICY])
+        with pytest.raises(EnvironmentFailed):
+            await workers.collect(slots[EXPERIENCE], slots[POLICY])
 
 
 async def test_a_collector_that_keeps_dying_fails_the_run(caplog: pytest.LogCaptureFixture) -> None:
@@ -183,11 +203,57 @@ async def test_cancellation_from_outside_reaps_everything(after_epochs: int) -> 
     assert left == (["left"] if after_epochs else [])
 
 
-async def test_a_hanging_environment_is_reaped_when_the_run_is_cancelled() -> None:
-    config = with_environment(small_config(epochs=100, backend="process", horizon=100), how="hang", fail_at=50)
-    with anyio.move_on_after(3) as scope:
-        await Trainer(config).run()
-    assert scope.cancelled_caught
+async def test_a_hanging_environment_is_reaped_when_the_run_is_cancelled(tmp_path: Path) -> None:
+    hangs = tmp_path / "hangs"
+    config = with_environment(small_config(epochs=100, backend="process"), how="hang", once=str(hangs))
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Trainer(config).run)
+            while not hangs.exists():
+                await anyio.sleep(0.01)
+            tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("how", ["cancel", "timeout", "wait_for"])
+async def test_asyncios_own_ways_to_cancel_reap_everything(how: str) -> None:
+    began = asyncio.Event()
+
+    class Beginning(Hook):
+        async def on_epoch_end(self, state: TrainerState) -> None:
+            began.set()
+
+    run = Trainer(small_config(epochs=100_000, backend="process"), hooks=[Beginning()]).run()
+    if how == "cancel":
+        task = asyncio.create_task(run)
+        await asyncio.wait_for(began.wait(), 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    elif how == "timeout":
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(60) as timeout, asyncio.TaskGroup() as tasks:
+                tasks.create_task(run)
+                await began.wait()
+                timeout.reschedule(0.0)
+    else:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(run, 3.0)
+    assert not worker_processes()
+
+
+async def test_a_worker_that_a_hook_leaves_open_ends_with_the_run() -> None:
+    class Hoarding(Hook):
+        worker: Worker
+
+        async def on_epoch_end(self, state: TrainerState) -> None:
+            if state.epoch == 1:
+                self.worker = await self.run.open_worker("hoarded", dict)
+
+    hook = Hoarding()
+    await Trainer(small_config(epochs=3, backend="process"), hooks=[hook]).run()
+    assert hook.worker.statistics().state == "closed"
+    assert not worker_processes(), "though the hook still refers to it"
 
 
 async def test_an_error_in_the_watching_code_ends_the_run() -> None:

@@ -117,6 +117,33 @@ class RecordingLoss(Loss):
         self._record("on_epoch_end", state)
 
 
+class KeepingLoss(Loss):
+    """Learns nothing, keeps every state that it is given, and fails where one has changed since."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[tuple[TrainerState, float]] = []
+
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> torch.Tensor:
+        return evaluation.log_prob.sum()
+
+    def on_rollout_end(self, state: TrainerState) -> None:
+        self._kept.append((state, _checksum(state)))
+
+    def on_epoch_end(self, state: TrainerState) -> None:
+        self._kept.append((state, _checksum(state)))
+        sums = {checksum for _, checksum in self._kept}
+        assert len(sums) == len(self._kept), "each epoch has other content"
+        for kept, checksum in self._kept:
+            assert _checksum(kept) == checksum, f"the state of epoch {kept.epoch} has changed"
+
+
+def _checksum(state: TrainerState) -> float:
+    tensors = [] if state.policy is None else state.policy.tensors.values()
+    experience = 0.0 if state.experience is None else float(state.experience["observation"].sum(dtype=np.float64))
+    return experience + sum(float(tensor.sum(dtype=np.float64)) for tensor in tensors)
+
+
 class FailingLoss(Loss):
     """Fails in the second epoch, in the way it is told to."""
 

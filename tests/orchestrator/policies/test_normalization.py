@@ -195,6 +195,20 @@ def test_a_batch_of_another_number_of_segments_is_refused() -> None:
     normalizer.update_and_scale(torch.ones(2, 5), none[:2])
 
 
+def test_a_segment_that_begins_an_episode_does_not_go_on_from_the_one_before() -> None:
+    normalizers = [RewardNormalizer(discount=0.9) for _ in range(2)]
+    none = torch.zeros(2, 5, dtype=torch.bool)
+    begins = torch.tensor([True, False])
+    for normalizer in normalizers:
+        normalizer.update_and_scale(torch.ones(2, 5), none)
+    normalizers[0].update_and_scale(torch.ones(2, 5), none, begins=begins)
+    assert normalizers[1].carry is not None
+    normalizers[1].carry[0] = 0.0
+    normalizers[1].update_and_scale(torch.ones(2, 5), none)
+    for buffer, expected in zip(normalizers[0].buffers(), normalizers[1].buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected)
+
+
 def test_the_sum_under_way_is_not_part_of_the_policy() -> None:
     normalizer = RewardNormalizer(discount=0.9)
     normalizer.update_and_scale(torch.ones(3, 5), torch.zeros(3, 5, dtype=torch.bool))
