@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from orchestrator import PolicyConfig, Trainer
+from orchestrator import LearningConfig, PolicyConfig, Trainer
 from tests.orchestrator.training import small_config
 
 if TYPE_CHECKING:
@@ -51,6 +51,17 @@ async def test_staleness_changes_what_is_learned() -> None:
 async def test_recurrent_and_normalised_policies_are_deterministic_too(policy: PolicyConfig) -> None:
     reference = await final_weights(policy=policy, backend="inline")
     assert same(reference, await final_weights(policy=policy, backend="process"))
+
+
+async def test_batches_of_the_usual_size_are_deterministic_too() -> None:
+    """Where there are many rows, networks compute some things in other ways than where there are few."""
+    settings: dict[str, Any] = {
+        "environments": 64,
+        "horizon": 64,
+        "policy": PolicyConfig(),
+        "learning": LearningConfig(update_epochs=2, minibatches=2),
+    }
+    assert same(await final_weights(backend="inline", **settings), await final_weights(backend="process", **settings))
 
 
 async def test_several_collectors_are_deterministic() -> None:

@@ -138,8 +138,18 @@ def test_the_host_never_waits_for_a_minibatch(variant: str, monkeypatch: pytest.
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_cuda_learns_what_the_cpu_learns(variant: str) -> None:
     settings: dict[str, Any] = VARIANTS[variant]
-    found, expected = learned("cuda", **settings), learned("cpu", **settings)
-    for name, array in expected.items():
-        assert np.isfinite(found[name]).all(), name
-        if array.dtype == np.float32 and "prioritised" not in variant:
-            np.testing.assert_allclose(found[name], array, atol=0.02, err_msg=name)
+    # In one minibatch, since generators draw other orders on other devices.
+    learning = dataclasses.replace(settings.get("learning", LEARNING), update_epochs=4, minibatches=1)
+    found = learned("cuda", **settings | {"learning": learning})
+    assert all(np.isfinite(array).all() for array in found.values())
+    if learning.prioritization:  # draws with replacement, so others
+        return
+    expected = learned("cpu", **settings | {"learning": learning})
+    before = learned("cpu", **settings | {"learning": dataclasses.replace(learning, learning_rate=0.0)})
+    assert distance(found, expected) <= 0.05 * distance(before, expected)
+
+
+def distance(one: dict[str, np.ndarray[Any, Any]], other: dict[str, np.ndarray[Any, Any]]) -> float:
+    """Between the trained weights, of all tensors together."""
+    names = [name for name in one if name != "moments" and "normalizer" not in name]
+    return float(np.sqrt(sum(np.square(one[name] - other[name]).sum() for name in names)))

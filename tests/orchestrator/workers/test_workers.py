@@ -155,10 +155,11 @@ async def test_the_reply_to_a_cancelled_call_is_dropped(backend: Backend) -> Non
 async def test_replies_that_nobody_waits_for_do_not_harm_the_worker(backend: Backend) -> None:
     interrupt, started = Interrupt(), SharedBuffer.create(1)
     async with start_worker(backend, "sum", Accumulator) as worker:
-        for _ in range(2):  # whatever the buffer has room for: a large reply, and a second one behind it
+        for _ in range(2):  # a reply that just fits into the buffer made for it, and a second one behind it
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(worker.call, "wait_for", interrupt, started, 1 << 20)
                 await until_set(started)
+                await anyio.wait_all_tasks_blocked()
                 tasks.cancel_scope.cancel()
         interrupt.set()
         await anyio.sleep(0.5)
