@@ -23,21 +23,18 @@ from orchestrator.hooks.hook import Hook, StateUpdate
 from state.eval_rewards import EvalRewardSummary
 from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
+from tests.documentation import code_blocks, text_of
 from tests.orchestrator.hooks.driving import DEADLINE, AtEpochEnd, FakeRun, publish_epochs, quiet, running
 
 pytestmark = pytest.mark.anyio
-TEXT = (Path(__file__).parents[1] / "docs" / "hooks.md").read_text()
-
-
-def code_blocks() -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", TEXT, flags=re.MULTILINE | re.DOTALL)
+TEXT = text_of("hooks.md")
 
 
 @pytest.fixture(scope="module")
 def documented() -> dict[str, Any]:
     """Everything that the document defines."""
     names: dict[str, Any] = {"__name__": "documented"}
-    for block in code_blocks():
+    for block in code_blocks(TEXT):
         exec(compile(block, "docs/hooks.md", "exec"), names)
     return names
 

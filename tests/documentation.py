@@ -1,0 +1,14 @@
+"""The code that the documents show."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def text_of(name: str) -> str:
+    return (Path(__file__).parents[1] / "docs" / name).read_text()
+
+
+def code_blocks(text: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
