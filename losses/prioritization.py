@@ -19,15 +19,17 @@ def segment_probabilities(advantage: Tensor, valid: Tensor | None, exponent: flo
 
     Prioritised experience replay (Schaul et al. 2016, equation 1, alpha) with segments for transitions.
     `advantage` and `valid` are `[segments, horizon]`, the result `[segments]`; exponent 0 makes it uniform. A segment
-    whose advantages are not finite counts as one without any: it is for the loss that is computed from it to say so.
+    with an advantage that is not finite is drawn like the one with the largest, so that its loss shows it.
     """
     size = advantage.abs()
     if valid is None:
         size = size.mean(dim=1)
     else:
         size = torch.where(valid, size, 0.0).sum(dim=1) / valid.sum(dim=1).clamp_(min=1)
-    size.nan_to_num_(nan=0.0, posinf=0.0).add_(_PRIORITY_FLOOR)
-    priority = (size / size.max()).pow_(exponent)  # at most 1, so that the sum is finite
+    finite = size.isfinite()
+    largest = torch.where(finite, size, 0.0).max() + _PRIORITY_FLOOR
+    size = torch.where(finite, size + _PRIORITY_FLOOR, largest)
+    priority = size.div_(largest).pow_(exponent)  # at most 1, so that the sum is finite
     return priority / priority.sum()
 
 

@@ -343,7 +343,7 @@ class Learner:
         return {name.removeprefix("observation/"): fields[name] for name in fields if name.startswith("observation/")}
 
     def _loss_stats(self, epoch: int, batch: dict[str, Tensor], valid: Tensor) -> dict[str, float]:
-        """Where the host of the device waits for it, once per epoch."""
+        """At the end of the epoch, when the host of the device may wait for it."""
         stats = loss_statistics(
             self._optimization.read_log().numpy(),
             [loss.name for loss in self._losses.active(epoch)],

@@ -63,6 +63,7 @@ class Run:
         self._state = TrainerState(epoch=first_epoch)
         self.captures = Captures()
         self._workers: list[Worker] = []
+        self._workers_closed = False
         self._changed = Wakeup()
         self._ended = anyio.Event()
         self.error: BaseException | None = None
@@ -135,9 +136,15 @@ class Run:
         return start_worker(self.config.collection.backend, name, factory, *args)
 
     async def open_worker(self, name: str, factory: Callable[..., object], *args: object) -> Worker:
-        """As `start_worker`, for a worker that lives until the hook closes it, or as long as the run."""
+        """As `start_worker`, for a worker that lives until the hook closes it, or as long as the run.
+
+        Raises RuntimeError where the run has ended.
+        """
         worker = await open_worker(self.config.collection.backend, name, factory, *args)
-        self._workers = [*(one for one in self._workers if one.statistics().state != "closed"), worker]
+        self._workers = [*(one for one in self._workers if not one.ended), worker]
+        if self._workers_closed:
+            await self.close_workers()
+            raise RuntimeError(f"the worker {name!r} was opened after the end of its run, and is closed again")
         worker.observe = None if self.trace is None else self.trace.worker_call
         return worker
 
@@ -179,7 +186,8 @@ class Run:
 
     async def close_workers(self) -> None:
         """For the trainer: end the workers that hooks have opened and not closed."""
-        await close_workers(self._workers)
+        self._workers_closed = True
+        await close_workers(self._workers, grace=0.5)
 
     def end(self, error: BaseException | None) -> None:
         """For the trainer: the run is over."""

@@ -145,8 +145,10 @@ class Trainer:
             error = caught
             raise
         finally:
-            await run.close_workers()
-            run.end(error)
+            try:
+                await run.close_workers()
+            finally:
+                run.end(error)
 
     async def _train_with_hooks(self, run: Run, losses: Sequence[Loss], resume: ResumePoint | None) -> None:
         try:

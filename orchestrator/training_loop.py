@@ -142,7 +142,6 @@ class TrainingLoop:
         if resume.moments is not None:
             moments = self._capturing.claim_moments()
             await anyio.to_thread.run_sync(fill_moments, layout, moments.buffer.map_shared(), resume.moments)
-        learner = resume.learner
         collectors = [state for state in resume.collectors if state is not None]
         known = len(collectors) == self._config.collection.collectors == len(resume.collectors)
         exact = False
@@ -150,9 +149,7 @@ class TrainingLoop:
             exact = await crew.restore_collectors(collectors)
         else:
             await crew.begin_episodes_anew(resume.state.epoch)
-        if learner is not None and not exact:  # it belongs to episodes that are not gone on with
-            learner = replace(learner, reward_carry=None)
-        await crew.restore_learner(self._versions.slot(self._versions.newest), moments, learner)
+        await crew.restore_learner(self._versions.slot(self._versions.newest), moments, resume.learner)
         if moments is not None:
             self._capturing.release_moments(moments)
         for change in changes_on_resume(resume, self._config, episodes_go_on=exact):

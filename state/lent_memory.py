@@ -5,17 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from weakref import WeakSet
 
-from state.shared_memory import PAGE, BufferView, PrivateMapping
+import numpy as np
+
+from state.shared_memory import PAGE, BufferView, PrivateMapping, SharedBuffer
 
 if TYPE_CHECKING:
-    from state.shared_memory import SharedBuffer
+    from collections.abc import MutableSet
 
 
 class Lender:
     """Gives views that stay as they are also when their buffer is used again.
 
-    A lease would do so by holding up the buffer, but its ring is in another process. So what is still held when
-    the buffer is about to change, which is rare, becomes a copy then.
+    A lease would do so by holding up the buffer, but its ring is in another process. So whatever is still held when
+    the buffer is about to change is copied then.
     """
 
     def __init__(self) -> None:
@@ -34,31 +36,31 @@ class Lender:
             view.settle()
         for mapping in list(self._mappings):
             # A page of a private mapping is copied when it is first written to.
-            for begin in range(0, len(mapping), PAGE):
-                mapping[begin] = mapping[begin]
+            pages = np.frombuffer(mapping, dtype=np.uint8)[::PAGE]
+            pages += 0
         self._views.clear()
         self._mappings.clear()
 
 
 class _LentView(BufferView):
-    __slots__ = ("__weakref__", "_lent", "_own")
+    __slots__ = ("__weakref__", "_lent", "_mapping")
 
-    def __init__(self, buffer: SharedBuffer, lent: WeakSet[PrivateMapping]) -> None:
+    def __init__(self, buffer: SharedBuffer, lent: MutableSet[PrivateMapping]) -> None:
         super().__init__(buffer)
         self._lent = lent
-        self._own: PrivateMapping | None = None
-
-    def settle(self) -> None:
-        self._own = self.private()
+        self._mapping: PrivateMapping | None = None
 
     def readonly(self) -> memoryview:
-        return memoryview(self._own or self.private()).toreadonly()
+        if self._mapping is None:
+            self._mapping = self.private()
+        return memoryview(self._mapping).toreadonly()
 
     def private(self) -> PrivateMapping:
-        if self._own is None:
-            mapping = self.buffer.map_private()
-            self._lent.add(mapping)
-        else:
-            mapping = PrivateMapping(-1, len(self._own))
-            mapping[:] = self._own
+        mapping = self.buffer.map_private()
+        self._lent.add(mapping)  # for nothing once the view has a buffer of its own
         return mapping
+
+    def settle(self) -> None:
+        own = SharedBuffer.create(self.buffer.nbytes, "kept")
+        own.map_shared()[:] = self.buffer.map_private()[:]
+        self.buffer = own

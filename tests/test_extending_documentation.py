@@ -26,15 +26,22 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules.pop("own", None)
 
 
-@pytest.mark.parametrize("network", ["network", "memory"])
-def test_the_documented_environment_network_and_losses_train(own: None, network: str) -> None:
+@pytest.mark.parametrize(
+    ("network", "losses"),
+    [
+        ("own:network", "own:losses"),
+        ("own:memory", "own:losses"),
+        ("own:network", "ppo_actor ppo_critic own:imitation"),
+    ],
+)
+def test_the_documented_environment_network_and_losses_train(own: None, network: str, losses: str) -> None:
     config = TrainerConfig(
         environment="own:corridor",
         total_agent_steps=20 * 16 * 32,
         collection=CollectionConfig(environments=16, horizon=32, environment_options={"length": 3}),
         learning=LearningConfig(learning_rate=3e-3),
-        policy=PolicyConfig(network=f"own:{network}"),
-        losses=LossesConfig(names=("own:losses",)),
+        policy=PolicyConfig(network=network),
+        losses=LossesConfig(names=tuple(losses.split())),
     )
     trainer = Trainer(config)
     right: dict[int, float | None] = {}

@@ -131,7 +131,7 @@ class RunContext(Protocol):
         ...
 
     async def open_worker(self, name: str, factory: Any, *args: object) -> Worker:
-        """As `start_worker`, for a hook that closes the worker itself."""
+        """As `start_worker`, for a worker that lives until the hook closes it, or as long as the run."""
         ...
 
     def checkpoint_content(self, state: TrainerState) -> CheckpointContent:

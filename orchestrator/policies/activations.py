@@ -12,17 +12,18 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Numbers from which torch's own tanh, 2.6 ns each, costs more than three cheaper operations do (0.9 ns, with AVX-512),
-# and than these do together with a node of the graph that is written in Python.
+# Element counts from which torch's own tanh costs more than three cheaper operations, and than these together with a
+# node of the graph that is written in Python; see scripts/bench/networks.py.
 _MANY = 1 << 11
 _MANY_WITH_GRADIENT = 1 << 15
+_PRECISE = (torch.float32, torch.float64)
 _MINUS_ONE = torch.tensor(-1.0, device="cpu")
 
 
 def tanh(x: Tensor) -> Tensor:
     """The hyperbolic tangent, off by at most 2e-7 (not relative to it); as often differentiable as torch's own, though
-    not by `torch.func` where `x` is large."""
-    if not x.is_cpu or x.numel() < _MANY:
+    not by `torch.func` where `x` has many elements."""
+    if not x.is_cpu or x.numel() < _MANY or x.dtype not in _PRECISE:
         return torch.tanh_(x)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return _tanh(x)

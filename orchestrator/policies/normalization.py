@@ -129,9 +129,9 @@ class RewardNormalizer(nn.Module):
     ) -> Tensor:
         """Add a batch of rewards `[segments, horizon]` to the statistics and return it scaled by them.
 
-        The segments go on from those of the last call, so their number must stay the same (else ValueError), except
-        where `begins` `[segments]` (None: nowhere) says that the first step is an episode's: a collector that was
-        started again has left the episodes before unfinished.
+        The segments go on from those of the last call, so their number must stay the same (else ValueError). Where
+        `begins` `[segments]` (None: nowhere) says that a segment's first step is an episode's, it does not go on: a
+        collector that was started again has left the episodes before unfinished.
         `episode_end` is True where the episode terminated or was truncated. Steps where `valid` is False
         (None: nowhere) do not count, and their result is 0.
         """

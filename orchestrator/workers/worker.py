@@ -62,6 +62,9 @@ class Worker:
         self._calls = 0
         self._busy_seconds = 0.0
         self._unanswered = 0
+        self._closing = anyio.Lock(fast_acquire=True)
+        self.ended = False
+        """Whether it has been closed, and is gone."""
         self.observe: Callable[[str, str, float, float], None] | None = None
         """Told of every call: name of the worker, method, begin and end (`time.monotonic()`)."""
 
@@ -112,24 +115,27 @@ class Worker:
 
     async def aclose(self, grace: float = CLOSE_GRACE) -> None:
         """Hang up, wait up to `grace` seconds for the worker to end, then end it by force. Idempotent."""
-        if self._state == "closed":
-            return
-        self._state = "closed"
         with anyio.CancelScope(shield=True):
-            self._channel.hang_up()
-            if not await self._body.wait(grace):
-                await self._body.kill()
+            async with self._closing:
+                if self.ended:
+                    return
+                if self._state != "closed":
+                    self._state = "closed"
+                    self._channel.hang_up()
+                if not await self._body.wait(grace):
+                    await self._body.kill()
+                self.ended = True
 
     def statistics(self) -> WorkerStatistics:
         return WorkerStatistics(self.name, self._state, self._calls, self._busy_seconds)
 
 
-async def close_workers(workers: Iterable[Worker]) -> None:
-    """End workers side by side: by request first, after some seconds by force."""
+async def close_workers(workers: Iterable[Worker], grace: float = CLOSE_GRACE) -> None:
+    """End workers side by side: by request first, after `grace` seconds by force."""
     with anyio.CancelScope(shield=True):
         async with anyio.create_task_group() as tasks:
             for worker in workers:
-                tasks.start_soon(worker.aclose)
+                tasks.start_soon(worker.aclose, grace)
 
 
 @asynccontextmanager

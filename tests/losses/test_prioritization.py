@@ -19,13 +19,13 @@ def test_probabilities_follow_the_mean_absolute_advantage() -> None:
     assert probabilities.gt(0.0).all()
 
 
-def test_segments_that_are_not_finite_count_as_without_advantage() -> None:
-    advantage = torch.tensor([[1.0, float("nan")], [float("inf"), 1.0], [3e38, 3e38], [0.0, 0.0]])
+def test_segments_that_are_not_finite_are_drawn_like_the_one_with_the_largest_advantage() -> None:
+    advantage = torch.tensor([[1.0, float("nan")], [float("inf"), 1.0], [3e38, 3e38], [1e38, 1e38], [0.0, 0.0]])
 
-    probabilities = segment_probabilities(advantage, None, 1.0)
+    probabilities = segment_probabilities(advantage, None, 2.0)
 
-    assert probabilities.isfinite().all()
-    assert probabilities.sum().item() == pytest.approx(1.0)
+    torch.testing.assert_close(probabilities, torch.tensor([0.25, 0.25, 0.25, 0.25, 0.0]))
+    assert segment_probabilities(torch.full((2, 3), float("nan")), None, 1.0).tolist() == [0.5, 0.5]
 
 
 def test_exponent_zero_draws_all_alike() -> None:

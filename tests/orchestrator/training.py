@@ -118,7 +118,7 @@ class RecordingLoss(Loss):
 
 
 class KeepingLoss(Loss):
-    """Learns nothing, keeps every state that it is given, and fails where one has changed since."""
+    """Keeps every state that it is given, and fails where one has changed since; changes the policy in every epoch."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -46,6 +46,15 @@ def test_a_tensor_of_a_settled_view_is_the_callers_own() -> None:
     assert (kept.tensor("reward") == 1.0).all()
 
 
+def test_the_buffer_of_a_settled_view_holds_what_was_lent() -> None:
+    """It is what is passed on to a worker."""
+    buffer, reward, lender = lent()
+    kept = lender.view(buffer)
+    lender.settle()
+    reward[...] = 2.0
+    assert (SPEC.arrays(kept.buffer.map_shared())["reward"] == 1.0).all()
+
+
 def test_what_a_caller_has_written_to_its_tensor_stays() -> None:
     buffer, reward, lender = lent()
     tensor = experience(lender, buffer).tensor("reward")

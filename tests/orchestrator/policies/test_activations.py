@@ -22,9 +22,15 @@ def numbers(rows: int) -> Tensor:
 def test_tanh_is_within_2e_7(rows: int) -> None:
     x = numbers(rows)
     expected = torch.tanh(x.double())
-    with torch.no_grad():
+    with torch.inference_mode():
         assert (tanh(x.clone()) - expected).abs().max() <= 2e-7
     assert (tanh(x.requires_grad_().clone()) - expected).abs().max() <= 2e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tanh_of_short_floats_is_torchs_own(dtype: torch.dtype) -> None:
+    x = numbers(2048).to(dtype)
+    assert torch.equal(tanh(x.clone()), torch.tanh(x))
 
 
 @ROWS
