@@ -12,8 +12,10 @@ from torch.nn import functional as F
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Element counts from which torch's own tanh costs more than three cheaper operations, and than these together with a
-# node of the graph that is written in Python; see scripts/bench/networks.py.
+# With AVX2 and AVX-512, torch's sigmoid is several times faster than its tanh; without, it is slower.
+_FAST_SIGMOID = torch.backends.cpu.get_cpu_capability().startswith("AVX")
+# Element counts from which torch's own tanh then costs more than three cheaper operations, and than these together with
+# a node of the graph that is written in Python; see scripts/bench/networks.py.
 _MANY = 1 << 11
 _MANY_WITH_GRADIENT = 1 << 15
 _PRECISE = (torch.float32, torch.float64)
@@ -23,7 +25,7 @@ _MINUS_ONE = torch.tensor(-1.0, device="cpu")
 def tanh(x: Tensor) -> Tensor:
     """The hyperbolic tangent, off by at most 2e-7 (not relative to it); as often differentiable as torch's own, though
     not by `torch.func` where `x` has many elements."""
-    if not x.is_cpu or x.numel() < _MANY or x.dtype not in _PRECISE:
+    if not (_FAST_SIGMOID and x.is_cpu) or x.numel() < _MANY or x.dtype not in _PRECISE:
         return torch.tanh_(x)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return _tanh(x)
