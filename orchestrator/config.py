@@ -225,7 +225,7 @@ class TrainerConfig:
     staleness: int = 1
     """Versions that the collecting policy is behind the learned one (0: collect and learn in turns)."""
     device: str = "auto"
-    """Where the learner computes: auto, cpu, cuda, cuda:<index> or mps."""
+    """Where the learner computes: cpu, cuda, cuda:<index>, mps, or auto: cuda where there is one, else cpu."""
     collection: CollectionConfig = field(default_factory=CollectionConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)
