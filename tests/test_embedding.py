@@ -52,7 +52,7 @@ async def epochs(client: httpx.AsyncClient, count: int) -> list[int]:
 
 @pytest.mark.asyncio
 async def test_a_service_starts_watches_pauses_resumes_and_stops_a_run(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/ping")).json() == {"epoch": None}
+    assert (await client.get("/run")).json()["status"] == "none"
     refused = await start(client, environment="CartPol-v1")
     assert refused.status_code == 422
     assert "CartPole-v1" in refused.text
@@ -60,9 +60,9 @@ async def test_a_service_starts_watches_pauses_resumes_and_stops_a_run(client: h
     seen = await epochs(client, 3)
     assert seen == sorted(set(seen))
 
-    await client.post("/run/pause")
+    assert (await client.post("/run/pause")).json()["status"] == "paused"
     before = -1
-    while (now := (await client.get("/ping")).json()["epoch"]) != before:
+    while (now := (await client.get("/run")).json()["epoch"]) != before:
         before = now
         await asyncio.sleep(0.1)
     await client.post("/run/resume")
@@ -70,7 +70,7 @@ async def test_a_service_starts_watches_pauses_resumes_and_stops_a_run(client: h
 
     await client.post("/run/stop")
     rest = await epochs(client, 10**9)
-    assert rest[-1] == (await client.get("/ping")).json()["epoch"]
+    assert rest[-1] == (await client.get("/run")).json()["epoch"]
 
 
 @pytest.mark.asyncio
@@ -78,3 +78,51 @@ async def test_a_service_that_shuts_down_takes_its_run_with_it(client: httpx.Asy
     await start(client)
     await epochs(client, 1)
     assert worker_processes()
+
+
+@pytest.mark.asyncio
+async def test_of_two_requests_at_once_a_service_starts_one_run(client: httpx.AsyncClient) -> None:
+    answers = await asyncio.gather(*(start(client) for _ in range(3)))
+    assert sorted(answer.status_code for answer in answers) == [201, 409, 409]
+    await epochs(client, 1)
+    assert len(worker_processes()) == 2, "one collector and one learner"
+
+
+@pytest.mark.asyncio
+async def test_a_run_that_fails_is_not_the_end_of_the_service(client: httpx.AsyncClient) -> None:
+    fails = {"environments": 4, "horizon": 32, "environment_options": {"how": "raise"}}
+    failing = {"environment": "tests.orchestrator.training:failing_environment", "collection": fails}
+    assert (await start(client, **failing)).status_code == 201
+    await epochs(client, 10**9)
+    failed = (await client.get("/run")).json()
+    assert failed["status"] == "failed"
+    assert "the simulator is gone" in failed["error"]
+    assert (await start(client)).status_code == 201
+    assert (await client.get("/run")).json()["status"] == "running"
+    assert (await client.get("/run")).json()["error"] is None
+
+
+@pytest.mark.asyncio
+async def test_a_run_that_cannot_start_leaves_the_service_free(client: httpx.AsyncClient) -> None:
+    assert (await start(client, environment="CartPol-v1")).status_code == 422
+    assert (await start(client)).status_code == 201
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/run/events", "", 404),
+        ("POST", "/run/stop", "", 404),
+        ("POST", "/run/dance", "", 404),
+        ("POST", "/run", "{", 400),
+        ("POST", "/run", "[]", 422),
+        ("POST", "/run", '{"total_agent_steps": "many"}', 422),
+    ],
+)
+async def test_a_request_that_cannot_be_met_is_refused_with_a_reason(
+    client: httpx.AsyncClient, method: str, path: str, body: str, status: int
+) -> None:
+    answer = await client.request(method, path, content=body)
+    assert answer.status_code == status
+    assert answer.json()["problems"][0]

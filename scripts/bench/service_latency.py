@@ -41,7 +41,7 @@ def main() -> None:
         report("idle", latencies(base, arguments.seconds))
         body = {"total_agent_steps": 10**9, "collection": {"environments": arguments.environments}}
         request(f"{base}/run", body)
-        while not (request(f"{base}/ping")["epoch"] or 0) > 3:
+        while not (request(f"{base}/run").get("epoch", 0)) > 3:
             time.sleep(0.05)
         report("training", latencies(base, arguments.seconds))
     finally:
@@ -58,7 +58,7 @@ def request(url: str, body: Any = None) -> Any:
 def wait_for(base: str) -> None:
     for _ in range(600):
         try:
-            request(f"{base}/ping")
+            request(f"{base}/run")
         except OSError:
             time.sleep(0.05)
         else:
@@ -71,7 +71,7 @@ def latencies(base: str, seconds: float) -> list[float]:
     found: list[float] = []
     end = time.perf_counter() + seconds
     while (begin := time.perf_counter()) < end:
-        request(f"{base}/ping")
+        request(f"{base}/run")
         found.append((time.perf_counter() - begin) * 1e3)
         time.sleep(max(0.0, 0.01 - (time.perf_counter() - begin)))
     return found

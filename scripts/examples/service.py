@@ -1,15 +1,17 @@
-"""A web service that trains: start, watch by server-sent events, pause, resume, stop.
+"""A web service that trains, one run at a time: start it, watch it by server-sent events, pause, resume, stop it.
 
 uvicorn --factory scripts.examples.service:make
 curl -X POST localhost:8000/run -d '{"environment": "CartPole-v1", "collection": {"environments": 32}}'
+curl localhost:8000/run
 curl localhost:8000/run/events
+curl -X POST localhost:8000/run/stop
 """
 
 from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
@@ -30,10 +32,14 @@ if TYPE_CHECKING:
 
 
 class Service:
-    """At most one run at a time."""
+    """At most one run at a time; the last one can be asked for until the next one starts."""
 
     def __init__(self) -> None:
         self.run: Run | None = None
+        self.error: str | None = None
+        """What the last run failed with."""
+        self.busy = False
+        """From the request for a run to its end: other requests come while one starts."""
         self.tasks: anyio.abc.TaskGroup
 
     @asynccontextmanager
@@ -44,31 +50,72 @@ class Service:
 
     async def start(self, request: Request) -> Response:
         try:
-            self.run = await self.tasks.start(self._train, Trainer(from_table(await request.json())))
+            settings = json.loads(await request.body())
+        except ValueError as error:
+            return _refusal(400, f"the body is no JSON: {error}")
+        if not isinstance(settings, dict):
+            return _refusal(422, f"the body is {settings!r}, expected an object of settings")
+        if self.busy:
+            return _refusal(409, "a run is in progress: stop it first, by POST /run/stop")
+        self.busy = True
+        try:
+            self.run = await self.tasks.start(self._train, settings)
         except ConfigurationError as error:
-            return JSONResponse({"problems": [problem.cure for problem in error.problems]}, status_code=422)
-        return JSONResponse({"run": self.run.run_id}, status_code=201)
+            return _refusal(422, *(str(problem) for problem in error.problems))
+        except Exception as error:
+            return _refusal(500, f"the run could not be started: {error}")
+        return JSONResponse(self.state(), status_code=201)
 
-    async def _train(self, trainer: Trainer, *, task_status: anyio.abc.TaskStatus[Run]) -> None:
-        async with trainer.start() as run:
-            task_status.started(run)
-            await run.result()
+    async def _train(self, settings: dict[str, Any], *, task_status: anyio.abc.TaskStatus[Run]) -> None:
+        started = False
+        try:
+            async with Trainer(from_table(settings)).start() as run:
+                self.error, started = None, True
+                task_status.started(run)
+                await run.result()
+        except Exception as error:
+            if not started:
+                raise
+            self.error = f"{type(error).__name__}: {error}"  # a run that fails is not the end of the service
+        finally:
+            self.busy = False
 
-    async def events(self, request: Request) -> Response:
-        return StreamingResponse(self._events(), media_type="text/event-stream")
+    def state(self) -> dict[str, object]:
+        """The run as a client sees it."""
+        if self.run is None:
+            return {"run": None, "status": "none"}
+        control = self.run.control
+        if self.busy:
+            status = "stopping" if control.stopping else "paused" if control.paused else "running"
+        else:
+            status = "ended" if self.error is None else "failed"
+        epoch, steps = self.run.state.epoch, self.run.state.agent_step
+        return {"run": self.run.run_id, "status": status, "epoch": epoch, "agent_step": steps, "error": self.error}
 
-    async def _events(self) -> AsyncIterator[str]:
-        assert self.run is not None
-        async for state in self.run.states():
+    async def show(self, _: Request) -> Response:
+        return JSONResponse(self.state())
+
+    async def events(self, _: Request) -> Response:
+        if self.run is None:
+            return _refusal(404, "no run has been started")
+        return StreamingResponse(self._events(self.run), media_type="text/event-stream")
+
+    async def _events(self, run: Run) -> AsyncIterator[str]:
+        async for state in run.states():
             yield f"data: {json.dumps({'epoch': state.epoch, 'agent_step': state.agent_step})}\n\n"
 
     async def control(self, request: Request) -> Response:
-        assert self.run is not None
-        {"pause": self.run.pause, "resume": self.run.resume, "stop": self.run.stop}[request.path_params["what"]]()
-        return JSONResponse({"epoch": self.run.state.epoch})
+        what = request.path_params["what"]
+        if what not in ("pause", "resume", "stop"):
+            return _refusal(404, f"there is no {what!r}: pause, resume or stop")
+        if self.run is None:
+            return _refusal(404, "no run has been started")
+        {"pause": self.run.pause, "resume": self.run.resume, "stop": self.run.stop}[what]()
+        return JSONResponse(self.state())
 
-    async def ping(self, request: Request) -> Response:
-        return JSONResponse({"epoch": self.run.state.epoch if self.run else None})
+
+def _refusal(status: int, *problems: str) -> Response:
+    return JSONResponse({"problems": problems}, status_code=status)
 
 
 def make() -> Starlette:
@@ -76,8 +123,8 @@ def make() -> Starlette:
     service = Service()
     routes = [
         Route("/run", service.start, methods=["POST"]),
+        Route("/run", service.show),
         Route("/run/events", service.events),
         Route("/run/{what:str}", service.control, methods=["POST"]),
-        Route("/ping", service.ping),
     ]
     return Starlette(routes=routes, lifespan=service.lifespan)
