@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.config import (
+    from orchestrator.config.error import ConfigurationError
+    from orchestrator.config.settings import (
         CheckpointsConfig,
         CollectionConfig,
         EvaluationConfig,
@@ -20,17 +21,16 @@ if TYPE_CHECKING:
         PolicyConfig,
         TrainerConfig,
     )
-    from orchestrator.config_error import ConfigurationError
     from orchestrator.hooks.engine import HookConfigurationError
-    from orchestrator.hooks.heartbeat import Heartbeat
     from orchestrator.hooks.hook import Every, Hook, HookResult, RunContext, StateUpdate
-    from orchestrator.hooks.metrics import MetricsHook
-    from orchestrator.hooks.progress import ProgressHook
+    from orchestrator.hooks.included.heartbeat import Heartbeat
+    from orchestrator.hooks.included.metrics import MetricsHook
+    from orchestrator.hooks.included.progress import ProgressHook
+    from orchestrator.hooks.included.stop_request import StopFile, StopRequest
     from orchestrator.hooks.run_in_worker import run_in_worker
     from orchestrator.hooks.runner import HookFailed, HookOverflow
     from orchestrator.hooks.statistics import HookStatistics
-    from orchestrator.hooks.stop_request import StopFile, StopRequest
-    from orchestrator.optimization import NonFiniteLossError
+    from orchestrator.learning.optimization import NonFiniteLossError
     from orchestrator.run import Run
     from orchestrator.trainer import Trainer
     from orchestrator.workers.worker import WorkerCrashed
@@ -68,23 +68,23 @@ __all__ = [
 ]
 
 _MODULES = {
-    "ConfigurationError": "config_error",
+    "ConfigurationError": "config.error",
     "Every": "hooks.hook",
-    "Heartbeat": "hooks.heartbeat",
+    "Heartbeat": "hooks.included.heartbeat",
     "Hook": "hooks.hook",
     "HookConfigurationError": "hooks.engine",
     "HookFailed": "hooks.runner",
     "HookOverflow": "hooks.runner",
     "HookResult": "hooks.hook",
     "HookStatistics": "hooks.statistics",
-    "MetricsHook": "hooks.metrics",
-    "NonFiniteLossError": "optimization",
-    "ProgressHook": "hooks.progress",
+    "MetricsHook": "hooks.included.metrics",
+    "NonFiniteLossError": "learning.optimization",
+    "ProgressHook": "hooks.included.progress",
     "Run": "run",
     "RunContext": "hooks.hook",
     "StateUpdate": "hooks.hook",
-    "StopFile": "hooks.stop_request",
-    "StopRequest": "hooks.stop_request",
+    "StopFile": "hooks.included.stop_request",
+    "StopRequest": "hooks.included.stop_request",
     "Trainer": "trainer",
     "WorkerCrashed": "workers.worker",
     "run_in_worker": "hooks.run_in_worker",
@@ -94,7 +94,7 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'config')}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'config.settings')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -17,10 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if here not in sys.path:  # code of one's own is named as package.module:function; it comes after installed code
         sys.path.append(here)
     if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
-        from orchestrator.fork_server import warm_up
+        from orchestrator.workers.fork_server import warm_up
 
         warm_up()
-    from orchestrator.cli import run
+    from orchestrator.command.cli import run
 
     return run(arguments)
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from orchestrator.control import RunControl
 from orchestrator.hooks.engine import HookEngine
-from orchestrator.hooks.trace import TraceHook
-from orchestrator.training_capture import Captures, checkpoint_content
-from orchestrator.wakeup import Wakeup
+from orchestrator.hooks.included.trace import TraceHook
+from orchestrator.hooks.wakeup import Wakeup
+from orchestrator.loop.control import RunControl
+from orchestrator.snapshots.training_capture import Captures, checkpoint_content
 from orchestrator.workers import Interrupt, start_worker
 from orchestrator.workers.worker import close_workers, open_worker
 from state.trainer_state import TrainerState
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from orchestrator.config import TrainerConfig
+    from orchestrator.config.settings import TrainerConfig
     from orchestrator.hooks.engine import EngineStatistics
     from orchestrator.hooks.hook import Hook
     from orchestrator.hooks.statistics import HookStatistics
-    from orchestrator.training_capture import CheckpointContent
+    from orchestrator.snapshots.training_capture import CheckpointContent
     from orchestrator.workers import Worker
 
 

@@ -12,19 +12,19 @@ import anyio.to_thread
 
 from losses import LossSet
 from orchestrator.checkpoints import CheckpointFolder
-from orchestrator.config import TrainerConfig
-from orchestrator.config_check import check_config, check_losses, check_minibatches
-from orchestrator.config_file import replace_config, write_config
-from orchestrator.crew import crew
-from orchestrator.default_hooks import default_hooks
-from orchestrator.default_losses import default_losses
+from orchestrator.checks.configuration import check_config, check_losses, check_minibatches
+from orchestrator.config.file import replace_config, write_config
+from orchestrator.config.settings import TrainerConfig
 from orchestrator.hooks.engine import check_hooks
 from orchestrator.hooks.function_hook import function_hook
+from orchestrator.hooks.included.defaults import default_hooks
 from orchestrator.hooks.runner import HookFailed
-from orchestrator.resume import ResumeSource, check_resume, find_resume_source
+from orchestrator.learning.default_losses import default_losses
+from orchestrator.loop.crew import crew
+from orchestrator.loop.training_loop import TrainingLoop
 from orchestrator.run import Run, RunStatistics, States
-from orchestrator.training_capture import read_checkpoint
-from orchestrator.training_loop import TrainingLoop
+from orchestrator.snapshots.resume import ResumeSource, check_resume, find_resume_source
+from orchestrator.snapshots.training_capture import read_checkpoint
 from state.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from losses import Loss
     from orchestrator.hooks.hook import Hook
-    from orchestrator.training_capture import ResumePoint
+    from orchestrator.snapshots.training_capture import ResumePoint
     from state.trainer_state import TrainerState
 
 _log = logging.getLogger("orchestrator")

@@ -144,9 +144,9 @@ def test_a_second_signal_ends_a_run_whose_hooks_do_not_finish(tmp_path: Path) ->
     script.write_text(
         "import anyio, sys\n"
         "from pathlib import Path\n"
-        "import orchestrator.run_script as script\n"
+        "import orchestrator.command.run_script as script\n"
         "from orchestrator import Hook\n"
-        "from orchestrator.config import TrainerConfig\n"
+        "from orchestrator.config.settings import TrainerConfig\n"
         "class Slow(Hook):\n"
         "    async def on_training_end(self, state):\n"
         "        print('ending', flush=True)\n"

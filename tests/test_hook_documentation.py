@@ -17,7 +17,7 @@ import anyio
 import pytest
 
 from orchestrator import CheckpointsConfig, EvaluationConfig, Trainer
-from orchestrator.config import CollectionConfig, TrainerConfig
+from orchestrator.config.settings import CollectionConfig, TrainerConfig
 from orchestrator.hooks.function_hook import function_hook
 from orchestrator.hooks.hook import Hook, StateUpdate
 from state.eval_rewards import EvalRewardSummary

@@ -11,8 +11,8 @@ import anyio
 import pytest
 
 from orchestrator import StateUpdate, Trainer
-from orchestrator.config_check import check_config
-from orchestrator.config_file import read_config
+from orchestrator.checks.configuration import check_config
+from orchestrator.config.file import read_config
 
 if TYPE_CHECKING:
     from state.trainer_state import TrainerState

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.checkpoints.checkpoint import Checkpoint
-    from orchestrator.config import CheckpointsConfig
+    from orchestrator.config.settings import CheckpointsConfig
 
 
 class Retention(Protocol):

@@ -21,7 +21,7 @@ from orchestrator.hooks.hook import hook_name
 from orchestrator.hooks.mailbox import ACCEPTED, Occurrence
 from orchestrator.hooks.runner import HookOverflow, HookRunner
 from orchestrator.hooks.updates import Updates, changes_of, with_changes
-from orchestrator.wakeup import Wakeup
+from orchestrator.hooks.wakeup import Wakeup
 from state.frozen_mapping import FrozenMapping
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.hooks.statistics import HookStatistics
-    from orchestrator.training_capture import CheckpointContent
+    from orchestrator.snapshots.training_capture import CheckpointContent
     from orchestrator.workers import Worker
     from state.trainer_state import TrainerState
 

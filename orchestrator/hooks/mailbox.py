@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.hooks.hook import EPOCH_EVENTS, Every, Outcome
-from orchestrator.wakeup import Wakeup
+from orchestrator.hooks.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping

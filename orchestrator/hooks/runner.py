@@ -14,7 +14,7 @@ from orchestrator.hooks.function_thread import FunctionThread
 from orchestrator.hooks.hook import DeliveryInfo, Outcome, StateUpdate, current_delivery, overridden_events
 from orchestrator.hooks.mailbox import ACCEPTED, Mailbox, Occurrence, Pace
 from orchestrator.hooks.statistics import HookStatistics, Meter
-from orchestrator.wakeup import Wakeup
+from orchestrator.hooks.wakeup import Wakeup
 from state.frozen_mapping import FrozenMapping
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces as gymnasium_spaces
 from torch import Tensor, nn
 
-from orchestrator.own_code import OwnCodeError, import_function, place_of
+from orchestrator.config.own_code import OwnCodeError, import_function, place_of
 from orchestrator.policies.cnn import CNN, has_images
 from orchestrator.policies.lstm import LSTM
 from orchestrator.policies.mlp import MLP
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import gymnasium
 
-    from orchestrator.config import PolicyConfig
+    from orchestrator.config.settings import PolicyConfig
 
 _NAMES = ("auto", "mlp", "cnn", "lstm")
 _BATCH, _TIME = 2, 3

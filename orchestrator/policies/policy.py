@@ -17,7 +17,7 @@ from orchestrator.policies.normalization import ObservationNormalizer, RewardNor
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from orchestrator.config import PolicyConfig
+    from orchestrator.config.settings import PolicyConfig
 
 # Initial weights come from torch's global generator: two threads must not seed and draw from it at the same time.
 _global_generator = threading.Lock()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
-from orchestrator.fork_server import context, warm_up
 from orchestrator.workers.channel import Channel
+from orchestrator.workers.fork_server import context, warm_up
 from orchestrator.workers.host_channel import HostChannel
 from orchestrator.workers.worker import Worker
 

@@ -25,8 +25,8 @@ def measure(environments: int, repeats: int) -> dict[str, list[float]]:
     import anyio
 
     from orchestrator import CollectionConfig, TrainerConfig, learner
-    from orchestrator.crew import EXPERIENCE, POLICY, crew
-    from orchestrator.default_losses import default_losses
+    from orchestrator.learning.default_losses import default_losses
+    from orchestrator.loop.crew import EXPERIENCE, POLICY, crew
     from orchestrator.workers import Interrupt
     from state import TrainerState
     from state.shared_memory import SlotRing

@@ -155,8 +155,8 @@ def capture_cost() -> float:
     from torch import nn
 
     from losses import LossSet, ppo_losses
-    from orchestrator.learner_state import LearnerMemory
-    from orchestrator.optimization import Optimization
+    from orchestrator.learning.learner_state import LearnerMemory
+    from orchestrator.learning.optimization import Optimization
     from state.parameter_arena import ParameterArena
     from state.shared_memory import SharedBuffer
 

@@ -27,8 +27,8 @@ ENVIRONMENTS = 64
 def measure(evaluated: bool, epochs: int) -> dict[str, float]:
     """Median seconds per epoch, and the share of the time in which the evaluation hook was at work."""
     from orchestrator import CollectionConfig, LearningConfig, TrainerConfig
-    from orchestrator.evaluation import evaluation_plans
-    from orchestrator.hooks.evaluation import EvaluationHook
+    from orchestrator.evaluation.evaluation import evaluation_plans
+    from orchestrator.hooks.included.evaluation import EvaluationHook
 
     config = TrainerConfig(
         total_agent_steps=10**9,

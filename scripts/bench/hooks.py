@@ -109,8 +109,8 @@ def learner_alone() -> dict[str, float]:
     the burning function in a thread of its host, in turn."""
     import anyio
 
-    from orchestrator.crew import EXPERIENCE, POLICY, crew
-    from orchestrator.default_losses import default_losses
+    from orchestrator.learning.default_losses import default_losses
+    from orchestrator.loop.crew import EXPERIENCE, POLICY, crew
     from orchestrator.workers import Interrupt
     from state import TrainerState
     from state.shared_memory import SlotRing

@@ -45,7 +45,7 @@ def work(environments: int, folder: str = "") -> dict[str, float]:
     from rich.console import Console
 
     from orchestrator import Trainer
-    from orchestrator.hooks.progress import ProgressHook
+    from orchestrator.hooks.included.progress import ProgressHook
 
     config = configured(environments, Path(folder) if folder else None)
     hooks: list[Hook] = [ProgressHook(10**9, "plain", Console(file=io.StringIO()))] if folder else []

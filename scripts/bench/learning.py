@@ -51,7 +51,7 @@ def train(task: Task, seed: int, staleness: int | None, to_threshold: bool) -> d
     import anyio
 
     from orchestrator import Trainer, TrainerConfig
-    from orchestrator.config_file import read_config
+    from orchestrator.config.file import read_config
 
     config = TrainerConfig() if task.settings is None else read_config(SETTINGS / f"{task.settings}.toml")
     config = replace(config, seed=seed, run_dir=None)

@@ -79,7 +79,7 @@ def compare(environments: int, epochs: int) -> dict[str, dict[str, float]]:
     from rich.console import Console
 
     from orchestrator import MetricsHook, ProgressHook, Trainer
-    from orchestrator.sinks import Prometheus
+    from orchestrator.metrics import Prometheus
 
     seconds: dict[str, list[float]] = {"without": [], "with": []}
     host: dict[str, list[float]] = {"without": [], "with": []}

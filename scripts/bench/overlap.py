@@ -46,8 +46,8 @@ def alone(environments: int) -> dict[str, float]:
     """Median seconds of collecting one epoch while the learner is idle, and of learning while the collector is."""
     import anyio
 
-    from orchestrator.crew import EXPERIENCE, POLICY, crew
-    from orchestrator.default_losses import default_losses
+    from orchestrator.learning.default_losses import default_losses
+    from orchestrator.loop.crew import EXPERIENCE, POLICY, crew
     from orchestrator.workers import Interrupt
     from state import TrainerState
     from state.shared_memory import SlotRing

@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
 from orchestrator import ConfigurationError, Trainer
-from orchestrator.config_file import from_table
+from orchestrator.config.file import from_table
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator

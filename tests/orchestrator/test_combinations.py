@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator import LearningConfig, LossesConfig, PolicyConfig, Trainer
-from orchestrator.default_losses import default_losses
+from orchestrator.learning.default_losses import default_losses
 from tests.orchestrator.training import small_config
 
 LEARNING = LearningConfig(update_epochs=2, minibatches=2)

@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from orchestrator import CheckpointsConfig, EvaluationConfig, MetricsConfig, Trainer
-from orchestrator.resume import find_resume_source
+from orchestrator.snapshots.resume import find_resume_source
 from tests.orchestrator.training import small_config
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ import psutil
 import pytest
 
 from orchestrator import Hook, HookFailed, NonFiniteLossError, Trainer, WorkerCrashed
-from orchestrator.config_error import ConfigurationError
-from orchestrator.crew import EXPERIENCE, POLICY, crew
+from orchestrator.config.error import ConfigurationError
 from orchestrator.environments import EnvironmentFailed
+from orchestrator.loop.crew import EXPERIENCE, POLICY, crew
 from orchestrator.workers import Interrupt
 from state.shared_memory import SlotRing
 from tests.orchestrator.training import FailingLoss, losses_with, small_config, worker_processes

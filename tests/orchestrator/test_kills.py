@@ -16,8 +16,8 @@ import pytest
 
 from orchestrator import CheckpointsConfig, Hook, Trainer
 from orchestrator.checkpoints import CheckpointError
-from orchestrator.fork_server import context
-from orchestrator.resume import find_resume_source
+from orchestrator.snapshots.resume import find_resume_source
+from orchestrator.workers.fork_server import context
 from tests.orchestrator.training import small_config
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from orchestrator.checkpoints import (
     retention_of,
 )
 from orchestrator.checkpoints.filesystem import FileSystem
-from orchestrator.config import CheckpointsConfig
+from orchestrator.config.settings import CheckpointsConfig
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from orchestrator.config import PolicyConfig
+from orchestrator.config.settings import PolicyConfig
 from orchestrator.policies import Observation, Policy, Spaces, build_policy
 
 SPACES = Spaces(spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(4))

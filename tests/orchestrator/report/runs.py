@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.trace import Trace
+from orchestrator.tracing.trace import Trace
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,1 @@
+"""A configuration against the world: all problems at once, before anything starts."""

@@ -1,0 +1,114 @@
+"""Checks what a configuration says about evaluation: names, and environments that the policy can act in."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from orchestrator.checks.imports import environment_problems
+from orchestrator.config.error import Problem
+from orchestrator.workers.fork_server import context, warm_up
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from orchestrator.config.settings import TrainerConfig
+
+_TASKS = "evaluation.tasks"
+
+
+def evaluation_problems(config: TrainerConfig) -> Iterator[Problem]:
+    """What keeps the evaluation from working; for values that are right in themselves.
+
+    Makes the environments of tasks, and that of the training, for a moment: where workers are processes also in
+    one of their own, since what simulators load is no business of this one.
+    """
+    yield from _video_problems(config)
+    problems = list(_name_problems(config))
+    for index, task in enumerate(config.evaluation.tasks):
+        if task.environment is not None:
+            problems.extend(environment_problems(task.environment, f"{_TASKS}[{index}].environment"))
+    yield from problems
+    if config.evaluation.tasks and not problems and not list(environment_problems(config.environment)):
+        yield from _space_problems(config)
+
+
+def _name_problems(config: TrainerConfig) -> Iterator[Problem]:
+    if not config.evaluation.tasks:
+        return
+    from orchestrator.evaluation.evaluation import evaluation_plans
+    from state.eval_rewards import EvalRewardSummary
+
+    keys = [plan.key for plan in evaluation_plans(config)]
+    twice = [key for key, count in Counter(keys).items() if count > 1]
+    if twice:
+        listing = ", ".join(f"{name} (category {category})" for category, name in twice)
+        cure = "give the tasks a name of their own each"
+        yield Problem(field=_TASKS, value=listing, expected="each name once in its category", cure=cure)
+        return
+    try:
+        EvalRewardSummary.from_simulations(dict.fromkeys(keys, 0.0))
+    except ValueError as error:
+        yield Problem(
+            field=_TASKS, value=keys, expected="names that give each score a metric of its own", cure=str(error)
+        )
+
+
+def _video_problems(config: TrainerConfig) -> Iterator[Problem]:
+    every, field = config.evaluation.video_every, "evaluation.video_every"
+    if not every:
+        return
+    if not config.evaluation.every:
+        cure = "set evaluation.every to the epochs between evaluations"
+        yield Problem(field=field, value=every, expected="0 while evaluation.every is 0", cure=cure)
+    if config.run_dir is None:
+        expected = "0 while the run has no folder to keep videos in"
+        yield Problem(field=field, value=every, expected=expected, cure="set run_dir")
+    if find_spec("moviepy") is None:
+        expected = "0 while moviepy, which writes videos, is not installed"
+        cure = "pip install 'async-rl-orchestrator[video]' installs it"
+        yield Problem(field=field, value=every, expected=expected, cure=cure)
+
+
+def _space_problems(config: TrainerConfig) -> Iterator[Problem]:
+    expected = f"environments with the spaces of that of the training, {config.environment}"
+    if config.collection.backend == "inline":
+        found = misfits(config)
+    else:
+        warm_up()
+        with ProcessPoolExecutor(1, mp_context=context) as processes:
+            try:
+                found = processes.submit(misfits, config).result()
+            except BrokenProcessPool:
+                names = [task.environment or config.environment for task in config.evaluation.tasks]
+                cure = "see above, or below, what the process that made them died of"
+                yield Problem(field=_TASKS, value=names, expected=expected, cure=cure)
+                return
+    for index, environment, problem in found:
+        yield Problem(field=f"{_TASKS}[{index}].environment", value=environment, expected=expected, cure=problem)
+
+
+def misfits(config: TrainerConfig) -> list[tuple[int, str, str]]:
+    """Index, environment and problem of each task whose environment cannot be made, or has other spaces than the
+    training's."""
+    from orchestrator.environments import InvalidEnvironment
+    from orchestrator.evaluation.evaluation import differing_spaces, evaluation_plans, spaces_of
+
+    try:
+        needed = spaces_of(config.environment, config.collection.environment_options)
+    except InvalidEnvironment:
+        return []  # which is the collectors' to say
+    found: list[tuple[int, str, str]] = []
+    for index, plan in enumerate(evaluation_plans(config)):
+        try:
+            differences = differing_spaces(needed, spaces_of(plan.environment, plan.options))
+        except InvalidEnvironment as error:
+            found.append((index, plan.environment, str(error)))
+        else:
+            if differences:
+                problem = f"leave {plan.environment} out, which has {differences}"
+                found.append((index, plan.environment, problem))
+    return found

@@ -1,0 +1,1 @@
+"""The rollout: environments stepped with a policy, into experience. Knows no event loop."""

@@ -1,0 +1,271 @@
+"""Collects experience: steps environments with a policy and writes what happened into a slot's arrays."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+
+from orchestrator.collection.episodes import EpisodeCounter
+from orchestrator.collection.experience_fields import RECURRENT_STATE, experience_fields, observation_field
+from orchestrator.collection.rollout import Rollout
+from orchestrator.config.settings import PolicyConfig
+from orchestrator.environments import EnvironmentFailed, make_vector
+from orchestrator.environments.make import Mode
+from orchestrator.environments.spaces import Array, Observation, arrays_of, observation_of
+from orchestrator.policies.acting import Actor, as_tensors
+from orchestrator.policies.network import Spaces
+from orchestrator.policies.policy import Policy, build_policy
+from state.experience import ExperienceSpec, FieldSpec
+from state.stats_tracker import EPISODE_LENGTH, EPISODE_RETURN, accumulate_rollout_stats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectorPlan:
+    """What one collector collects, and where in the experience it writes."""
+
+    environment: str
+    count: int
+    """Copies of the environment, each a segment of the experience."""
+    horizon: int
+    """Steps of each copy per rollout."""
+    seed: int
+    """Of the environments and the actions; another one for each collector."""
+    first_row: int = 0
+    """The first of the `count` segments to write."""
+    options: Mapping[str, object] = field(default_factory=dict[str, object])
+    mode: Mode = "auto"
+
+
+class CollectReport(NamedTuple):
+    """What came of one rollout."""
+
+    agent_steps: int
+    """Transitions; steps that only reset a copy are not counted."""
+    rollout_stats: dict[str, list[float]]
+    """Of the episodes that ended, in that order: "episode_return", "episode_length" and their infos' numbers."""
+    began: float
+    """`time.monotonic()`, one clock for all processes of a machine; `ended` too."""
+    ended: float
+    interrupted: bool
+    """Whether `stop` cut the rollout short, so that the slot holds nothing of use."""
+
+
+class Collector:
+    """Steps `plan.count` copies of an environment, rollout after rollout; episodes go on from one to the next.
+
+    Raises InvalidEnvironment when the environment cannot be made.
+    """
+
+    def __init__(self, plan: CollectorPlan) -> None:
+        self._plan = plan
+        self._environment = make_vector(plan.environment, plan.count, plan.options, plan.mode)
+        self._generator = torch.Generator()
+        self._generator.manual_seed(_derived_seed(plan.seed, 0))
+        self._rollouts = 0
+        self._actor: Actor | None = None
+        self._extras: tuple[FieldSpec, ...] = ()
+        self._rollout = Rollout(plan.horizon, plan.count)
+        # What is acted on next lives in arrays that stay, so that their tensors do too.
+        self._current = {key: array.copy() for key, array in arrays_of(self._reset()).items()}
+        self._episode_start = np.ones(plan.count, np.bool_)
+        self._episodes = EpisodeCounter(plan.count)
+
+    def spaces(self) -> Spaces:
+        """The spaces of the agent's observations and actions."""
+        return Spaces(self._environment.observation_space, self._environment.action_space)
+
+    def prepare(self, policy_config: PolicyConfig, spec: ExperienceSpec, discount: float = 0.99) -> None:
+        """Build the policy that acts; its parameters come with each rollout.
+
+        Raises ValueError when `spec` has no room for what this collector writes, or wants what it cannot give.
+        """
+        policy = build_policy(policy_config, self.spaces(), self._plan.seed, discount).eval()
+        own = experience_fields(self.spaces(), policy.state_size)
+        names = {one.name for one in own}
+        self._check_spec(spec, own)
+        self._extras = tuple(one for one in spec.fields if one.name not in names)
+        for extra in self._extras:
+            if extra.per != "step":
+                raise ValueError(
+                    f"the experience field {extra.name!r} is per {extra.per}; a field that environments fill from"
+                    " their infos must be per step"
+                )
+        self._actor = Actor(policy, self._plan.count)
+
+    def collect(
+        self, experience: Mapping[str, Array], load: Callable[[Policy], None], stop: Callable[[], bool]
+    ) -> CollectReport:
+        """Fill this collector's rows of `experience` (writable, `[segments, horizon, ...]`) with one rollout.
+
+        `load` gives the policy its parameters; `stop` is asked before every step, and ends the rollout early.
+        Raises EnvironmentFailed when an environment fails or gives rewards or observations that are not finite.
+        """
+        began = time.monotonic()
+        actor = self._prepared()
+        load(actor.policy)
+        rows = slice(self._plan.first_row, self._plan.first_row + self._plan.count)
+        slot = {name: array[rows] for name, array in experience.items()}
+        rollout = self._rollout
+        with torch.inference_mode():
+            if actor.state is not None:
+                slot[RECURRENT_STATE][...] = np.where(self._episode_start[:, None], 0.0, actor.state.numpy())
+            self._run(actor, slot, stop)
+            if rollout.complete:
+                observations = {key: slot[observation_field(key)] for key in self._current}
+                following = as_tensors(observation_of(self._current))
+                rollout.write(slot, actor, as_tensors(observation_of(observations)), following)
+                self._check_finite(slot)
+        self._rollouts += 1
+        returns, lengths = self._episodes.add(rollout.reward, rollout.ended, rollout.valid)
+        stats: dict[str, list[float]] = {}
+        accumulate_rollout_stats(rollout.infos, stats)
+        return CollectReport(
+            agent_steps=int(np.count_nonzero(rollout.valid)),
+            rollout_stats=stats | {EPISODE_RETURN: returns, EPISODE_LENGTH: lengths},
+            began=began,
+            ended=time.monotonic(),
+            interrupted=not rollout.complete,
+        )
+
+    def state(self) -> dict[str, object]:
+        """What the next rollouts depend on beside the policy: numbers, None, arrays, and lists and dicts of those.
+
+        "environment" is None for environments whose state cannot be had; see `load_state`.
+        """
+        actor = self._prepared()
+        return {
+            "rollouts": self._rollouts,
+            "generator": self._generator.get_state().numpy(),
+            "environment": self._environment.get_state(),
+            "observation": {key: array.copy() for key, array in self._current.items()},
+            "episode_start": self._episode_start.copy(),
+            "episode_returns": self._episodes.returns.copy(),
+            "episode_lengths": self._episodes.lengths.copy(),
+            "recurrent_state": None if actor.state is None else actor.state.numpy().copy(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> bool:
+        """Go on from a `state()` of a collector with the same plan; call after `prepare`.
+
+        Returns whether the episodes under way go on exactly. False: the environments could not tell their state,
+        and new episodes begin, with seeds that the run has not used yet.
+        """
+        actor = self._prepared()
+        environment = cast("Mapping[str, object] | None", state["environment"])
+        if environment is None:
+            self.begin_anew(int(state["rollouts"]))
+            self._generator.set_state(torch.from_numpy(np.array(state["generator"])))
+            return False
+        self._rollouts = int(state["rollouts"])
+        self._generator.set_state(torch.from_numpy(np.array(state["generator"])))
+        self._environment.set_state(environment)
+        self._set_current(observation_of(state["observation"]))
+        self._episode_start[:] = state["episode_start"]
+        self._episodes.returns = np.array(state["episode_returns"])
+        self._episodes.lengths = np.array(state["episode_lengths"])
+        if actor.state is not None:
+            actor.state = torch.from_numpy(np.array(state["recurrent_state"]))
+        return True
+
+    def begin_anew(self, rollouts: int) -> None:
+        """New episodes after so many rollouts of the run, with seeds and noise that it has not used yet; call after
+        `prepare`."""
+        actor = self._prepared()
+        self._rollouts = rollouts
+        self._generator.manual_seed(_derived_seed(_derived_seed(self._plan.seed, 0), 1 + rollouts))
+        self._set_current(self._reset())
+        self._episode_start[:] = True
+        self._episodes = EpisodeCounter(self._plan.count)
+        self._actor = Actor(actor.policy, self._plan.count)
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._environment.close()
+
+    def _prepared(self) -> Actor:
+        if self._actor is None:
+            raise RuntimeError("the collector has no policy yet: call prepare() first")
+        return self._actor
+
+    def _check_spec(self, spec: ExperienceSpec, own: list[FieldSpec]) -> None:
+        plan = self._plan
+        end = plan.first_row + plan.count
+        if spec.horizon != plan.horizon or spec.segments < end:
+            raise ValueError(
+                f"the experience is {spec.segments} segments by {spec.horizon} steps, the collector writes the"
+                f" segments {plan.first_row} to {end - 1} by {plan.horizon} steps"
+            )
+        missing = [one.name for one in own if one not in spec.fields]
+        if missing:
+            raise ValueError(
+                f"the experience lacks the fields {missing} as {plan.environment!r} and its policy need them"
+            )
+
+    def _reset(self) -> Observation:
+        return self._environment.reset(self._environment_seed())
+
+    def _environment_seed(self) -> int:
+        return _derived_seed(self._plan.seed, 1 + self._rollouts)
+
+    def _set_current(self, observation: Observation) -> None:
+        for key, array in arrays_of(observation).items():
+            self._current[key][...] = array
+
+    def _run(self, actor: Actor, slot: Mapping[str, Array], stop: Callable[[], bool]) -> None:
+        """Step the environments until the horizon or `stop`, recording each step. This is the hot loop."""
+        environment, rollout, start = self._environment, self._rollout, self._episode_start
+        observation, start_tensor = as_tensors(observation_of(self._current)), torch.from_numpy(start)
+        recorded = [(slot[observation_field(key)], array) for key, array in self._current.items()]
+        distribution = actor.policy.distribution
+        noises = distribution.noise((self._plan.horizon, self._plan.count), self._generator).unbind(0)
+        rollout.begin()
+        for time_step, noise in enumerate(noises):
+            if stop():
+                break
+            for rows, array in recorded:
+                rows[:, time_step] = array
+            parameters, value = actor.act(observation, start_tensor)
+            action = distribution.sample(parameters, noise)
+            step = environment.step(action.numpy())
+            rollout.add(actor, start, parameters, value, action, step)
+            self._set_current(step.observation)
+            if environment.same_step:
+                np.logical_or(step.terminated, step.truncated, out=start)
+            else:
+                np.logical_not(step.valid, out=start)
+            for extra in self._extras:
+                slot[extra.name][:, time_step] = environment.info(extra.name, extra.shape)
+
+    def _check_finite(self, slot: Mapping[str, Array]) -> None:
+        """Of all that values are computed from: what was recorded, final observations, and what the next rollout
+        begins with."""
+        copies = np.arange(self._plan.count)
+        for name in ("reward", *map(observation_field, self._current)):
+            self._check(name, slot[name].swapaxes(0, 1), copies, 0)
+        for cut in self._rollout.cut:
+            for key, array in cut.final_observation.items():
+                self._check(observation_field(key), array[None], cut.copies, cut.step)
+        for key, array in self._current.items():
+            self._check(observation_field(key), array[None], copies, self._plan.horizon)
+
+    def _check(self, name: str, array: Array, copies: Array, first_step: int) -> None:
+        """`array` is `[steps, len(copies), ...]`."""
+        if array.dtype.kind != "f":  # images are integers, which are finite
+            return
+        # The extremes are NaN if anything is, and need no temporary of the array's size.
+        if not np.isfinite(array.min()) or not np.isfinite(array.max()):
+            index = tuple(np.argwhere(~np.isfinite(array))[0])
+            raise EnvironmentFailed(
+                f"environment {self._environment.name!r} gave {array[index]} in the {name} of copy"
+                f" {copies[index[1]]}, step {first_step + index[0]} of the rollout; expected finite numbers"
+            )
+
+
+def _derived_seed(seed: int, stream: int) -> int:
+    """Independent seeds for the independent uses of one; below 2**31, which every environment takes."""
+    return int(np.random.SeedSequence((seed, stream)).generate_state(1, np.uint32)[0]) >> 1

@@ -1,0 +1,127 @@
+"""What one rollout gave step by step, and how it becomes the fields of the experience."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from orchestrator.environments import Step
+from orchestrator.environments.spaces import Array, arrays_of, observation_of
+from orchestrator.policies.acting import Actor, as_tensors
+from orchestrator.policies.network import Observation
+
+
+@dataclass(frozen=True, slots=True)
+class CutEpisodes:
+    """Episodes that were truncated in a step which also began the next ones."""
+
+    step: int
+    copies: Array
+    final_observation: Mapping[str, Array]
+    """`[len(copies), ...]` by key."""
+    state: Tensor | None
+
+
+class Rollout:
+    """Records `horizon` steps of `count` copies; the arrays `[horizon, count]` are reused by the next rollout."""
+
+    def __init__(self, horizon: int, count: int) -> None:
+        self._horizon = horizon
+        self._reward = np.zeros((horizon, count), np.float32)
+        self._terminated = np.zeros((horizon, count), np.bool_)
+        self._truncated = np.zeros((horizon, count), np.bool_)
+        self._valid = np.zeros((horizon, count), np.bool_)
+        self._episode_start = np.zeros((horizon, count), np.bool_)
+        self.begin()
+
+    def begin(self) -> None:
+        self.steps = 0
+        self.infos: list[Mapping[str, object]] = []
+        """Of the episodes that ended."""
+        self._parameters: list[Tensor] = []
+        self._actions: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self.cut: list[CutEpisodes] = []
+
+    @property
+    def complete(self) -> bool:
+        return self.steps == self._horizon
+
+    @property
+    def reward(self) -> Array:
+        """`[steps, count]`, of the steps recorded so far."""
+        return self._reward[: self.steps]
+
+    @property
+    def ended(self) -> Array:
+        return self._terminated[: self.steps] | self._truncated[: self.steps]
+
+    @property
+    def valid(self) -> Array:
+        return self._valid[: self.steps]
+
+    def add(
+        self, actor: Actor, episode_start: Array, parameters: Tensor, value: Tensor | None, action: Tensor, step: Step
+    ) -> None:
+        """Record the step that `action` led to; `episode_start` is of the observation that was acted on."""
+        index = self.steps
+        # A network of somebody's own may return views of the observation, or the same tensor at every call.
+        self._parameters.append(parameters.clone())
+        self._actions.append(action)
+        if value is not None:
+            self._values.append(value.clone())
+        self._episode_start[index] = episode_start
+        self._reward[index] = step.reward
+        self._terminated[index] = step.terminated
+        self._truncated[index] = step.truncated
+        self._valid[index] = step.valid
+        if step.final_observation is not None:
+            copies = np.flatnonzero(step.truncated & ~step.terminated)
+            if len(copies):
+                final = {key: array[copies] for key, array in arrays_of(step.final_observation).items()}
+                state = None if actor.state is None else actor.state[torch.from_numpy(copies)]
+                self.cut.append(CutEpisodes(index, copies, final, state))
+        if step.infos:
+            self.infos.extend(step.infos)
+        self.steps += 1
+
+    def write(self, slot: Mapping[str, Array], actor: Actor, observations: Observation, following: Observation) -> None:
+        """Write every field but the observations into the rows `slot` `[count, horizon, ...]`.
+
+        `observations` are the recorded ones `[count, horizon, ...]`, `following` `[count, ...]` those after the
+        last step.
+        """
+        for name, array in (
+            ("reward", self._reward),
+            ("terminated", self._terminated),
+            ("truncated", self._truncated),
+            ("valid", self._valid),
+            ("episode_start", self._episode_start),
+        ):
+            slot[name][...] = array.T
+        actions = torch.stack(self._actions, dim=1)
+        parameters = torch.stack(self._parameters, dim=1)
+        slot["action"][...] = actions.numpy()
+        slot["log_prob"][...] = actor.policy.distribution.log_prob(parameters, actions).numpy()
+        value = slot["value"]
+        value[...] = (torch.stack(self._values, dim=1) if self._values else actor.values(observations)).numpy()
+        next_value = slot["next_value"]
+        next_value[:, :-1] = value[:, 1:]
+        next_value[:, -1] = actor.value(following, actor.state).numpy()
+        self._value_cut_episodes(next_value, actor)
+        next_value[slot["terminated"] | ~slot["valid"]] = 0.0
+
+    def _value_cut_episodes(self, next_value: Array, actor: Actor) -> None:
+        if not self.cut:
+            return
+        steps = np.repeat([cut.step for cut in self.cut], [len(cut.copies) for cut in self.cut])
+        copies = np.concatenate([cut.copies for cut in self.cut])
+        states = [cut.state for cut in self.cut if cut.state is not None]
+        keys = self.cut[0].final_observation
+        final = {key: np.concatenate([cut.final_observation[key] for cut in self.cut]) for key in keys}
+        value = actor.value(as_tensors(observation_of(final)), torch.cat(states) if states else None)
+        next_value[copies, steps] = value.numpy()

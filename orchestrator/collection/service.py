@@ -1,0 +1,76 @@
+"""A collector behind a worker's messages: finds the slots' memory and gives the policy the version it is told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from orchestrator.collection.collector import Collector, CollectorPlan, CollectReport
+from orchestrator.workers.global_generators import global_generators, seed_global_generators, set_global_generators
+from orchestrator.workers.slots import SlotMemory, SlotRef
+from state.parameter_arena import ParameterArena
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.config.settings import PolicyConfig
+    from orchestrator.policies import Policy, Spaces
+    from orchestrator.workers import Interrupt
+    from state.experience import ExperienceSpec
+
+
+class CollectRequest(NamedTuple):
+    """Fill the collector's rows of `experience`, acting with the weights in `policy`."""
+
+    experience: SlotRef
+    policy: SlotRef
+
+
+class CollectorService:
+    """What a collector worker holds."""
+
+    def __init__(self, plan: CollectorPlan, interrupt: Interrupt, own_process: bool) -> None:
+        self._own_process = own_process
+        if own_process:
+            seed_global_generators(plan.seed)
+        self._collector = Collector(plan)
+        self._interrupt = interrupt
+        self._slots = SlotMemory()
+        self._spec: ExperienceSpec | None = None
+        self._arena: ParameterArena | None = None
+
+    def spaces(self) -> Spaces:
+        return self._collector.spaces()
+
+    def prepare(self, policy: PolicyConfig, spec: ExperienceSpec, discount: float) -> None:
+        """Take the layout of the slots and build the policy."""
+        self._spec = spec
+        self._collector.prepare(policy, spec, discount)
+
+    def collect(self, request: CollectRequest) -> CollectReport:
+        """One rollout."""
+        assert self._spec is not None, "prepare() comes before collect()"
+        weights = self._slots.memory(request.policy)
+
+        def load(policy: Policy) -> None:
+            if self._arena is None:
+                self._arena = ParameterArena(policy)
+            self._arena.read_from(weights)
+
+        arrays = self._spec.arrays(self._slots.memory(request.experience))
+        return self._collector.collect(arrays, load, self._interrupt.is_set)
+
+    def state(self) -> dict[str, object]:
+        """As `Collector.state`, with the process's own generators, which an environment may draw from."""
+        return self._collector.state() | {"global_generators": global_generators() if self._own_process else None}
+
+    def load_state(self, state: Mapping[str, Any]) -> bool:
+        exact = self._collector.load_state(state)
+        if self._own_process and state["global_generators"] is not None:
+            set_global_generators(state["global_generators"])
+        return exact
+
+    def begin_anew(self, rollouts: int) -> None:
+        self._collector.begin_anew(rollouts)
+
+    def close(self) -> None:
+        self._collector.close()

@@ -1,0 +1,344 @@
+"""The subcommands: from the words on the command line to what they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import re
+import sys
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_origin
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from orchestrator.checks.configuration import check_config
+from orchestrator.checks.imports import environment_problems
+from orchestrator.config.error import ConfigurationError, Problem, nearest
+from orchestrator.config.file import from_table, read_config
+from orchestrator.config.run_folder import claimed, default_run_dir
+from orchestrator.config.settings import EvaluationTask, TrainerConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from orchestrator.snapshots.resume import ResumeSource
+
+_FAILURE = 2
+_PLAIN_WORD = re.compile(r"([A-Za-z_]|\.{0,2}/)[\w./:@+-]*")
+_NOT_TOML = {"True": "true", "False": "false", "None": "left out: TOML has no null"}
+_HELP = """\
+usage: orchestrator COMMAND ...
+
+Trains reinforcement-learning agents; checkpoints, evaluation and reports never hold up the training.
+
+commands:
+  train   train an agent:      orchestrator train --environment CartPole-v1
+          go on with a run:    orchestrator train --resume runs/first
+  eval    measure an agent:    orchestrator eval runs/first --episodes 20
+  report  look at runs:        orchestrator report runs/first runs/second
+  checkpoints   list, verify, show, prune or export them:    orchestrator checkpoints list runs/first
+
+`orchestrator COMMAND --help` explains the options and their defaults."""
+_ACTIONS = tyro.conf.create_mutex_group(required=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainArguments:
+    """Train an agent. Every setting is a flag here and a line in a TOML file; flags override the file.
+
+    The run's folder gets the settings as config.toml. `--config <folder>/config.toml` repeats the run: the same
+    settings, in a new folder next to it.
+    """
+
+    config: Path | None = None
+    """TOML file with settings."""
+    resume: str | None = None
+    """Run to go on with: its folder, one of its checkpoints, or the URI of one. Its settings hold; those that may
+    change (how long, where, on which device, what is saved and measured) can be given as flags."""
+    settings: Annotated[TrainerConfig, tyro.conf.arg(name="")] = field(default_factory=TrainerConfig)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalArguments:
+    """Measure how an agent does: play whole episodes with the policy of a checkpoint."""
+
+    path: tyro.conf.Positional[str]
+    """A run's folder (its newest checkpoint is taken), one checkpoint of it, or the URI of either."""
+    episodes: int = 20
+    """Episodes to play in each environment."""
+    environment: str | None = None
+    """Environment to play on (none: those of the run's evaluation, or else of its training)."""
+    deterministic: Annotated[bool, _ACTIONS, tyro.conf.FlagCreatePairsOff] = False
+    """Take the most likely action, as the run's own evaluations do unless configured otherwise."""
+    sampled: Annotated[bool, _ACTIONS, tyro.conf.FlagCreatePairsOff] = False
+    """Sample actions, as training does."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print the result as one JSON object."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportArguments:
+    """Look at runs: a table here, and a page with curves and time lines that opens in any browser."""
+
+    paths: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs; several are compared."""
+    output: Path | None = None
+    """Where the page is written (none: report.html in the first run's folder)."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the subcommand that `arguments` begin with and returns the exit code: 2 if they are wrong."""
+    commands = {"train": _train, "eval": _evaluate, "report": _report, "checkpoints": _checkpoints}
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if name in ("-h", "--help"):
+        print(_HELP)
+        return 0
+    if name not in commands:
+        print(f"orchestrator: there is no command {name}: {nearest(name, commands)}", file=sys.stderr)
+        return _FAILURE
+    try:
+        return commands[name](rest)
+    except ConfigurationError as error:
+        print(f"orchestrator {name}: {error}", file=sys.stderr)
+        return _FAILURE
+    except ValueError as error:
+        if not _is_for_the_user(error):
+            raise
+        print(f"orchestrator {name}: {error}", file=sys.stderr)
+        return _FAILURE
+
+
+def _is_for_the_user(error: ValueError) -> bool:
+    """Whether the error says all there is to say, so that a traceback would only be in the way."""
+    from orchestrator.checkpoints import CheckpointError
+    from orchestrator.environments import InvalidEnvironment
+    from orchestrator.policies import NetworkError
+    from orchestrator.report import RunRecordError
+
+    return isinstance(error, (CheckpointError, InvalidEnvironment, NetworkError, RunRecordError))
+
+
+def _train(arguments: Sequence[str]) -> int:
+    file, resume = _first_look(arguments)
+    if resume is not None:
+        return _go_on(arguments, resume, file)
+    base, config = train_settings(arguments)
+    if config.run_dir is not None:
+        return _check_and_run(config)
+    wanted = base.run_dir or default_run_dir(config.environment, datetime.datetime.now())
+    with claimed(wanted, may_exist=base.run_dir is not None) as folder:
+        return _check_and_run(replace(config, run_dir=folder))
+
+
+def _go_on(arguments: Sequence[str], where: str, file: Path | None) -> int:
+    """Resumes a run: in its folder, or, from an older checkpoint or one from elsewhere, in a new one."""
+    if file is not None:
+        cure = "leave it out, and give what is to change as flags"
+        raise ConfigurationError(
+            [
+                Problem(
+                    field="config",
+                    value=str(file),
+                    expected="no file beside --resume, which brings settings",
+                    cure=cure,
+                )
+            ]
+        )
+    from orchestrator.snapshots.resume import check_resume, find_resume_source
+
+    source = find_resume_source(where)
+    config = _parse_train(arguments, source.config)
+    check_resume(source, config)
+    if config.run_dir is not None or source.config.run_dir is not None:
+        return _check_and_run(replace(config, run_dir=config.run_dir or source.config.run_dir), source)
+    home = source.home or default_run_dir(config.environment, datetime.datetime.now())
+    with claimed(home, may_exist=False) as folder:
+        return _check_and_run(replace(config, run_dir=folder), source)
+
+
+def _check_and_run(config: TrainerConfig, source: ResumeSource | None = None) -> int:
+    check_config(config, resuming=source is not None and source.goes_on_in(config.run_dir))
+    from orchestrator.command.run_script import run_training
+
+    return run_training(config, resume=source)
+
+
+def train_settings(arguments: Sequence[str]) -> tuple[TrainerConfig, TrainerConfig]:
+    """The configuration of the file, and that with the flags over it.
+
+    The file's `run_dir` is not in the latter: a folder that a flag names is an order, one that a file names is
+    the wish of a run that may be repeated.
+    """
+    file, _ = _first_look(arguments)
+    base = TrainerConfig() if file is None else read_config(file)
+    return base, _parse_train(arguments, base)
+
+
+def _first_look(arguments: Sequence[str]) -> tuple[Path | None, str | None]:
+    """The values of `--config` and `--resume`, which say what the defaults of all other flags are."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config", type=Path)
+    finder.add_argument("--resume")
+    try:
+        found = finder.parse_known_args(arguments)[0]
+    except argparse.ArgumentError:
+        return None, None  # tyro will say so
+    return cast("Path | None", found.config), cast("str | None", found.resume)
+
+
+def _parse_train(arguments: Sequence[str], base: TrainerConfig) -> TrainerConfig:
+    default = TrainArguments(settings=replace(base, run_dir=None))
+    with _options_registry():
+        return tyro.cli(TrainArguments, prog="orchestrator train", args=arguments, default=default).settings
+
+
+def _evaluate(arguments: Sequence[str]) -> int:
+    parsed = tyro.cli(EvalArguments, prog="orchestrator eval", args=arguments)
+    problems = list(_eval_problems(parsed))
+    if problems:
+        raise ConfigurationError(problems)
+    from orchestrator.evaluation.evaluation import evaluate_checkpoint
+
+    report: Mapping[str, object] = evaluate_checkpoint(
+        parsed.path,
+        episodes=parsed.episodes,
+        environment=parsed.environment,
+        deterministic=True if parsed.deterministic else False if parsed.sampled else None,
+    )
+    if parsed.json:
+        print(json.dumps(report, default=str))
+    else:
+        print(_report_text(report))
+    return 0
+
+
+def _checkpoints(arguments: Sequence[str]) -> int:
+    from orchestrator.command.checkpoints import run_command
+
+    return run_command(arguments)
+
+
+def _report_text(report: Mapping[str, object]) -> str:
+    """A line for every number; of several tasks, the scores by category and task, and their averages."""
+    lines = dict(report)
+    if "tasks" in report:
+        tasks = cast("Sequence[Mapping[str, object]]", lines.pop("tasks"))
+        categories = cast("Mapping[str, float]", lines.pop("category_scores"))
+        averages = {name: lines.pop(name) for name in ("avg_category_score", "avg_simulation_score")}
+        for category, score in categories.items():
+            lines[category] = score
+            for task in tasks:
+                if task["category"] == category:
+                    lines[f"  {category}/{task['name']}"] = task["return_mean"]
+        lines |= averages
+    width = max(map(len, lines))
+    return "\n".join(
+        f"{name:{width}}  {value:.6g}" if isinstance(value, float) else f"{name:{width}}  {value}"
+        for name, value in lines.items()
+    )
+
+
+def _eval_problems(arguments: EvalArguments) -> Iterator[Problem]:
+    if "://" not in arguments.path and not Path(arguments.path).exists():
+        cure = "give the folder of a run (runs/...), or of one of its checkpoints"
+        yield Problem(field="path", value=arguments.path, expected="a folder that exists, or a URI", cure=cure)
+    if arguments.episodes < 1:
+        cure = "the default is 20"
+        yield Problem(field="episodes", value=arguments.episodes, expected="at least 1", cure=cure)
+    if arguments.environment is not None:
+        yield from environment_problems(arguments.environment)
+
+
+def _report(arguments: Sequence[str]) -> int:
+    parsed = tyro.cli(ReportArguments, prog="orchestrator report", args=arguments)
+    if not parsed.paths:
+        cure = "give the folder of at least one run (runs/...)"
+        raise ConfigurationError([Problem(field="paths", value=[], expected="folders of runs", cure=cure)])
+    from orchestrator.report import print_table, read_run, write_page
+
+    runs = [read_run(path) for path in parsed.paths]
+    output = parsed.output or parsed.paths[0] / "report.html"
+    write_page(runs, output)
+    print_table(runs)
+    print(f"\n{output}")
+    return 0
+
+
+def _options_registry() -> ConstructorRegistry:
+    """Teaches tyro to read `environment_options`, a table of any keys, as words KEY=VALUE, and lists of tables."""
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_option_table)
+    registry.primitive_rule(_task_list)
+    return registry
+
+
+def _option_table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    if get_origin(info.type) is not Mapping:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[KEY=VALUE ...]",
+        instance_from_str=lambda words: dict(map(parse_option, words)),
+        is_instance=lambda value: isinstance(value, Mapping),
+        str_from_instance=lambda options: (
+            [f"{key}={json.dumps(value, default=str)}" for key, value in options.items()] or ["nothing"]
+        ),
+    )
+
+
+def _task_list(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    if info.type != tuple[EvaluationTask, ...]:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="[ENVIRONMENT|{SETTING=VALUE,...} ...]",
+        instance_from_str=lambda words: tuple(map(parse_task, words)),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda tasks: (
+            [task.name or task.environment or "the training's" for task in tasks] or ["nothing"]
+        ),
+    )
+
+
+def parse_task(word: str) -> EvaluationTask:
+    """The task that the name of an environment, or an inline table of TOML with a task's settings, stands for.
+
+    Raises `ValueError` otherwise.
+    """
+    if not word.startswith("{"):
+        return EvaluationTask(environment=word)
+    try:
+        table = tomllib.loads(f"task = {word}")
+    except tomllib.TOMLDecodeError as error:
+        example = '{environment="CartPole-v1", episodes=5}'
+        raise ValueError(f"{word} is no inline table of TOML ({error}), such as {example}") from error
+    try:
+        return from_table({"evaluation": {"tasks": [table["task"]]}}).evaluation.tasks[0]
+    except ConfigurationError as error:
+        wrong = [f"{name.field.rpartition('.')[2]} ({name.expected}; {name.cure})" for name in error.problems]
+        raise ValueError(f"wrong in {word}: {', '.join(wrong)}") from error
+
+
+def parse_option(word: str) -> tuple[str, object]:
+    """Key and value of `KEY=VALUE`, where the value is a TOML literal or a word that needs no quotes.
+
+    Raises `ValueError` otherwise.
+    """
+    key, equals, text = word.partition("=")
+    if not key or not equals:
+        raise ValueError(f"{word} is not KEY=VALUE")
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        table = {}
+    if list(table) == ["value"]:
+        return key, table["value"]
+    if _PLAIN_WORD.fullmatch(text) and text not in _NOT_TOML:
+        return key, text
+    cure = _NOT_TOML.get(text, f"a TOML literal: true, 3, 0.5, [1, 2], or '\"{text}\"' for text")
+    raise ValueError(f"the value of {word} must be {cure}")

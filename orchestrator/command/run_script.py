@@ -1,0 +1,93 @@
+"""A training run as a script: progress on the terminal, signals, a summary, an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import anyio
+
+from orchestrator.hooks.included.progress import ProgressHook, progress
+from orchestrator.trainer import Trainer, only_error
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+    from orchestrator.config.settings import TrainerConfig
+    from orchestrator.run import Run
+    from orchestrator.snapshots.resume import ResumeSource
+    from state.trainer_state import TrainerState
+
+GRACE = 10.0
+"""Seconds that hooks have to finish after a signal."""
+EPOCH_GRACE = 5.0
+"""Seconds that the epochs in progress have to finish after a signal: then a resumed run goes on exactly there."""
+
+
+def run_training(config: TrainerConfig, *, resume: ResumeSource | None = None) -> int:
+    """Train to the end and say what came of it. Returns 0, or 128 + the signal's number after a signal.
+
+    SIGINT and SIGTERM: the first ends the run after the epochs in progress, or where these take long after a
+    minibatch, with a final checkpoint; the second cancels; the third exits at once. Errors of the run are raised.
+    """
+    return anyio.run(_run, config, resume)
+
+
+async def _run(config: TrainerConfig, resume: ResumeSource | None) -> int:
+    mode = config.metrics.progress
+    hooks = [] if mode == "off" else [ProgressHook(config.total_agent_steps, mode)]
+    trainer = Trainer(config, hooks=hooks, resume=resume)
+    received: list[int] = []
+    final: TrainerState | None = None
+    error: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
+            with anyio.CancelScope() as training:
+                async with trainer.start() as run:
+                    tasks.start_soon(_obey_signals, run, training, received, tasks)
+                    final = await run.result()
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        error = only_error(group)
+    if error is not None:  # outside of the handler, which would change its cause
+        raise error
+    if final is not None and mode != "off":
+        _summarise(config, final)
+    return 128 + received[0] if received else 0
+
+
+async def _stop_long_epochs(run: Run, name: str) -> None:
+    await anyio.sleep(EPOCH_GRACE)
+    run.stop_now(name)
+
+
+async def _obey_signals(run: Run, training: anyio.CancelScope, received: list[int], tasks: TaskGroup) -> None:
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            received.append(number)
+            name = signal.Signals(number).name
+            if len(received) == 1:
+                print(f"{name}: stopping after this epoch; once more to stop at once", file=sys.stderr)
+                run.stop(name)
+                run.limit_drain(GRACE)
+                tasks.start_soon(_stop_long_epochs, run, name)
+            elif len(received) == 2:
+                print(f"{name}: stopping at once", file=sys.stderr)
+                training.cancel()
+            else:
+                os._exit(128 + number)
+
+
+def _summarise(config: TrainerConfig, state: TrainerState) -> None:
+    shown = progress(state, config.total_agent_steps)
+    returns = shown["return"]
+    print(
+        f"trained {shown['steps']} agent steps in {shown.get('time', '?')} ({shown.get('rate', '?')}), "
+        f"return {returns} over the last 100 episodes"
+    )
+    if state.latest_checkpoint_uri is not None:
+        print(f"checkpoint {state.latest_checkpoint_uri}")
+    if config.run_dir is not None:
+        print(f"evaluate it with: orchestrator eval {config.run_dir}")

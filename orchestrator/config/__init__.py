@@ -1,0 +1,1 @@
+"""The settings of a run: fields, files, rules, and the code that they name."""

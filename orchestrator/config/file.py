@@ -1,0 +1,176 @@
+"""Configurations as TOML files: reading one, with all of its errors at once, and writing one that repeats a run."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import tomli_w
+
+from orchestrator.config.error import ConfigurationError, Problem, nearest
+from orchestrator.config.fields import default_of, describe, fields_of, fits, table_type
+from orchestrator.config.settings import TrainerConfig
+
+_HEADER = "# The settings of a run: `orchestrator train --config <this file>` repeats it, in a new folder.\n\n"
+_SCALARS = (bool, int, float, str, datetime.datetime, datetime.date, datetime.time)
+_SECTIONS = {name: hint for name, hint in fields_of(TrainerConfig).items() if is_dataclass(hint)}
+
+
+def read_config(path: Path) -> TrainerConfig:
+    """Reads a configuration; what the file does not say keeps its default.
+
+    Raises `ConfigurationError` with everything that is wrong in the file: unknown settings (with the nearest
+    names) and values of another type. Whether the values can work together is `check_config`'s subject.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        inside = path / "config.toml"
+        cure = f"give {inside}" if inside.is_file() else "give the path of an existing TOML file"
+        raise _unreadable(path, f"a file that can be read ({error.strerror})", cure) from error
+    return parse_config(text, path)
+
+
+def parse_config(text: bytes, path: Path) -> TrainerConfig:
+    """As `read_config`, of what was read from `path`."""
+    try:
+        table = tomllib.loads(text.decode())
+    except ValueError as error:  # of the syntax, or of the encoding
+        raise _unreadable(path, "a TOML file", f"correct it: {error}") from error
+    return from_table(table)
+
+
+def write_config(config: TrainerConfig, path: Path) -> None:
+    """Writes every setting into a new file; reading it gives an equal configuration.
+
+    Never overwrites: of two runs that are started in one folder, the second fails here. Raises
+    `ConfigurationError` if `collection.environment_options` holds what TOML cannot express, `FileExistsError`
+    if there is such a file, and `OSError` if it cannot be written.
+    """
+    text = config_text(config)
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+
+
+def replace_config(config: TrainerConfig, path: Path) -> None:
+    """Writes every setting in place of what is there, at once: for a run that goes on with some of them changed."""
+    beside = path.with_name(f".{path.name}-{os.getpid()}")
+    beside.write_text(config_text(config), encoding="utf-8")
+    beside.replace(path)
+
+
+def config_text(config: TrainerConfig) -> str:
+    """A configuration as TOML. Raises `ConfigurationError` as `write_config`."""
+    return _HEADER + tomli_w.dumps(to_table(config))
+
+
+def from_table(table: Mapping[str, object]) -> TrainerConfig:
+    """The configuration that a table of plain values describes; raises `ConfigurationError`."""
+    problems: list[Problem] = []
+    config = _section(TrainerConfig, table, "", problems)
+    if problems:
+        raise ConfigurationError(problems)
+    return config
+
+
+def to_table(config: TrainerConfig) -> dict[str, object]:
+    """A configuration as plain values, without the fields that are `None`; raises `ConfigurationError`."""
+    problems: list[Problem] = []
+    table = _plain_section(config, "", problems)
+    if problems:
+        raise ConfigurationError(problems)
+    return table
+
+
+def _unreadable(path: Path, expected: str, cure: str) -> ConfigurationError:
+    return ConfigurationError([Problem(field="config", value=str(path), expected=expected, cure=cure)])
+
+
+def _section(kind: Any, table: Mapping[str, object], prefix: str, problems: list[Problem]) -> Any:
+    """The dataclass `kind` from a table; what is wrong goes to `problems` and keeps its default."""
+    known = fields_of(kind)
+    settings: dict[str, object] = {}
+    for name, raw in table.items():
+        path = prefix + name
+        if name not in known:
+            problems.append(_unknown(name, raw, prefix, known))
+            continue
+        hint = known[name]
+        value = _convert(hint, raw)
+        if is_dataclass(hint) and isinstance(raw, Mapping):
+            settings[name] = _section(hint, cast(Mapping[str, object], raw), path + ".", problems)
+        elif table_type(hint) is not None and isinstance(value, tuple):
+            settings[name] = _tables(table_type(hint), cast("tuple[object, ...]", value), path, problems)
+        elif fits(hint, value):
+            settings[name] = value
+        else:
+            problems.append(Problem(field=path, value=raw, expected=describe(hint), cure=default_of(path)))
+    return kind(**settings)
+
+
+def _tables(kind: Any, items: Sequence[object], path: str, problems: list[Problem]) -> tuple[object, ...]:
+    """The dataclasses `kind` from a list of tables."""
+    tables: list[object] = []
+    for index, raw in enumerate(items):
+        place = f"{path}[{index}]"
+        if isinstance(raw, Mapping):
+            tables.append(_section(kind, cast(Mapping[str, object], raw), place + ".", problems))
+        else:
+            problems.append(Problem(field=place, value=raw, expected="a table of settings", cure=default_of(place)))
+    return tuple(tables)
+
+
+def _unknown(name: str, value: object, prefix: str, known: Mapping[str, object]) -> Problem:
+    homes = [f"[{section}]" for section, kind in _SECTIONS.items() if name in fields_of(kind)]
+    if prefix and name in fields_of(TrainerConfig):
+        homes.append("the top of the file")
+    cure = f"move it to {' or '.join(homes)}" if homes else nearest(name, known)
+    expected = f"a setting of [{prefix[:-1]}]" if prefix else "a setting or a section"
+    return Problem(field=prefix + name, value=value, expected=expected, cure=cure)
+
+
+def _convert(hint: Any, value: object) -> object:
+    """TOML has lists and texts where a configuration has tuples and paths."""
+    if isinstance(value, list):
+        return tuple(cast(list[object], value))
+    if isinstance(value, str) and fits(hint, Path()):
+        return Path(value)
+    if type(value) is int and fits(hint, 0.5):
+        return float(value)
+    return value
+
+
+def _plain_section(config: object, prefix: str, problems: list[Problem]) -> dict[str, object]:
+    table: dict[str, object] = {}
+    for name, hint in fields_of(type(config)).items():
+        value = cast(object, getattr(config, name))
+        if is_dataclass(hint):
+            table[name] = _plain_section(value, f"{prefix}{name}.", problems)
+        elif value is not None:
+            table[name] = _plain(value, prefix + name, problems)
+    return table
+
+
+def _plain(value: object, path: str, problems: list[Problem]) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if type(value) in _SCALARS:
+        return value
+    if is_dataclass(value):
+        return _plain_section(value, path + ".", problems)
+    if isinstance(value, (list, tuple)):
+        items = cast(Sequence[object], value)
+        return [_plain(item, f"{path}[{index}]", problems) for index, item in enumerate(items)]
+    if isinstance(value, Mapping):
+        table = cast(Mapping[object, object], value)
+        if all(isinstance(key, str) for key in table):
+            return {str(key): _plain(entry, f"{path}.{key}", problems) for key, entry in table.items()}
+    expected = "true or false, a number, text, a date, or a list or table (with text keys) of those"
+    cure = "leave it out" if value is None else "give the environment as package.module:function that makes it so"
+    problems.append(Problem(field=path, value=value, expected=expected, cure=cure))
+    return ""

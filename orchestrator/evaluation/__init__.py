@@ -1,0 +1,1 @@
+"""Playing episodes with a frozen policy. Knows no event loop."""

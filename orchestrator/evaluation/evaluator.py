@@ -1,0 +1,115 @@
+"""Measures a policy: plays whole episodes with it, without recording experience."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from orchestrator.environments import VectorEnvironment
+from orchestrator.policies.acting import Actor, as_tensors
+from orchestrator.policies.policy import Policy
+
+EPISODE_LIMIT = 108_000
+"""Agent steps after which an episode is cut: half an hour of an Atari game."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpisodeScores:
+    """The episodes played in one environment, in an order that does not depend on their lengths."""
+
+    environment: str
+    returns: tuple[float, ...]
+    lengths: tuple[int, ...]
+    """Agent steps."""
+    cut: int
+    """Episodes that were still going on at the limit, and count with what they had earned."""
+
+    @property
+    def mean_return(self) -> float:
+        return sum(self.returns) / len(self.returns)
+
+
+class EvaluationInterrupted(Exception):
+    """`stop` asked for the evaluation to end before all episodes were played."""
+
+
+def evaluate(
+    policy: Policy,
+    environments: Sequence[VectorEnvironment],
+    episodes: int,
+    seeds: Sequence[int],
+    deterministic: bool = True,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    limit: int = EPISODE_LIMIT,
+) -> list[EpisodeScores]:
+    """Play exactly `episodes` episodes in each environment, each environment reset with its seed.
+
+    How many episodes a copy plays is fixed before the first step, so that short episodes are not counted more
+    often than long ones. `deterministic` takes the most likely action, else actions are sampled. The same seed
+    gives the same scores. Raises EvaluationInterrupted when `stop`, asked before every step, says so.
+    """
+    if episodes < 1 or limit < 1:
+        raise ValueError(f"episodes is {episodes} and limit is {limit}, expected at least 1")
+    policy.eval()
+    return [
+        _play(policy, environment, episodes, seed, deterministic, stop, limit)
+        for environment, seed in zip(environments, seeds, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def _play(
+    policy: Policy,
+    environment: VectorEnvironment,
+    episodes: int,
+    seed: int,
+    deterministic: bool,
+    stop: Callable[[], bool],
+    limit: int,
+) -> EpisodeScores:
+    count = environment.count
+    quotas = np.array([len(range(copy, episodes, count)) for copy in range(count)])
+    returns: list[list[float]] = [[] for _ in range(count)]
+    lengths: list[list[int]] = [[] for _ in range(count)]
+    running_return, running_length = np.zeros(count), np.zeros(count, np.int64)
+    cut = 0
+    actor = Actor(policy, count)
+    distribution = policy.distribution
+    generator = torch.Generator().manual_seed(seed)
+    start = np.ones(count, np.bool_)
+    observation = environment.reset(seed)
+    while quotas.any():
+        if stop():
+            raise EvaluationInterrupted
+        parameters, _ = actor.act(as_tensors(observation), torch.from_numpy(start))
+        if deterministic:
+            action = distribution.mode(parameters)
+        else:
+            action = distribution.sample(parameters, distribution.noise((count,), generator))
+        step = environment.step(action.numpy())
+        observation = step.observation
+        ended = step.terminated | step.truncated
+        running_return += np.where(step.valid, step.reward, 0.0)
+        running_length += step.valid
+        start = ended if environment.same_step else ~step.valid
+        over_limit = (running_length >= limit) & ~ended
+        for copy in np.flatnonzero((ended | over_limit) & (quotas > 0)):
+            returns[copy].append(float(running_return[copy]))
+            lengths[copy].append(int(running_length[copy]))
+            quotas[copy] -= 1
+            if over_limit[copy]:
+                # No interface ends one copy's episode: what this copy still had to play is left out.
+                cut += 1
+                quotas[copy] = 0
+        running_return[ended] = 0.0
+        running_length[ended] = 0
+    return EpisodeScores(
+        environment=environment.name,
+        returns=tuple(value for played in returns for value in played),
+        lengths=tuple(value for played in lengths for value in played),
+        cut=cut,
+    )

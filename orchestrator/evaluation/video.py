@@ -1,0 +1,58 @@
+"""Records an episode of a policy as a video, by gymnasium's recorder."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gymnasium.wrappers import RecordVideo
+
+from orchestrator.environments.make import make_single
+from orchestrator.environments.serial import SerialEnvironment
+from orchestrator.evaluation.evaluation import check_spaces
+from orchestrator.evaluation.evaluator import evaluate
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.evaluation.evaluation import EvaluationPlan
+    from orchestrator.policies import Policy
+
+VIDEO_STEPS = 1000
+"""Agent steps after which a recording is cut: all frames are in memory until the episode is over."""
+
+
+def record_episode(policy: Policy, plan: EvaluationPlan, path: Path) -> None:
+    """Play the first `VIDEO_STEPS` steps of an episode of the plan, and write it to `path`, an mp4 file.
+
+    The environment must render as rgb_array. Raises what it, or the recorder, raises; then there is no file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    single = make_single(plan.environment, {**plan.options, "render_mode": "rgb_array"})
+    # Beside the file that it will be, so that a video appears whole or not at all.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".recording-") as folder:
+        with ExitStack() as cleanup:
+            cleanup.enter_context(closing(single))
+            recorder = RecordVideo(single, str(Path(folder) / "videos"), episode_trigger=lambda episode: episode == 0)
+            environment = cleanup.enter_context(closing(SerialEnvironment(plan.environment, [recorder])))
+            check_spaces(policy.spaces, environment)
+            evaluate(policy, [environment], 1, [plan.seed], plan.deterministic, limit=VIDEO_STEPS)
+        videos = list(Path(folder).glob("videos/*.mp4"))
+        if not videos:
+            raise RuntimeError(f"environment {plan.environment!r} gave no frames as arrays when it was rendered")
+        videos[0].replace(path)
+
+
+def video_names(plans: Sequence[EvaluationPlan]) -> list[str]:
+    """A name for files for each plan: its own, without what a path cannot hold, and each once."""
+    taken: Counter[str] = Counter()
+    names: list[str] = []
+    for plan in plans:
+        name = re.sub(r"[^\w.-]+", "-", plan.key[1]).strip("-.") or "task"
+        taken[name] += 1
+        names.append(name if taken[name] == 1 else f"{name}-{taken[name]}")
+    return names

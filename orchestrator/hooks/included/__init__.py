@@ -1,0 +1,1 @@
+"""The hooks that come along: checkpoints, evaluation, metrics, progress, traces, uploads."""

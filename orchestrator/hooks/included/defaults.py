@@ -1,0 +1,92 @@
+"""The hooks that a configuration asks for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+from urllib.parse import quote
+
+from orchestrator.checkpoints import CheckpointFolder, retention_of
+from orchestrator.config.fields import leaves
+from orchestrator.config.own_code import import_function
+from orchestrator.evaluation.evaluation import evaluation_plans
+from orchestrator.hooks.included.checkpoint import CheckpointHook
+from orchestrator.hooks.included.evaluation import EvaluationHook
+from orchestrator.hooks.included.heartbeat import Heartbeat
+from orchestrator.hooks.included.metrics import MetricsHook
+from orchestrator.hooks.included.trace import TraceHook
+from orchestrator.hooks.included.upload import UploadHook
+from orchestrator.hooks.included.wandb_artifacts import WandbCheckpointHook
+from orchestrator.metrics import Prometheus, Sink, TensorBoard, Wandb
+from orchestrator.metrics.sink import check_sink
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from orchestrator.config.settings import TrainerConfig
+    from orchestrator.hooks.hook import Hook
+
+
+def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Sequence[Hook] = ()) -> list[Hook]:
+    """Evaluation where it is switched on; checkpoints, copies of them, metrics and trace where the run has a folder;
+    metrics where it has sinks. `resumed` is the checkpoint that the run goes on from.
+
+    A MetricsHook among the hooks that are `given` takes the place of the default one, and gets its sinks as well.
+    """
+    hooks: list[Hook] = []
+    if config.evaluation.every:
+        settings = config.evaluation
+        hooks.append(EvaluationHook(evaluation_plans(config), settings.every, video_every=settings.video_every))
+    if config.run_dir is not None and config.checkpoints.enabled:
+        folder = CheckpointFolder(
+            config.run_dir / "checkpoints",
+            retention=retention_of(config.checkpoints),
+            protect=[] if resumed is None else [resumed],
+        )
+        parent = None if resumed is None else resumed.name
+        hooks.append(CheckpointHook(folder, config.checkpoints.every, parent))
+        if config.checkpoints.upload is not None:
+            address = f"{config.checkpoints.upload.rstrip('/')}/{quote(config.run_dir.absolute().name)}"
+            hooks.append(UploadHook(folder.path, address))
+        if config.checkpoints.wandb_project is not None:
+            hooks.append(WandbCheckpointHook(folder.path, config.checkpoints.wandb_project))
+    if config.run_dir is not None and config.metrics.trace:
+        hooks.append(TraceHook(config.run_dir / "trace.json", config.metrics.trace_megabytes * 1_000_000))
+    if config.run_dir is not None and config.metrics.heartbeat:
+        hooks.append(Heartbeat(config.run_dir / "heartbeat.json", config.metrics.heartbeat))
+    sinks = default_sinks(config)
+    own = next((hook for hook in given if isinstance(hook, MetricsHook)), None)
+    if own is None and (sinks or (config.run_dir is not None and config.metrics.jsonl)):
+        metrics = config.metrics
+        own = MetricsHook(jsonl=metrics.jsonl, weight_norm_every=metrics.weight_norm_every)
+        hooks.append(own)
+    if own is not None:
+        own.configured = sinks
+        own.settings = own.settings or _settings(config)
+    return hooks
+
+
+def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:
+    """The sinks beside metrics.jsonl.
+
+    Raises MissingExtra, OwnCodeError for a function that can't be had, TypeError where one returns no sink.
+    """
+    settings = config.metrics
+    sinks: list[Sink] = []
+    if settings.tensorboard:
+        sinks.append(TensorBoard())
+    if settings.wandb != "off":
+        sinks.append(Wandb(project=settings.wandb_project, mode=settings.wandb))
+    if settings.prometheus:
+        sinks.append(Prometheus(host=settings.prometheus_host, port=settings.prometheus_port))
+    for name in settings.sinks:
+        sink = import_function(name)()
+        check_sink(sink)
+        sinks.append(cast("Sink", sink))
+    return tuple(sinks)
+
+
+def _settings(config: TrainerConfig) -> Mapping[str, object]:
+    """By dotted path, as plain data."""
+    plain = (bool, int, float, str, type(None))
+    return {path: value if isinstance(value, plain) else str(value) for path, _, value in leaves(config)}

@@ -1,0 +1,1 @@
+"""The learner: minibatches, optimizer, statistics. Knows no event loop."""

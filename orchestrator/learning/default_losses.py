@@ -1,0 +1,52 @@
+"""The losses that a configuration asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, cast
+
+from losses import Loss, ppo_losses, vtrace_losses
+from orchestrator.config.own_code import import_function
+
+if TYPE_CHECKING:
+    from orchestrator.config.settings import TrainerConfig
+
+
+def default_losses(config: TrainerConfig) -> tuple[Loss, ...]:
+    """The losses named in `config.losses.names`; a `package.module:function` returns one loss or several.
+
+    Raises TypeError when it returns something else.
+    """
+    settings = config.losses
+    known: dict[str, Loss] = {}
+    for loss in (
+        *ppo_losses(
+            clip=settings.clip,
+            entropy_coefficient=settings.entropy_coefficient,
+            target_kl=settings.target_kl,
+            normalize_advantage=settings.normalize_advantage,
+            value_coefficient=settings.value_coefficient,
+            value_clip=settings.value_clip,
+        ),
+        *vtrace_losses(
+            discount=config.learning.discount,
+            rho_clip=settings.rho_clip,
+            c_clip=settings.c_clip,
+            entropy_coefficient=settings.entropy_coefficient,
+            value_coefficient=settings.value_coefficient,
+        ),
+    ):
+        known[loss.name] = loss
+    losses: list[Loss] = []
+    for name in settings.names:
+        losses.extend([known[name]] if name in known else _own(name))
+    return tuple(losses)
+
+
+def _own(name: str) -> list[Loss]:
+    made: Any = import_function(name)()
+    losses = cast("list[object]", list(made) if isinstance(made, Iterable) else [made])
+    for loss in losses:
+        if not isinstance(loss, Loss):
+            raise TypeError(f"{name} must return a losses.Loss or several, not {type(loss).__name__}")
+    return cast("list[Loss]", losses)

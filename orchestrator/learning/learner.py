@@ -1,0 +1,381 @@
+"""The learner: owns the live policy, the losses, the optimizer and the device; learns from one slot of experience at a
+time and publishes the next version of the policy. Synchronous; runs in a worker."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from losses import CALLBACKS, LossContext, LossSet, LossStatistics, Minibatch, gae
+from orchestrator.learning.learner_state import LearnerMemory
+from orchestrator.learning.minibatches import SegmentDraws, StepDraws
+from orchestrator.learning.optimization import Optimization
+from orchestrator.learning.profiling import profile_path, profiled
+from orchestrator.learning.statistics import batch_statistics, loss_statistics
+from orchestrator.policies import build_policy
+from orchestrator.workers.global_generators import seed_global_generators
+from orchestrator.workers.slots import SlotMemory, SlotRef
+from orchestrator.workers.spans import Spans
+from state.experience import Experience
+from state.frozen_mapping import FrozenMapping
+from state.lent_memory import Lender
+from state.parameter_arena import ParameterArena
+from state.policy_snapshot import PolicySnapshot
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from losses import Loss
+    from orchestrator.config.settings import LearningConfig, PolicyConfig
+    from orchestrator.learning.learner_state import LearnerState
+    from orchestrator.policies import Policy, Spaces
+    from orchestrator.workers import Interrupt
+    from orchestrator.workers.spans import Span
+    from state.experience import ExperienceSpec, FieldSpec
+    from state.policy_snapshot import PolicyLayout
+    from state.trainer_state import TrainerState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerPlan:
+    """What a learner is made from."""
+
+    learning: LearningConfig
+    policy: PolicyConfig
+    losses: Sequence[Loss]
+    spaces: Spaces
+    seed: int
+    device: str
+    total_agent_steps: int
+    threads: int | None
+    """None: as many of `max_threads` as the work of a minibatch is worth."""
+    max_threads: int
+    minibatch_steps: int
+    interrupt: Interrupt
+    own_process: bool
+    folder: Path | None = None
+    """Where profiles are written."""
+    trace: bool = False
+    """Whether reports tell what happened when."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnerDescription:
+    """What the host must know of a learner before it can allocate slots."""
+
+    layout: PolicyLayout
+    fields: tuple[FieldSpec, ...]
+    callbacks: frozenset[str]
+    """Names of the loss callbacks that any loss overrides."""
+    recurrent_state_size: int
+    """0 for a policy without memory."""
+    moments_nbytes: int
+    """As of `Optimization`."""
+
+
+class LearnRequest(NamedTuple):
+    """Learn from `experience` and publish the result to `publish_to` as version `version`."""
+
+    state: TrainerState
+    """Counters and the host's fields; what the learner knows itself is filled in for the losses' callbacks."""
+    experience: SlotRef
+    behaviour_version: int
+    publish_to: SlotRef
+    version: int
+    steps_before: int
+    """Agent steps of the run before this epoch's."""
+    rollout_start: TrainerState | None
+    """The state in which the rollout started, where the losses are yet to be told because it overlapped."""
+    learning_rate_scale: float = 1.0
+    capture_to: SlotRef | None = None
+    """Where the optimizer's moments go, if a checkpoint is to be taken of this epoch."""
+
+
+class LearnReport(NamedTuple):
+    """What came of one epoch. Times are `time.monotonic()`, one clock for all processes of a machine."""
+
+    loss_stats: dict[str, float]
+    update_epochs: int
+    minibatches: int
+    began: float
+    ended: float
+    interrupted: bool
+    captured: LearnerState | None = None
+    """If it was asked for: what goes with the moments."""
+    spans: Sequence[Span] = ()
+    """What happened in between, where the plan asks for a trace."""
+
+
+class Learner:
+    """See the module. The host calls `describe`, `prepare`, `publish` once each, then `learn` for every epoch."""
+
+    def __init__(self, plan: LearnerPlan) -> None:
+        self._plan = plan
+        config = plan.learning
+        self._device = torch.device(plan.device)
+        if plan.own_process:
+            seed_global_generators(plan.seed)
+        self.policy: Policy = build_policy(plan.policy, plan.spaces, plan.seed, config.discount)
+        self.policy.to(self._device)
+        torch.set_num_threads(plan.threads or _threads_for(self.policy, plan))
+        self.arena = ParameterArena(self.policy, self._device)
+        self._losses = LossSet(plan.losses)
+        self._statistics = LossStatistics(self._device)
+        self._losses.attach(
+            LossContext(policy=self.policy, device=self._device, seed=plan.seed, statistics=self._statistics)
+        )
+        self._on_mb_end = self._losses.overriding("on_mb_end")
+        self._generator = torch.Generator(self._device).manual_seed(plan.seed)
+        self._optimization = Optimization(
+            self.arena,
+            learning_rate=config.learning_rate,
+            schedule=config.learning_rate_schedule,
+            betas=config.adam_betas,
+            eps=config.adam_eps,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            max_minibatches=config.update_epochs * config.minibatches,
+            losses=len(self._losses),
+        )
+        self._segments = config.shuffle == "segments" or (
+            config.shuffle == "auto"
+            and (self.policy.recurrent or self._losses.needs_segments or config.prioritization > 0)
+        )
+        self._memory = LearnerMemory(
+            self.policy, self._losses, self._optimization, self._generator, own_process=plan.own_process
+        )
+        self._spec: ExperienceSpec | None = None
+        self._slots = SlotMemory()
+        self._lender = Lender()
+
+    # What the host asks for.
+
+    def describe(self) -> LearnerDescription:
+        return LearnerDescription(
+            layout=self.arena.layout,
+            fields=self._losses.experience_fields(),
+            callbacks=frozenset(name for name in CALLBACKS if self._losses.overriding(name)),
+            recurrent_state_size=self.policy.state_size if self.policy.recurrent else 0,
+            moments_nbytes=self._optimization.moments_nbytes,
+        )
+
+    def prepare(self, spec: ExperienceSpec) -> None:
+        """Take the layout of the experience slots."""
+        self._spec = spec
+
+    def publish(self, ref: SlotRef) -> None:
+        """Copy the live policy into a slot."""
+        self.arena.write_to(self._slots.memory(ref))
+
+    def capture(self, moments: SlotRef) -> LearnerState:
+        """What the next epoch goes on from; the moments go to a slot."""
+        return self._memory.write(self._bytes(moments))
+
+    def restore(self, policy: SlotRef, moments: SlotRef | None, state: LearnerState | None) -> None:
+        """Go on from a policy, and from what was captured with it (None: with a new optimizer)."""
+        self.arena.read_from(self._slots.memory(policy))
+        if moments is not None and state is not None:
+            self._memory.restore(self._bytes(moments), state)
+
+    def callback(self, name: str, state: TrainerState) -> None:
+        """Call the losses' callbacks of one name."""
+        for callback in self._losses.overriding(name):
+            callback(state)
+
+    def learn(self, request: LearnRequest) -> LearnReport:
+        """One epoch. Raises NonFiniteLossError naming epoch, loss and minibatch."""
+        plan, epoch = self._plan, request.state.epoch + 1
+        if plan.folder is None or epoch not in plan.learning.profile_epochs:
+            report = self._learn(request)
+        else:
+            with profiled(profile_path(plan.folder, epoch), plan.device):
+                report = self._learn(request)
+        self._lender.settle()  # a loss may have kept a state, but the slots are used again
+        return report
+
+    def _learn(self, request: LearnRequest) -> LearnReport:
+        began = time.monotonic()
+        spans = Spans(self._plan.trace)
+        config = self._plan.learning
+        state = self._state_for_losses(request)
+        epoch = state.epoch
+        batch, valid = self._read(request.experience)
+        if request.rollout_start is not None:
+            self.callback("on_rollout_start", request.rollout_start)
+        self.callback("on_rollout_end", state)
+
+        self._losses.begin_epoch()
+        rate = self._optimization.begin_epoch(
+            request.steps_before / self._plan.total_agent_steps, request.learning_rate_scale
+        )
+        draws = (
+            SegmentDraws(
+                batch,
+                valid,
+                config.minibatches,
+                self._generator,
+                prioritization=config.prioritization,
+                correction=config.prioritization_correction,
+            )
+            if self._segments
+            else StepDraws(self._per_step(batch), valid, config.minibatches, self._generator)
+        )
+        spans.end("prepare")
+        done = 0
+        passes = 0
+        finished = not self._losses.active(epoch)
+        interrupted = False
+        while passes < config.update_epochs and not finished:
+            waiting = 0
+            mb_idx = 0
+            for mb_idx, draw in enumerate(draws.one_pass()):
+                minibatch = Minibatch(
+                    fields=draw.fields,
+                    valid=draw.valid,
+                    weight=draw.weight,
+                    epoch=epoch,
+                    update_epoch=passes,
+                    mb_idx=mb_idx,
+                )
+                total, components = self._losses.compute(minibatch, self._evaluate(minibatch))
+                self._optimization.backward(total, components, 1.0 / config.accumulate_minibatches)
+                done += 1
+                waiting += 1
+                if waiting == config.accumulate_minibatches:
+                    self._optimization.step()
+                    waiting = 0
+                for callback in self._on_mb_end:
+                    callback(replace(state, update_epoch=passes, mb_idx=mb_idx))
+                spans.end("minibatch", passes, mb_idx)
+                interrupted = self._plan.interrupt.is_set()
+                finished = interrupted or self._losses.stop_requested
+                if finished:
+                    break
+            if waiting:
+                self._optimization.step()
+            passes += 1
+        loss_stats = {"learning_rate": rate} | self._loss_stats(epoch, batch, valid)
+        spans.end("statistics")
+        state = replace(state, update_epoch=passes, mb_idx=done)
+        self.callback("on_train_phase_end", state)
+        self.policy.update_normalizers(self._observation(batch), valid)
+        spans.end("normalizers")
+        self.publish(request.publish_to)
+        spans.end("publish")
+        ended = time.monotonic()
+
+        # Also what the callbacks of the training phase have tracked.
+        loss_stats |= self._statistics.read()
+        if self._losses.overriding("on_epoch_end"):
+            state = replace(
+                state,
+                epoch=epoch + 1,
+                policy_version=request.version,
+                loss_stats=FrozenMapping(loss_stats),
+                policy=self._snapshot(request.publish_to, request.version),
+            )
+            self.callback("on_epoch_end", state)
+        return LearnReport(
+            loss_stats=loss_stats,
+            update_epochs=passes,
+            minibatches=done,
+            began=began,
+            ended=ended,
+            interrupted=interrupted,
+            spans=spans.recorded,
+            captured=None if request.capture_to is None else self.capture(request.capture_to),
+        )
+
+    # How.
+
+    def _read(self, ref: SlotRef) -> tuple[dict[str, Tensor], Tensor]:
+        """The batch on the device, with `advantage` and `return`, and which of its steps are transitions."""
+        assert self._spec is not None, "prepare() comes before learn()"
+        config = self._plan.learning
+        arrays = self._spec.arrays(self._slots.memory(ref))
+        batch = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+        valid = batch["valid"]
+        episode_end = batch["terminated"] | batch["truncated"]
+        reward = batch["reward"]
+        if self.policy.reward_normalizer is not None:
+            reward = batch["reward"] = self.policy.reward_normalizer.update_and_scale(
+                reward, episode_end, valid, batch["episode_start"][:, 0]
+            )
+        batch["advantage"], batch["return"] = gae(
+            reward,
+            batch["value"],
+            batch["next_value"],
+            episode_end,
+            valid,
+            config.discount,
+            config.gae_lambda,
+        )
+        return batch, valid
+
+    def _bytes(self, ref: SlotRef) -> Tensor:
+        memory = np.frombuffer(self._slots.memory(ref), dtype=np.uint8, count=self._optimization.moments_nbytes)
+        return torch.from_numpy(memory)
+
+    def _per_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        assert self._spec is not None
+        per_segment = {spec.name for spec in self._spec.fields if spec.per == "segment"}
+        return {name: tensor for name, tensor in batch.items() if name not in per_segment}
+
+    def _evaluate(self, minibatch: Minibatch) -> Any:
+        fields = minibatch.fields
+        observation = self._observation(fields)
+        if self.policy.recurrent:
+            return self.policy.evaluate(
+                observation, fields["action"], fields["recurrent_state"], fields["episode_start"]
+            )
+        return self.policy.evaluate(observation, fields["action"])
+
+    def _observation(self, fields: Any) -> Any:
+        if "observation" in fields:
+            return fields["observation"]
+        return {name.removeprefix("observation/"): fields[name] for name in fields if name.startswith("observation/")}
+
+    def _loss_stats(self, epoch: int, batch: dict[str, Tensor], valid: Tensor) -> dict[str, float]:
+        """At the end of the epoch, when the host of the device may wait for it."""
+        stats = loss_statistics(
+            self._optimization.read_log().numpy(),
+            [loss.name for loss in self._losses.active(epoch)],
+            epoch=epoch,
+            minibatches=self._plan.learning.minibatches,
+            skip_nonfinite=self._plan.learning.nonfinite == "skip",
+        )
+        return stats | batch_statistics(batch, valid)
+
+    def _state_for_losses(self, request: LearnRequest) -> TrainerState:
+        if not any(self._losses.overriding(name) for name in CALLBACKS):
+            return request.state
+        assert self._spec is not None
+        buffer = self._slots.buffer(request.experience)
+        return replace(
+            request.state,
+            experience=Experience(
+                self._spec, request.state.epoch, request.behaviour_version, self._lender.view(buffer)
+            ),
+        )
+
+    def _snapshot(self, ref: SlotRef, version: int) -> PolicySnapshot:
+        plan = self._plan
+        factory = partial(build_policy, plan.policy, plan.spaces, plan.seed, plan.learning.discount)
+        return PolicySnapshot(version, self.arena.layout, factory, self._lender.view(self._slots.buffer(ref)))
+
+
+_WORK_PER_THREAD = 64_000_000
+"""Weights times steps of a minibatch that make a further thread worth what it costs to wait for it: below, on the
+two-core machine this was measured on, a second thread made small networks slower."""
+
+
+def _threads_for(policy: Policy, plan: LearnerPlan) -> int:
+    work = sum(parameter.numel() for parameter in policy.parameters()) * plan.minibatch_steps
+    return max(1, min(plan.max_threads, work // _WORK_PER_THREAD))

@@ -1,0 +1,84 @@
+"""What a learner goes on from between two epochs, beside the policy it has published."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from orchestrator.workers.global_generators import global_generators, set_global_generators
+
+if TYPE_CHECKING:
+    from losses import LossSet
+    from orchestrator.learning.optimization import Optimization
+    from orchestrator.policies import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerState:
+    """The moments are in memory of their own, laid out as `Optimization.moments_nbytes` says."""
+
+    steps: list[float]
+    """Optimizer steps taken with each flat parameter."""
+    generator: torch.Tensor
+    """State of the generator that minibatches are drawn with, of the device `generator_device`."""
+    generator_device: str
+    losses: Mapping[str, Mapping[str, Any]]
+    """Every loss's state, by name."""
+    reward_carry: torch.Tensor | None
+    """Of the reward normaliser: it belongs to the episodes under way."""
+    global_generators: Mapping[str, Any] | None
+    """None where the learner has no process of its own."""
+
+
+class LearnerMemory:
+    """Takes and restores what a learner must remember, between two epochs."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        losses: LossSet,
+        optimization: Optimization,
+        generator: torch.Generator,
+        *,
+        own_process: bool,
+    ) -> None:
+        self._policy = policy
+        self._losses = losses
+        self._optimization = optimization
+        self._generator = generator
+        self._own_process = own_process
+
+    def write(self, memory: torch.Tensor) -> LearnerState:
+        """What the next epoch goes on from; the moments go to `memory` (bytes, on the CPU)."""
+        normalizer = self._policy.reward_normalizer
+        carry = None if normalizer is None or normalizer.carry is None else normalizer.carry.cpu()
+        return LearnerState(
+            steps=self._optimization.write_moments(memory).cpu().tolist(),
+            generator=self._generator.get_state(),
+            generator_device=self._generator.device.type,
+            losses=_on_cpu(self._losses.state_dict()),
+            reward_carry=carry,
+            global_generators=global_generators() if self._own_process else None,
+        )
+
+    def restore(self, memory: torch.Tensor, state: LearnerState) -> None:
+        """Go on from there. Raises ValueError for the state of other losses."""
+        self._losses.load_state_dict(state.losses)
+        self._optimization.read_moments(memory, state.steps)
+        if state.generator_device == self._generator.device.type:
+            self._generator.set_state(state.generator)
+        if self._policy.reward_normalizer is not None:
+            self._policy.reward_normalizer.carry = state.reward_carry
+        if self._own_process and state.global_generators is not None:
+            set_global_generators(state.global_generators)
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _on_cpu(item) for key, item in cast("Mapping[str, Any]", value).items()}
+    return [_on_cpu(item) for item in cast("list[Any]", value)] if isinstance(value, list) else value

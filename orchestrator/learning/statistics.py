@@ -1,0 +1,66 @@
+"""What is told of one epoch of learning: means of the losses, and figures of the batch that was learned from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from orchestrator.learning.optimization import NonFiniteLossError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+
+def loss_statistics(
+    log: NDArray[Any], names: Sequence[str], *, epoch: int, minibatches: int, skip_nonfinite: bool
+) -> dict[str, float]:
+    """Means over the epoch's minibatches of `log`, as `Optimization.read_log` gives it, for the active losses `names`.
+
+    Raises NonFiniteLossError naming the first loss and minibatch that is not finite, or, with `skip_nonfinite`, counts
+    such minibatches and leaves them out. `minibatches` are those of one update epoch.
+    """
+    columns = [*range(len(names)), log.shape[1] - 1]
+    good = np.isfinite(log[:, columns])
+    stats: dict[str, float] = {}
+    if not good.all():
+        mb_idx = int(np.argmin(good.all(axis=1)))
+        culprit = [*names, "the gradient"][int(np.argmin(good[mb_idx]))]
+        if not skip_nonfinite:
+            raise NonFiniteLossError(
+                f"{culprit} is not finite in epoch {epoch}, minibatch {mb_idx} of the epoch "
+                f"(update epoch {mb_idx // minibatches}); that step was left out. "
+                "Look at the rewards and observations for NaN or huge values, lower "
+                "learning.learning_rate, or set learning.nonfinite to 'skip' to leave such steps out"
+            )
+        stats["skipped_minibatches"] = float(len(log) - good.all(axis=1).sum())
+    for index, name in enumerate(names):
+        stats[name] = float(np.mean(log[good[:, index], index])) if good[:, index].any() else float("nan")
+    norms = log[good[:, -1] & (log[:, -1] > 0), -1]
+    if len(norms):
+        stats["gradient_norm"] = float(np.mean(norms))
+    return stats
+
+
+def batch_statistics(batch: Mapping[str, torch.Tensor], valid: torch.Tensor) -> dict[str, float]:
+    """Means over the epoch's valid steps, and the share of the returns' variance that the values explain."""
+    value, returns, advantage, reward = (
+        batch[name].masked_select(valid) for name in ("value", "return", "advantage", "reward")
+    )
+    numbers = torch.stack(
+        [value.mean(), returns.mean(), reward.mean(), returns.var(correction=0), (returns - value).var(correction=0)]
+    )
+    deviation, mean = torch.std_mean(advantage, correction=0)
+    all_numbers = torch.cat([numbers, torch.stack([mean, deviation])]).cpu()
+    value_mean, return_mean, reward_mean, variance, residual, advantage_mean, advantage_deviation = all_numbers.tolist()
+    return {
+        "value": value_mean,
+        "return": return_mean,
+        "reward": reward_mean,
+        "advantage": advantage_mean,
+        "advantage_std": advantage_deviation,
+        "explained_variance": 1.0 - residual / variance if variance > 0 else float("nan"),
+    }

@@ -1,0 +1,293 @@
+"""The workers of a run: starts collectors and learner, settles with them what the slots look like, asks them to work,
+and replaces a collector that dies."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from orchestrator.checks.configuration import check_minibatches
+from orchestrator.collection.collector import CollectorPlan, CollectReport
+from orchestrator.collection.experience_fields import experience_fields
+from orchestrator.collection.service import CollectorService, CollectRequest
+from orchestrator.learning.learner import Learner, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
+from orchestrator.policies import build_policy
+from orchestrator.workers import WorkerCrashed
+from orchestrator.workers.slots import SlotSender
+from orchestrator.workers.worker import Worker, close_workers, open_worker
+from state.experience import ExperienceSpec
+from state.trainer_state import TrainerState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+
+    from losses import Loss
+    from orchestrator.config.settings import TrainerConfig
+    from orchestrator.learning.learner_state import LearnerState
+    from orchestrator.policies import Policy, Spaces
+    from orchestrator.workers import Interrupt
+    from state.shared_memory import Slot
+
+_log = logging.getLogger("orchestrator")
+EXPERIENCE, POLICY, MOMENTS = "experience", "policy", "moments"
+MAX_RESTARTS = 3
+"""Times that one collector is replaced before its death ends the run."""
+
+
+@dataclass(slots=True)
+class _Collector:
+    index: int
+    worker: Worker
+    slots: SlotSender
+    restarts: int = 0
+
+
+class Crew:
+    """The workers at work. Made by `crew()`."""
+
+    def __init__(self, config: TrainerConfig, interrupt: Interrupt) -> None:
+        self._config = config
+        self._interrupt = interrupt
+        self._own_processes = config.collection.backend == "process"
+        self._opened: list[Worker] = []
+        self._collectors: list[_Collector] = []
+        self._learner: Worker
+        self._learner_slots = SlotSender()
+        self.spaces: Spaces
+        self.spec: ExperienceSpec
+        self.description: LearnerDescription
+
+    @property
+    def policy_factory(self) -> Callable[[], Policy]:
+        """Builds a policy like the learner's; picklable."""
+        config = self._config
+        return partial(build_policy, config.policy, self.spaces, config.seed, config.learning.discount)
+
+    async def assemble(self, losses: Sequence[Loss]) -> None:
+        """Start all workers. Raises what their construction raises, such as InvalidEnvironment."""
+        config = self._config
+        count = config.collection.collectors
+        workers: list[Any] = [None] * count
+
+        async def start(index: int) -> None:
+            workers[index] = await self._start_collector(index, 0)
+
+        async with anyio.create_task_group() as tasks:
+            for index in range(count):
+                tasks.start_soon(start, index)
+        self._collectors = [_Collector(index, worker, SlotSender()) for index, worker in enumerate(workers)]
+        self.spaces = await self._collectors[0].worker.call("spaces")
+        plan = LearnerPlan(
+            learning=config.learning,
+            policy=config.policy,
+            losses=losses,
+            spaces=self.spaces,
+            seed=config.seed,
+            device=resolve_device(config.device),
+            total_agent_steps=config.total_agent_steps,
+            threads=config.learning.threads,
+            max_threads=available_cores(),
+            minibatch_steps=config.steps_per_epoch // config.learning.minibatches,
+            interrupt=self._interrupt,
+            own_process=self._own_processes,
+            folder=config.run_dir,
+            trace=config.metrics.trace,
+        )
+        self._learner = await self._open("learner", 1, Learner, plan)
+        self.description = await self._learner.call("describe")
+        if self.description.recurrent_state_size:
+            check_minibatches(config, ["the policy is recurrent"])
+        self.spec = ExperienceSpec.merge(
+            config.collection.environments,
+            config.collection.horizon,
+            {
+                "the environment and the policy": experience_fields(self.spaces, self.description.recurrent_state_size),
+                "the losses": self.description.fields,
+            },
+        )
+        await self._learner.call("prepare", self.spec)
+        for collector in self._collectors:
+            await self._prepare(collector.worker)
+
+    async def publish(self, slot: Slot) -> None:
+        """Have the learner copy its policy into `slot`."""
+        await self._learner.call("publish", self._learner_slots.ref(POLICY, slot))
+
+    async def callback(self, name: str, state: TrainerState) -> None:
+        """Call one of the losses' callbacks, if any loss overrides it."""
+        if name in self.description.callbacks:
+            await self._learner.call("callback", name, _for_losses(state))
+
+    async def collect(self, experience: Slot, policy: Slot) -> tuple[CollectReport, ...]:
+        """One rollout of every collector. Raises WorkerCrashed when one keeps dying; of several errors, the first."""
+        if len(self._collectors) == 1:
+            return (await self._collect(self._collectors[0], experience, policy),)
+        reports: list[Any] = [None] * len(self._collectors)
+        errors: list[Exception] = []
+
+        async def collect(collector: _Collector) -> None:
+            try:
+                reports[collector.index] = await self._collect(collector, experience, policy)
+            except Exception as error:
+                errors.append(error)
+                tasks.cancel_scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            for collector in self._collectors:
+                tasks.start_soon(collect, collector)
+        if errors:
+            raise errors[0]
+        return tuple(reports)
+
+    async def learn(
+        self,
+        state: TrainerState,
+        experience: Slot,
+        behaviour_version: int,
+        publish_to: Slot,
+        version: int,
+        *,
+        steps_before: int = 0,
+        rollout_start: TrainerState | None = None,
+        learning_rate_scale: float = 1.0,
+        capture_to: Slot | None = None,
+    ) -> LearnReport:
+        """One epoch of learning; with `capture_to`, also what a checkpoint of it needs.
+
+        Raises WorkerCrashed when the learner dies.
+        """
+        callbacks = self.description.callbacks
+        request = LearnRequest(
+            # Without callbacks nobody looks at more than the counters.
+            state=_for_losses(state) if callbacks else TrainerState(epoch=state.epoch, agent_step=state.agent_step),
+            experience=self._learner_slots.ref(EXPERIENCE, experience),
+            behaviour_version=behaviour_version,
+            publish_to=self._learner_slots.ref(POLICY, publish_to),
+            version=version,
+            steps_before=steps_before,
+            rollout_start=_for_losses(rollout_start) if rollout_start and "on_rollout_start" in callbacks else None,
+            learning_rate_scale=learning_rate_scale,
+            capture_to=None if capture_to is None else self._learner_slots.ref(MOMENTS, capture_to),
+        )
+        return await self._learner.call("learn", request)
+
+    # Checkpoints.
+
+    async def capture_learner(self, moments: Slot) -> LearnerState:
+        """What the learner goes on from; the moments go to a slot."""
+        return await self._learner.call("capture", self._learner_slots.ref(MOMENTS, moments))
+
+    async def restore_learner(self, policy: Slot, moments: Slot | None, state: LearnerState | None) -> None:
+        """Have the learner go on from what is in the slots. Raises what a loss raises for a state that is not its."""
+        moments_ref = None if moments is None else self._learner_slots.ref(MOMENTS, moments)
+        await self._learner.call("restore", self._learner_slots.ref(POLICY, policy), moments_ref, state)
+
+    async def capture_collectors(self) -> tuple[Mapping[str, Any] | None, ...]:
+        """Where each collector stands between two rollouts; None for one that has died, which its next rollout finds
+        out."""
+        states: list[Mapping[str, Any] | None] = []
+        for collector in self._collectors:
+            try:
+                states.append(await collector.worker.call("state"))
+            except WorkerCrashed:
+                states.append(None)
+        return tuple(states)
+
+    async def restore_collectors(self, states: Sequence[Mapping[str, Any]]) -> bool:
+        """Have each collector go on from its state; False where an environment could not tell its own, so that new
+        episodes begin."""
+        exact = [
+            await collector.worker.call("load_state", state)
+            for collector, state in zip(self._collectors, states, strict=True)
+        ]
+        return all(exact)
+
+    async def begin_episodes_anew(self, rollouts: int) -> None:
+        """Have all collectors begin new episodes, unlike those of the first `rollouts`."""
+        for collector in self._collectors:
+            await collector.worker.call("begin_anew", rollouts)
+
+    async def _collect(self, collector: _Collector, experience: Slot, policy: Slot) -> CollectReport:
+        while True:
+            request = CollectRequest(
+                experience=collector.slots.ref(EXPERIENCE, experience), policy=collector.slots.ref(POLICY, policy)
+            )
+            try:
+                return await collector.worker.call("collect", request)
+            except WorkerCrashed as error:
+                collector.restarts += 1
+                if collector.restarts > MAX_RESTARTS:
+                    raise
+                _log.warning(
+                    "%s; starting it again (%d of %d): its episodes begin anew",
+                    error,
+                    collector.restarts,
+                    MAX_RESTARTS,
+                )
+                await collector.worker.aclose(0)
+                collector.worker = await self._start_collector(collector.index, collector.restarts)
+                collector.slots = SlotSender()
+                await self._prepare(collector.worker)
+
+    async def _start_collector(self, index: int, restarts: int) -> Worker:
+        config = self._config.collection
+        count = config.environments // config.collectors
+        plan = CollectorPlan(
+            environment=self._config.environment,
+            count=count,
+            horizon=config.horizon,
+            # Collectors draw from streams of their own, and a restarted one must not repeat its first episodes.
+            seed=self._config.seed + 1_000_003 * index + 7_919 * restarts,
+            first_row=index * count,
+            options=config.environment_options,
+            mode=config.mode,
+        )
+        return await self._open(f"collector-{index}", 1, CollectorService, plan, self._interrupt, self._own_processes)
+
+    async def _prepare(self, worker: Worker) -> None:
+        await worker.call("prepare", self._config.policy, self.spec, self._config.learning.discount)
+
+    async def _open(self, name: str, threads: int, factory: Any, *args: object) -> Worker:
+        worker = await open_worker(self._config.collection.backend, name, factory, *args, threads=threads)
+        self._opened.append(worker)
+        return worker
+
+    async def aclose(self) -> None:
+        await close_workers(self._opened)
+
+
+@asynccontextmanager
+async def crew(config: TrainerConfig, losses: Sequence[Loss], interrupt: Interrupt) -> AsyncGenerator[Crew]:
+    """The run's workers, all ended when the context is left."""
+    workers = Crew(config, interrupt)
+    try:
+        await workers.assemble(losses)
+        yield workers
+    finally:
+        interrupt.set()
+        await workers.aclose()
+
+
+def _for_losses(state: TrainerState) -> TrainerState:
+    """Without the views: the learner has the memory itself."""
+    return replace(state, experience=None, policy=None)
+
+
+def available_cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resolve_device(device: str) -> str:
+    """The device that `auto` stands for here: mps is only taken when asked for, since nobody has measured it yet."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,89 @@
+"""`metrics.jsonl`: a file with one JSON object per line and epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from io import FileIO
+
+    from orchestrator.metrics.sink import Record, RunInfo
+
+
+class JsonLines:
+    """Appends to `path`, by default `metrics.jsonl` in the run's folder.
+
+    Each line reaches the operating system in one piece before the next epoch's, so a kill loses at most one.
+    A resumed run first drops the records of the epochs that it makes again.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._file: FileIO
+        self._end = 0
+
+    def open(self, run: RunInfo) -> None:
+        """Raises ValueError where neither a path nor the run's folder is known."""
+        path = self._path or (None if run.run_dir is None else run.run_dir / "metrics.jsonl")
+        if path is None:
+            raise ValueError("the run has no folder: give JsonLines the path of its file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        truncate_records(path, run.epoch)
+        self._file = Path.open(path, "ab", buffering=0)
+        self._end = self._file.seek(0, os.SEEK_END)
+
+    def write(self, record: Record) -> None:
+        """Raises OSError, after having removed what was written of a line, where the disk is full."""
+        line = f"{json.dumps(record, allow_nan=False)}\n".encode()
+        try:
+            written = self._file.write(line)
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError:
+            self._file.truncate(self._end)
+            raise
+        self._end += len(line)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def truncate_records(path: Path, epoch: int) -> int:
+    """Drop the records of epochs after `epoch` from a file of JSON lines, and lines that are no records, such as one
+    that a kill cut off; returns how many lines went.
+
+    The file is replaced as a whole: whoever reads it, or kills this process, finds it as before or as after. Where
+    there is no file, or nothing to drop, nothing is touched.
+    """
+    if not path.exists():
+        return 0
+    working = path.with_name(f".{path.name}.new")
+    dropped = 0
+    try:
+        with path.open("rb") as lines, working.open("wb") as kept:
+            for line in lines:
+                if _epoch_of(line) <= epoch:
+                    kept.write(line)
+                else:
+                    dropped += 1
+            kept.flush()
+            if dropped:
+                os.fsync(kept.fileno())
+        if dropped:
+            working.replace(path)
+    finally:
+        working.unlink(missing_ok=True)
+    return dropped
+
+
+def _epoch_of(line: bytes) -> float:
+    """The epoch of a whole record, else infinity."""
+    try:
+        record: Any = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return float("inf")
+    epoch = cast("dict[str, object]", record).get("epoch") if isinstance(record, dict) else None
+    return float(epoch) if isinstance(epoch, (int, float)) else float("inf")

@@ -1,0 +1,112 @@
+"""Going on with a run: from which checkpoint, with which settings, and what is then not as it was."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.checkpoints import MANIFEST, Checkpoint, CheckpointFolder, find_checkpoint
+from orchestrator.config.error import ConfigurationError, Problem
+from orchestrator.config.fields import leaves
+from orchestrator.config.run_folder import holds_run
+from orchestrator.snapshots.training_capture import read_config_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from orchestrator.config.settings import TrainerConfig
+    from orchestrator.snapshots.training_capture import ResumePoint
+
+_MAY_CHANGE = re.compile(
+    r"total_agent_steps|run_dir|device|collection\.(collectors|backend|held_epochs)|learning\.(threads|profile_epochs)"
+    r"|(checkpoints|evaluation|metrics)\..*"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResumeSource:
+    """A checkpoint to go on from, and the settings of its run.
+
+    `config.run_dir` is the folder of the run that it is the newest checkpoint of; None where it is not, or where it
+    comes from elsewhere: then the run goes on in another folder, or in none.
+    """
+
+    checkpoint: Checkpoint
+    config: TrainerConfig
+    home: Path | None = None
+    """The folder of the checkpoint's run, where that is here."""
+
+    def goes_on_in(self, run_dir: Path | None) -> bool:
+        """Whether a run in that folder goes on where it was."""
+        here = self.config.run_dir
+        return run_dir is not None and here is not None and run_dir.absolute() == here.absolute()
+
+
+def find_resume_source(where: Path | str) -> ResumeSource:
+    """The newest sound checkpoint of a run, or one checkpoint, at a path or URI. Blocks: reads, and may download.
+
+    Raises CheckpointError naming what is missing or damaged.
+    """
+    folder = None if "://" in str(where) else Path(where)
+    if folder is not None and holds_run(folder) and not (folder / MANIFEST).exists():
+        checkpoint = CheckpointFolder(folder / "checkpoints").newest_valid()
+        run_dir = home = folder
+    else:
+        checkpoint = find_checkpoint(where)
+        siblings = checkpoint.path.parent
+        home = siblings.parent if folder is not None and holds_run(siblings.parent) else None
+        newest = home is not None and CheckpointFolder(siblings).list()[-1] == checkpoint.path
+        run_dir = home if newest else None
+    config = replace(read_config_of(checkpoint), run_dir=run_dir)
+    return ResumeSource(checkpoint=checkpoint, config=config, home=home)
+
+
+def check_resume(source: ResumeSource, config: TrainerConfig) -> None:
+    """Raises ConfigurationError where `config` says something else than the run to go on with, or leaves it nothing
+    to do."""
+    problems = list(_problems(source, config))
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def _problems(source: ResumeSource, config: TrainerConfig) -> Iterator[Problem]:
+    recorded = {path: value for path, _, value in leaves(source.config)}
+    for path, _, value in leaves(config):
+        if value != recorded[path] and not _MAY_CHANGE.fullmatch(path):
+            expected = f"{recorded[path]!r}: a resumed run goes on with the settings of its checkpoint"
+            yield Problem(field=path, value=value, expected=expected, cure="leave it as it was, or start a new run")
+    done = int(source.checkpoint.manifest["agent_step"])
+    if config.total_agent_steps <= done:
+        expected = f"more than the {done} agent steps that the checkpoint has done"
+        cure = f"set it to {2 * done}, say, to go on with the training"
+        yield Problem(field="total_agent_steps", value=config.total_agent_steps, expected=expected, cure=cure)
+
+
+def changes_on_resume(resume: ResumePoint, config: TrainerConfig, *, episodes_go_on: bool) -> Iterator[str]:
+    """What is not as if the run had never been interrupted, in words for the log."""
+    before = resume.config
+    if resume.learner is None:
+        yield "the checkpoint holds the policy alone: the optimizer and all random generators begin anew"
+    elif config.collection.collectors != before.collection.collectors:
+        yield (
+            f"with {config.collection.collectors} collectors instead of {before.collection.collectors}: "
+            "all episodes begin anew"
+        )
+    elif not episodes_go_on:
+        yield (
+            "the episodes that were in progress begin anew: "
+            + (
+                "the environment can't give its state"
+                if None not in resume.collectors
+                else "the run was cut short within an epoch"
+            )
+        )
+    if config.device != before.device:
+        yield f"on device {config.device!r} instead of {before.device!r}: results may differ in the last digits"
+    if config.total_agent_steps != before.total_agent_steps and config.learning.learning_rate_schedule != "constant":
+        yield (
+            f"to {config.total_agent_steps} agent steps instead of {before.total_agent_steps}: "
+            f"the {config.learning.learning_rate_schedule} learning-rate schedule is stretched accordingly"
+        )

@@ -1,0 +1,155 @@
+"""Learning on a device that is not the CPU: an emulated one everywhere, the real one where there is any."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from orchestrator import LearningConfig, LossesConfig, PolicyConfig, TrainerConfig
+from orchestrator.collection.experience_fields import experience_fields
+from orchestrator.learning.default_losses import default_losses
+from orchestrator.learning.learner import Learner, LearnerPlan, LearnRequest
+from orchestrator.policies import Spaces
+from orchestrator.workers import Interrupt
+from orchestrator.workers.slots import SlotRef
+from state.experience import ExperienceSpec
+from state.shared_memory import SharedBuffer
+from state.trainer_state import TrainerState
+from tests.orchestrator.emulated_device import DEVICE, emulated
+
+SEGMENTS, HORIZON = 4, 16
+LEARNING = LearningConfig(update_epochs=2, minibatches=2, learning_rate=1e-3)
+VECTOR = gymnasium.spaces.Box(-1.0, 1.0, (3,))
+VARIANTS = {
+    "mlp": {},
+    "box actions": {"action": gymnasium.spaces.Box(-1.0, 1.0, (2,))},
+    "lstm": {"policy": PolicyConfig(network="lstm", lstm_size=4)},
+    "images": {"observation": gymnasium.spaces.Box(0, 255, (36, 36, 1), np.uint8)},
+    "normalised": {"policy": PolicyConfig(hidden=(8,), normalize_observations=True, normalize_rewards=True)},
+    "v-trace": {"losses": LossesConfig(names=("vtrace_actor", "vtrace_critic"))},
+    "value clipping": {"losses": LossesConfig(value_clip=0.1)},
+    "prioritised": {"learning": dataclasses.replace(LEARNING, prioritization=0.8)},
+}
+
+
+def learned(
+    device: str,
+    *,
+    resumed: bool = False,
+    learning: LearningConfig = LEARNING,
+    policy: PolicyConfig = PolicyConfig(hidden=(8,)),  # noqa: B008
+    losses: LossesConfig = LossesConfig(),  # noqa: B008
+    observation: gymnasium.Space[Any] = VECTOR,
+    action: gymnasium.Space[Any] = gymnasium.spaces.Discrete(3),  # noqa: B008
+) -> dict[str, np.ndarray[Any, Any]]:
+    """The weights and moments after two epochs on the same experience; `resumed`: by another learner after one."""
+    spaces = Spaces(observation, action)
+    plan = LearnerPlan(
+        learning=learning,
+        policy=policy,
+        losses=default_losses(TrainerConfig(losses=losses, learning=learning)),
+        spaces=spaces,
+        seed=1,
+        device=device,
+        total_agent_steps=1000,
+        threads=1,
+        max_threads=1,
+        minibatch_steps=SEGMENTS * HORIZON // 2,
+        interrupt=Interrupt(),
+        own_process=False,
+    )
+    learner = Learner(plan)
+    described = learner.describe()
+    fields = [*experience_fields(spaces, described.recurrent_state_size), *described.fields]
+    spec = ExperienceSpec.merge(SEGMENTS, HORIZON, {"test": fields})
+    experience, weights, moments = (
+        SharedBuffer.create(nbytes) for nbytes in (spec.nbytes, described.layout.nbytes, described.moments_nbytes)
+    )
+    slots = {
+        "experience": SlotRef("experience", 0, experience),
+        "publish_to": SlotRef("policy", 0, weights),
+        "capture_to": SlotRef("moments", 0, moments),
+    }
+    fill(spec.arrays(experience.map_shared()), spaces)
+    learner.prepare(spec)
+    for epoch in range(2):
+        request = LearnRequest(
+            state=TrainerState(epoch=epoch),
+            behaviour_version=epoch,
+            version=epoch + 1,
+            steps_before=0,
+            rollout_start=None,
+            **slots,
+        )
+        captured = learner.learn(request).captured
+        if resumed and epoch == 0:
+            learner = Learner(dataclasses.replace(plan, seed=2))
+            learner.prepare(spec)
+            learner.restore(slots["publish_to"], slots["capture_to"], captured)
+    arrays = described.layout.arrays(weights.map_shared())
+    return {**arrays, "moments": np.frombuffer(moments.map_shared(), np.float32)}
+
+
+def fill(arrays: dict[str, np.ndarray[Any, Any]], spaces: Spaces) -> None:
+    draw = np.random.default_rng(1)
+    for name, array in arrays.items():
+        if name == "action" and array.dtype == np.int64:
+            array[...] = draw.integers(0, spaces.action.n, array.shape)  # type: ignore[attr-defined]
+        elif array.dtype == np.uint8:
+            array[...] = draw.integers(0, 256, array.shape)
+        elif name == "valid":
+            array[...] = draw.random(array.shape) < 0.9
+        elif array.dtype == np.bool_:
+            array[...] = draw.random(array.shape) < 0.1
+        else:
+            array[...] = draw.normal(size=array.shape)
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["through", "resumed"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_device_learns_what_the_cpu_learns(variant: str, resumed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = VARIANTS[variant]
+    expected = learned("cpu", **settings)
+    with emulated(monkeypatch):
+        found = learned(DEVICE, resumed=resumed, **settings)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_host_never_waits_for_a_minibatch(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = VARIANTS[variant]
+    reads: list[int] = []
+    for passes in (1, 4):
+        learning = dataclasses.replace(settings.get("learning", LEARNING), update_epochs=passes)
+        with emulated(monkeypatch) as emulation:
+            learned(DEVICE, **settings | {"learning": learning})
+        reads.append(emulation.reads)
+    assert reads[0] == reads[1] > 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cuda_learns_what_the_cpu_learns(variant: str) -> None:
+    settings: dict[str, Any] = VARIANTS[variant]
+    # In one minibatch, since generators draw other orders on other devices.
+    learning = dataclasses.replace(settings.get("learning", LEARNING), update_epochs=4, minibatches=1)
+    found = learned("cuda", **settings | {"learning": learning})
+    assert all(np.isfinite(array).all() for array in found.values())
+    if learning.prioritization:  # draws with replacement, so others
+        return
+    expected = learned("cpu", **settings | {"learning": learning})
+    before = learned("cpu", **settings | {"learning": dataclasses.replace(learning, learning_rate=0.0)})
+    assert distance(found, expected) <= 0.05 * distance(before, expected)
+
+
+def distance(one: dict[str, np.ndarray[Any, Any]], other: dict[str, np.ndarray[Any, Any]]) -> float:
+    """Between the trained weights, of all tensors together."""
+    names = [name for name in one if name != "moments" and "normalizer" not in name]
+    return float(np.sqrt(sum(np.square(one[name] - other[name]).sum() for name in names)))

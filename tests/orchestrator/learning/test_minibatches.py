@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from orchestrator.learning.minibatches import Rows, SegmentDraws, StepDraws
+
+SEGMENTS, HORIZON = 6, 5
+
+
+def batch() -> dict[str, torch.Tensor]:
+    step = torch.arange(SEGMENTS * HORIZON).view(SEGMENTS, HORIZON)
+    return {"step": step, "pair": torch.stack([step, -step], dim=2), "advantage": step.float()}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_pass_over_steps_visits_each_valid_step_once_and_no_other() -> None:
+    valid = torch.ones(SEGMENTS, HORIZON, dtype=torch.bool)
+    valid[1, 3] = valid[5, 4] = False
+    draws = StepDraws(batch(), valid, 4, generator())
+    for _ in range(2):
+        minibatches = list(draws.one_pass())
+        seen = torch.cat([draw.fields["step"] for draw in minibatches])
+        assert sorted(seen.tolist()) == batch()["step"][valid].tolist()
+        assert [len(draw.fields["step"]) for draw in minibatches] == [7, 7, 7, 7]
+
+
+def test_the_fields_of_a_minibatch_belong_to_the_same_steps() -> None:
+    valid = torch.ones(SEGMENTS, HORIZON, dtype=torch.bool)
+    for draw in StepDraws(batch(), valid, 3, generator()).one_pass():
+        assert torch.equal(draw.fields["pair"], torch.stack([draw.fields["step"], -draw.fields["step"]], dim=1))
+
+
+def test_two_passes_have_different_orders_and_the_same_seed_the_same_ones() -> None:
+    valid = torch.ones(SEGMENTS, HORIZON, dtype=torch.bool)
+
+    def orders(seed: int) -> list[list[int]]:
+        draws = StepDraws(batch(), valid, 1, generator(seed))
+        return [next(draws.one_pass()).fields["step"].tolist() for _ in range(2)]
+
+    first, second = orders(1)
+    assert first != second
+    assert orders(1) == [first, second]
+    assert orders(2) != [first, second]
+
+
+def test_a_pass_over_segments_keeps_their_order_in_time_and_their_mask() -> None:
+    valid = torch.ones(SEGMENTS, HORIZON, dtype=torch.bool)
+    valid[2, 4] = False
+    rows: list[int] = []
+    for draw in SegmentDraws(batch(), valid, 3, generator()).one_pass():
+        step = draw.fields["step"]
+        assert torch.equal(step[:, 1:] - step[:, :-1], torch.ones(2, HORIZON - 1, dtype=torch.int64))
+        assert draw.valid is not None
+        segments = step[:, 0] // HORIZON
+        assert torch.equal(draw.valid, valid[segments])
+        assert draw.weight is None
+        rows += segments.tolist()
+    assert sorted(rows) == list(range(SEGMENTS))
+
+
+def test_prioritised_segments_are_drawn_by_the_size_of_their_advantages_and_weighted_back() -> None:
+    fields = batch()
+    fields["advantage"] = torch.ones(SEGMENTS, HORIZON)
+    fields["advantage"][3] = -15.0
+    valid = torch.ones(SEGMENTS, HORIZON, dtype=torch.bool)
+    draws = SegmentDraws(fields, valid, 1, generator(), prioritization=1.0)
+    counts, weighted = torch.zeros(SEGMENTS), torch.zeros(SEGMENTS)
+    for _ in range(2000):
+        draw = next(draws.one_pass())
+        segments = draw.fields["step"][:, 0] // HORIZON
+        assert draw.weight is not None
+        counts.index_add_(0, segments, torch.ones(len(segments)))
+        weighted.index_add_(0, segments, draw.weight[:, 0])
+    torch.testing.assert_close(counts / counts.sum(), torch.tensor([1, 1, 1, 15, 1, 1]) / 20, atol=0.01, rtol=0.0)
+    torch.testing.assert_close(weighted / weighted.sum(), torch.full((SEGMENTS,), 1 / 6), atol=0.02, rtol=0.0)
+
+
+def test_only_the_fields_that_are_asked_for_are_taken() -> None:
+    rows = Rows(batch(), torch.tensor([0, 2]))
+    taken = rows["step"]
+    assert rows["step"] is taken
+    assert list(rows) == ["step", "pair", "advantage"]
+    assert len(rows) == 3
+    with pytest.raises(KeyError):
+        rows["no such field"]
