@@ -13,8 +13,8 @@ from orchestrator.hooks.included.trace import TraceHook
 from orchestrator.hooks.wakeup import Wakeup
 from orchestrator.loop.control import RunControl
 from orchestrator.snapshots.training_capture import Captures, checkpoint_content
-from orchestrator.workers import Interrupt, start_worker
-from orchestrator.workers.worker import close_workers, open_worker
+from orchestrator.workers.interrupt import Interrupt
+from orchestrator.workers.worker import close_workers, open_worker, start_worker
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from orchestrator.hooks.hook import Hook
     from orchestrator.hooks.statistics import HookStatistics
     from orchestrator.snapshots.training_capture import CheckpointContent
-    from orchestrator.workers import Worker
+    from orchestrator.workers.worker import Worker
 
 
 class RunCancelled(RuntimeError):

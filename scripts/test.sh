@@ -6,4 +6,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/pyright
+.venv/bin/lint-imports
 .venv/bin/python -m pytest "$@"

@@ -39,7 +39,7 @@ def evaluation_problems(config: TrainerConfig) -> Iterator[Problem]:
 def _name_problems(config: TrainerConfig) -> Iterator[Problem]:
     if not config.evaluation.tasks:
         return
-    from orchestrator.evaluation.evaluation import evaluation_plans
+    from orchestrator.evaluation.plan import evaluation_plans
     from state.eval_rewards import EvalRewardSummary
 
     keys = [plan.key for plan in evaluation_plans(config)]
@@ -95,7 +95,7 @@ def misfits(config: TrainerConfig) -> list[tuple[int, str, str]]:
     """Index, environment and problem of each task whose environment cannot be made, or has other spaces than the
     training's."""
     from orchestrator.environments import InvalidEnvironment
-    from orchestrator.evaluation.evaluation import differing_spaces, evaluation_plans, spaces_of
+    from orchestrator.evaluation.plan import differing_spaces, evaluation_plans, spaces_of
 
     try:
         needed = spaces_of(config.environment, config.collection.environment_options)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from orchestrator.config.settings import PolicyConfig
     from orchestrator.policies import Policy, Spaces
-    from orchestrator.workers import Interrupt
+    from orchestrator.workers.interrupt import Interrupt
     from state.experience import ExperienceSpec
 
 

@@ -202,7 +202,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
     problems = list(_eval_problems(parsed))
     if problems:
         raise ConfigurationError(problems)
-    from orchestrator.evaluation.evaluation import evaluate_checkpoint
+    from orchestrator.command.evaluation import evaluate_checkpoint
 
     report: Mapping[str, object] = evaluate_checkpoint(
         parsed.path,

@@ -13,13 +13,13 @@ from gymnasium.wrappers import RecordVideo
 
 from orchestrator.environments.make import make_single
 from orchestrator.environments.serial import SerialEnvironment
-from orchestrator.evaluation.evaluation import check_spaces
 from orchestrator.evaluation.evaluator import evaluate
+from orchestrator.evaluation.plan import check_spaces
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.evaluation.evaluation import EvaluationPlan
+    from orchestrator.evaluation.plan import EvaluationPlan
     from orchestrator.policies import Policy
 
 VIDEO_STEPS = 1000

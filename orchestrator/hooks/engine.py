@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from orchestrator.hooks.hook import Hook, RunContext, StateUpdate
-    from orchestrator.hooks.statistics import HookStatistics, Observer
+    from orchestrator.hooks.meter import Observer
+    from orchestrator.hooks.statistics import HookStatistics
     from state.trainer_state import TrainerState
 
 __all__ = ["EngineStatistics", "HookConfigurationError", "HookEngine", "check_hooks"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from orchestrator.hooks.statistics import HookStatistics
     from orchestrator.snapshots.training_capture import CheckpointContent
-    from orchestrator.workers import Worker
+    from orchestrator.workers.worker import Worker
     from state.trainer_state import TrainerState
 
 # The events of a run as the loop's pseudocode. With staleness 0 this is also their order in time; with more, the
@@ -127,7 +127,7 @@ class RunContext(Protocol):
         ...
 
     def start_worker(self, name: str, factory: Any, *args: object) -> AbstractAsyncContextManager[Worker]:
-        """A worker (see `orchestrator.workers`) on the run's backend, for heavy computation."""
+        """A worker (see `orchestrator.workers.worker`) on the run's backend, for heavy computation."""
         ...
 
     async def open_worker(self, name: str, factory: Any, *args: object) -> Worker:

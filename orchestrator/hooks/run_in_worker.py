@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from orchestrator.workers import start_worker
+from orchestrator.workers.worker import start_worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,22 +6,23 @@ import asyncio
 import inspect
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
 from orchestrator.hooks.function_thread import FunctionThread
 from orchestrator.hooks.hook import DeliveryInfo, Outcome, StateUpdate, current_delivery, overridden_events
 from orchestrator.hooks.mailbox import ACCEPTED, Mailbox, Occurrence, Pace
-from orchestrator.hooks.statistics import HookStatistics, Meter
+from orchestrator.hooks.meter import Meter
+from orchestrator.hooks.statistics import HookStatistics
 from orchestrator.hooks.wakeup import Wakeup
 from state.frozen_mapping import FrozenMapping
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from collections.abc import Set as AbstractSet
 
-    from orchestrator.hooks.engine import HookEngine
-    from orchestrator.hooks.hook import Hook
+    from orchestrator.hooks.hook import Hook, RunContext
     from orchestrator.hooks.mailbox import Offer
     from state.trainer_state import TrainerState
 
@@ -36,11 +37,30 @@ class HookOverflow(RuntimeError):
     """A hook whose `overflow` is "error" fell behind."""
 
 
+class Deliveries(Protocol):
+    """What a runner knows of the engine that it belongs to."""
+
+    @property
+    def run(self) -> RunContext: ...
+    @property
+    def progress(self) -> Wakeup: ...
+    @property
+    def newest_epoch(self) -> int: ...
+    @property
+    def grace(self) -> float: ...
+    @property
+    def over(self) -> AbstractSet[HookRunner]: ...
+    def has_taken(self, runner: HookRunner) -> None: ...
+    def forget(self, runner: HookRunner) -> None: ...
+    def take_update(self, occurrence: Occurrence, name: str, update: StateUpdate) -> None: ...
+    def state_for(self, occurrence: Occurrence, names: tuple[str, ...]) -> TrainerState: ...
+
+
 class HookRunner:
     """Owns a hook's mailbox, task and counters."""
 
     def __init__(
-        self, name: str, hook: Hook, engine: HookEngine, predecessors: tuple[str, ...], clock: Callable[[], float]
+        self, name: str, hook: Hook, engine: Deliveries, predecessors: tuple[str, ...], clock: Callable[[], float]
     ) -> None:
         self.name = name
         self.hook = hook

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from orchestrator.config.settings import LearningConfig, PolicyConfig
     from orchestrator.learning.learner_state import LearnerState
     from orchestrator.policies import Policy, Spaces
-    from orchestrator.workers import Interrupt
+    from orchestrator.workers.interrupt import Interrupt
     from orchestrator.workers.spans import Span
     from state.experience import ExperienceSpec, FieldSpec
     from state.policy_snapshot import PolicyLayout

@@ -14,7 +14,7 @@ from orchestrator.hooks.wakeup import Wakeup
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from orchestrator.workers import Interrupt
+    from orchestrator.workers.interrupt import Interrupt
 
 StopRequest: TypeAlias = Literal["no", "after_epoch", "now"]
 

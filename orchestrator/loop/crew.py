@@ -18,9 +18,8 @@ from orchestrator.collection.experience_fields import experience_fields
 from orchestrator.collection.service import CollectorService, CollectRequest
 from orchestrator.learning.learner import Learner, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
 from orchestrator.policies import build_policy
-from orchestrator.workers import WorkerCrashed
 from orchestrator.workers.slots import SlotSender
-from orchestrator.workers.worker import Worker, close_workers, open_worker
+from orchestrator.workers.worker import Worker, WorkerCrashed, close_workers, open_worker
 from state.experience import ExperienceSpec
 from state.trainer_state import TrainerState
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.learning.learner_state import LearnerState
     from orchestrator.policies import Policy, Spaces
-    from orchestrator.workers import Interrupt
+    from orchestrator.workers.interrupt import Interrupt
     from state.shared_memory import Slot
 
 _log = logging.getLogger("orchestrator")

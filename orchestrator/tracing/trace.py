@@ -10,14 +10,14 @@ import json
 import time
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from orchestrator.collection.collector import CollectReport
-    from orchestrator.hooks.mailbox import Occurrence
     from orchestrator.learning.learner import LearnReport
+    from state.trainer_state import TrainerState
 
 LOOP, WORKERS, HOOKS = "training loop", "workers", "hooks"
 _PROCESSES = (LOOP, WORKERS, HOOKS)
@@ -35,6 +35,17 @@ class Track(NamedTuple):
 
     group: str
     name: str
+
+
+class HookEvent(Protocol):
+    """An event of the run that a hook is at work on."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def event(self) -> str: ...
+    @property
+    def state(self) -> TrainerState: ...
 
 
 class Event(NamedTuple):
@@ -133,7 +144,7 @@ class Trace:
         self._slice(Track(WORKERS, worker), method, "worker", began, ended)
 
     def hook(
-        self, name: str, kind: Literal["work", "block"], began: float, ended: float, occurrence: Occurrence | None
+        self, name: str, kind: Literal["work", "block"], began: float, ended: float, occurrence: HookEvent | None
     ) -> None:
         """An attempt of a hook at an event, or a time that the training waited for the hook."""
         if kind == "block":

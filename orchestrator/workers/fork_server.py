@@ -12,7 +12,7 @@ _PRELOAD = [
     "torch",
     "gymnasium",
     "orchestrator.collection.service",
-    "orchestrator.evaluation.evaluation",
+    "orchestrator.evaluation.service",
     "orchestrator.learning.learner",
     "orchestrator.workers.serve",
 ]

@@ -12,18 +12,17 @@ import anyio.to_thread
 from orchestrator.workers.channel import Channel
 from orchestrator.workers.host_channel import HostChannel
 from orchestrator.workers.serve import serve
-from orchestrator.workers.worker import Worker
 
 if TYPE_CHECKING:
     import socket
 
 
-async def start(name: str, threads: int) -> Worker:
+async def start(name: str, threads: int) -> tuple[HostChannel, ThreadBody]:
     """A worker thread that waits for its object to be constructed."""
     channel, worker_socket = HostChannel.pair()
     thread = threading.Thread(target=_main, args=(worker_socket, threads), name=f"orchestrator-{name}", daemon=True)
     thread.start()
-    return Worker(name, channel, _ThreadBody(thread))
+    return channel, ThreadBody(thread)
 
 
 def _main(worker_socket: socket.socket, threads: int) -> None:
@@ -31,7 +30,9 @@ def _main(worker_socket: socket.socket, threads: int) -> None:
         serve(Channel(worker_socket), threads)
 
 
-class _ThreadBody:
+class ThreadBody:
+    """The thread that a worker runs in."""
+
     def __init__(self, thread: threading.Thread) -> None:
         self._thread = thread
 

@@ -14,14 +14,13 @@ import anyio.to_thread
 from orchestrator.workers.channel import Channel
 from orchestrator.workers.fork_server import context, warm_up
 from orchestrator.workers.host_channel import HostChannel
-from orchestrator.workers.worker import Worker
 
 if TYPE_CHECKING:
     import socket
     from multiprocessing.context import ForkServerProcess
 
 
-async def start(name: str, threads: int) -> Worker:
+async def start(name: str, threads: int) -> tuple[HostChannel, ProcessBody]:
     """A worker process that waits for its object to be constructed."""
     channel, worker_socket = HostChannel.pair()
     process = context.Process(target=_main, args=(worker_socket, threads), name=f"orchestrator-{name}", daemon=True)
@@ -32,7 +31,7 @@ async def start(name: str, threads: int) -> Worker:
             process.start()
 
     await anyio.to_thread.run_sync(launch)
-    return Worker(name, channel, _ProcessBody(process))
+    return channel, ProcessBody(process)
 
 
 def _main(worker_socket: socket.socket, threads: int) -> None:
@@ -55,7 +54,9 @@ def _exit_with_the_host() -> None:
         os._exit(1)
 
 
-class _ProcessBody:
+class ProcessBody:
+    """The process that a worker runs in."""
+
     def __init__(self, process: ForkServerProcess) -> None:
         self._process = process
 

@@ -173,7 +173,7 @@ async def open_worker(
     worker: Worker | None = None
     try:
         with anyio.CancelScope(shield=True):  # a process that has been started must come under somebody's care
-            worker = await start(name, threads)
+            worker = Worker(name, *await start(name, threads))
         assert worker is not None
         await worker.call(CONSTRUCT, factory, args)
     except BaseException as error:

@@ -27,7 +27,7 @@ def measure(environments: int, repeats: int) -> dict[str, list[float]]:
     from orchestrator import CollectionConfig, TrainerConfig, learner
     from orchestrator.learning.default_losses import default_losses
     from orchestrator.loop.crew import EXPERIENCE, POLICY, crew
-    from orchestrator.workers import Interrupt
+    from orchestrator.workers.interrupt import Interrupt
     from state import TrainerState
     from state.shared_memory import SlotRing
 

@@ -27,7 +27,7 @@ ENVIRONMENTS = 64
 def measure(evaluated: bool, epochs: int) -> dict[str, float]:
     """Median seconds per epoch, and the share of the time in which the evaluation hook was at work."""
     from orchestrator import CollectionConfig, LearningConfig, TrainerConfig
-    from orchestrator.evaluation.evaluation import evaluation_plans
+    from orchestrator.evaluation.plan import evaluation_plans
     from orchestrator.hooks.included.evaluation import EvaluationHook
 
     config = TrainerConfig(

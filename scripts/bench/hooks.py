@@ -111,7 +111,7 @@ def learner_alone() -> dict[str, float]:
 
     from orchestrator.learning.default_losses import default_losses
     from orchestrator.loop.crew import EXPERIENCE, POLICY, crew
-    from orchestrator.workers import Interrupt
+    from orchestrator.workers.interrupt import Interrupt
     from state import TrainerState
     from state.shared_memory import SlotRing
 

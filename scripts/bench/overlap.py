@@ -48,7 +48,7 @@ def alone(environments: int) -> dict[str, float]:
 
     from orchestrator.learning.default_losses import default_losses
     from orchestrator.loop.crew import EXPERIENCE, POLICY, crew
-    from orchestrator.workers import Interrupt
+    from orchestrator.workers.interrupt import Interrupt
     from state import TrainerState
     from state.shared_memory import SlotRing
 

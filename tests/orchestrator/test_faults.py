@@ -23,14 +23,14 @@ from orchestrator import Hook, HookFailed, NonFiniteLossError, Trainer, WorkerCr
 from orchestrator.config.error import ConfigurationError
 from orchestrator.environments import EnvironmentFailed
 from orchestrator.loop.crew import EXPERIENCE, POLICY, crew
-from orchestrator.workers import Interrupt
+from orchestrator.workers.interrupt import Interrupt
 from state.shared_memory import SlotRing
 from tests.orchestrator.training import FailingLoss, losses_with, small_config, worker_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from orchestrator.workers import Worker
+    from orchestrator.workers.worker import Worker
     from state.trainer_state import TrainerState
     from tests.orchestrator.training import Backend
 

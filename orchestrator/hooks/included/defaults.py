@@ -8,7 +8,7 @@ from urllib.parse import quote
 from orchestrator.checkpoints import CheckpointFolder, retention_of
 from orchestrator.config.fields import leaves
 from orchestrator.config.own_code import import_function
-from orchestrator.evaluation.evaluation import evaluation_plans
+from orchestrator.evaluation.plan import evaluation_plans
 from orchestrator.hooks.included.checkpoint import CheckpointHook
 from orchestrator.hooks.included.evaluation import EvaluationHook
 from orchestrator.hooks.included.heartbeat import Heartbeat

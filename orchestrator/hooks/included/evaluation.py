@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from orchestrator.evaluation.evaluation import EvaluatorService
+from orchestrator.evaluation.service import EvaluatorService
 from orchestrator.hooks.hook import Hook, StateUpdate
-from orchestrator.workers import WorkerCrashed
+from orchestrator.workers.worker import WorkerCrashed
 from state.eval_rewards import EvalRewardSummary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
-    from orchestrator.evaluation.evaluation import EvaluationPlan
-    from orchestrator.workers import Worker
+    from orchestrator.evaluation.plan import EvaluationPlan
+    from orchestrator.workers.worker import Worker
     from state.policy_snapshot import PolicySnapshot
     from state.trainer_state import TrainerState
 

@@ -24,7 +24,8 @@ import pytest
 from rich.console import Console
 
 from orchestrator.hooks.included.progress import ProgressHook, hook_health, progress, sparkline
-from orchestrator.hooks.statistics import HookStatistics, Meter
+from orchestrator.hooks.meter import Meter
+from orchestrator.hooks.statistics import HookStatistics
 from state.eval_rewards import EvalRewardSummary
 from state.stats_tracker import StatsTracker
 from state.stopwatch import StopwatchReading

@@ -23,7 +23,7 @@ from orchestrator.config.error import ConfigurationError
 from orchestrator.config.settings import CollectionConfig, MetricsConfig
 from orchestrator.environments import InvalidEnvironment
 from orchestrator.environments.compatibility import space_differences
-from orchestrator.evaluation.evaluation import EvaluationPlan, evaluation_plans, spaces_of
+from orchestrator.evaluation.plan import EvaluationPlan, evaluation_plans, spaces_of
 from orchestrator.evaluation.video import video_names
 from orchestrator.hooks.included.evaluation import EvaluationHook
 from orchestrator.policies import build_policy

@@ -13,7 +13,7 @@ from torch import nn
 
 from orchestrator.hooks.hook import Hook, StateUpdate
 from orchestrator.hooks.run_in_worker import run_in_worker
-from orchestrator.workers import WorkerCrashed
+from orchestrator.workers.worker import WorkerCrashed
 from state.experience import Experience, ExperienceSpec, FieldSpec
 from state.policy_snapshot import PolicyLayout, PolicySnapshot
 from state.shared_memory import SharedBuffer, SlotRing

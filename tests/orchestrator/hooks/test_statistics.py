@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.hooks.statistics import HookStatistics, Meter
+from orchestrator.hooks.meter import Meter
+from orchestrator.hooks.statistics import HookStatistics
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What time it is; tests set the only element."""
     now = [0.0]
-    monkeypatch.setattr("orchestrator.hooks.statistics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("orchestrator.hooks.meter.time.monotonic", lambda: now[0])
     return now
 
 

@@ -15,7 +15,7 @@ from orchestrator.collection.experience_fields import experience_fields
 from orchestrator.learning.default_losses import default_losses
 from orchestrator.learning.learner import Learner, LearnerPlan, LearnRequest
 from orchestrator.policies import Spaces
-from orchestrator.workers import Interrupt
+from orchestrator.workers.interrupt import Interrupt
 from orchestrator.workers.slots import SlotRef
 from state.experience import ExperienceSpec
 from state.shared_memory import SharedBuffer

@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from orchestrator.loop.control import RunControl
-from orchestrator.workers import Interrupt
+from orchestrator.workers.interrupt import Interrupt
 from tests.orchestrator.hooks.driving import DEADLINE, quiet
 
 pytestmark = pytest.mark.anyio

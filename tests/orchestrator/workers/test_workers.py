@@ -10,8 +10,8 @@ import numpy as np
 import psutil
 import pytest
 
-from orchestrator.workers import Interrupt, WorkerCrashed, start_worker
-from orchestrator.workers.worker import open_worker
+from orchestrator.workers.interrupt import Interrupt
+from orchestrator.workers.worker import WorkerCrashed, open_worker, start_worker
 from state.shared_memory import SharedBuffer
 
 pytestmark = pytest.mark.anyio

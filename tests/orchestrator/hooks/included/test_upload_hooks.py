@@ -19,7 +19,7 @@ import pytest
 from orchestrator import CheckpointsConfig, ConfigurationError, Trainer
 from orchestrator.checkpoints import CheckpointFolder, KeepLast, find_checkpoint
 from orchestrator.checks.configuration import check_config
-from orchestrator.evaluation.evaluation import evaluate_checkpoint
+from orchestrator.command.evaluation import evaluate_checkpoint
 from orchestrator.hooks.hook import StateUpdate
 from orchestrator.hooks.included.upload import UploadHook
 from orchestrator.hooks.included.wandb_artifacts import WandbCheckpointHook

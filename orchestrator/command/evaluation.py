@@ -1,0 +1,71 @@
+"""`orchestrator eval`: plays episodes with the policy of a checkpoint, and reports the scores."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.checkpoints import find_checkpoint
+from orchestrator.evaluation.plan import EvaluationPlan, evaluation_plans, spaces_of
+from orchestrator.policies import build_policy
+from orchestrator.snapshots.training_capture import read_config_of
+from state.eval_rewards import EvalRewardSummary
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrator.evaluation.evaluator import EpisodeScores
+
+
+def evaluate_checkpoint(
+    path: str | Path, *, episodes: int, environment: str | None = None, deterministic: bool | None = None
+) -> dict[str, object]:
+    """Play `episodes` episodes with the policy of a checkpoint, or of a run's newest; blocks.
+
+    By default in the environments that the run evaluated on, and with sampled or most likely actions as its
+    configuration says. One environment gives a flat report; of several, `tasks` lists the reports, and
+    `category_scores`, `avg_category_score` and `avg_simulation_score` sum them up. Raises CheckpointError,
+    ConfigurationError, and InvalidEnvironment where an environment is none for the policy.
+    """
+    checkpoint = find_checkpoint(path)
+    config = read_config_of(checkpoint)
+    plans = evaluation_plans(config)
+    if environment is not None:
+        without_tasks = replace(config, evaluation=replace(config.evaluation, tasks=()))
+        plans = (evaluation_plans(without_tasks)[0].on(environment),)
+    plans = [replace(plan, episodes=episodes) for plan in plans]
+    if deterministic is not None:
+        plans = [replace(plan, deterministic=deterministic) for plan in plans]
+    spaces = spaces_of(config.environment, config.collection.environment_options)
+    policy = build_policy(config.policy, spaces, config.seed, config.learning.discount)
+    checkpoint.load_into(policy)
+    counters = {name: checkpoint.manifest[name] for name in ("epoch", "agent_step")}
+    reports = [_report(plan, plan.play(policy)) for plan in plans]
+    if len(reports) == 1:
+        return {"checkpoint": str(checkpoint.path), **counters, **reports[0]}
+    scores = EvalRewardSummary.from_simulations(
+        {plan.key: float(report["return_mean"]) for plan, report in zip(plans, reports, strict=True)}
+    )
+    names = [{"category": plan.key[0], "name": plan.key[1]} for plan in plans]
+    return {
+        "checkpoint": str(checkpoint.path),
+        **counters,
+        "tasks": [name | report for name, report in zip(names, reports, strict=True)],
+        "category_scores": dict(scores.category_scores),
+        "avg_category_score": scores.avg_category_score,
+        "avg_simulation_score": scores.avg_simulation_score,
+    }
+
+
+def _report(plan: EvaluationPlan, scores: EpisodeScores) -> dict[str, Any]:
+    return {
+        "environment": plan.environment,
+        "episodes": len(scores.returns),
+        "actions": "most likely" if plan.deterministic else "sampled",
+        "return_mean": scores.mean_return,
+        "return_std": statistics.pstdev(scores.returns),
+        "return_min": min(scores.returns),
+        "return_max": max(scores.returns),
+        "length_mean": statistics.fmean(scores.lengths),
+    }
