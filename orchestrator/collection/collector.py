@@ -9,15 +9,16 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from orchestrator.collection.episodes import EpisodeCounter
 from orchestrator.collection.experience_fields import RECURRENT_STATE, experience_fields, observation_field
 from orchestrator.collection.rollout import Rollout
 from orchestrator.config.settings import PolicyConfig
-from orchestrator.environments import EnvironmentFailed, make_vector
+from orchestrator.environments import EnvironmentFailed, Step, make_vector
 from orchestrator.environments.make import Mode
 from orchestrator.environments.spaces import Array, Observation, arrays_of, observation_of
-from orchestrator.policies.acting import Actor, as_tensors
+from orchestrator.policies.acting import Actor, PolicyFailed, as_tensors, check_defined
 from orchestrator.policies.network import Spaces
 from orchestrator.policies.policy import Policy, build_policy
 from state.experience import ExperienceSpec, FieldSpec
@@ -103,7 +104,8 @@ class Collector:
         """Fill this collector's rows of `experience` (writable, `[segments, horizon, ...]`) with one rollout.
 
         `load` gives the policy its parameters; `stop` is asked before every step, and ends the rollout early.
-        Raises EnvironmentFailed when an environment fails or gives rewards or observations that are not finite.
+        Raises EnvironmentFailed when an environment fails or gives rewards or observations that are not finite, and
+        PolicyFailed when the policy's numbers make no distribution.
         """
         began = time.monotonic()
         actor = self._prepared()
@@ -119,6 +121,8 @@ class Collector:
                 observations = {key: slot[observation_field(key)] for key in self._current}
                 following = as_tensors(observation_of(self._current))
                 rollout.write(slot, actor, as_tensors(observation_of(observations)), following)
+                if np.isnan(slot["log_prob"]).any():
+                    self._check_policy(actor, slot)
                 self._check_finite(slot)
         self._rollouts += 1
         returns, lengths = self._episodes.add(rollout.reward, rollout.ended, rollout.valid)
@@ -231,7 +235,7 @@ class Collector:
                 rows[:, time_step] = array
             parameters, value = actor.act(observation, start_tensor)
             action = distribution.sample(parameters, noise)
-            step = environment.step(action.numpy())
+            step = self._step(parameters, action)
             rollout.add(actor, start, parameters, value, action, step)
             self._set_current(step.observation)
             if environment.same_step:
@@ -241,17 +245,38 @@ class Collector:
             for extra in self._extras:
                 slot[extra.name][:, time_step] = environment.info(extra.name, extra.shape)
 
+    def _step(self, parameters: Tensor, action: Tensor) -> Step:
+        try:
+            return self._environment.step(action.numpy())
+        except EnvironmentFailed:
+            # It may well fail because no action was possible.
+            distribution, everyone = self._prepared().policy.distribution, torch.ones(1, len(action), dtype=torch.bool)
+            check_defined(distribution, parameters[None], everyone, self._environment.name, self._rollout.steps)
+            raise
+
+    def _check_policy(self, actor: Actor, slot: Mapping[str, Array]) -> None:
+        valid = torch.from_numpy(self._rollout.valid)
+        try:
+            check_defined(actor.policy.distribution, self._rollout.parameters, valid, self._environment.name)
+        except PolicyFailed as error:
+            self._check_observations(slot, error.step + 1)  # of which the policy can make nothing
+            raise
+
     def _check_finite(self, slot: Mapping[str, Array]) -> None:
         """Of all that values are computed from: what was recorded, final observations, and what the next rollout
         begins with."""
         copies = np.arange(self._plan.count)
-        for name in ("reward", *map(observation_field, self._current)):
-            self._check(name, slot[name].swapaxes(0, 1), copies, 0)
+        self._check("reward", slot["reward"].swapaxes(0, 1), copies, 0)
+        self._check_observations(slot, self._plan.horizon)
         for cut in self._rollout.cut:
             for key, array in cut.final_observation.items():
                 self._check(observation_field(key), array[None], cut.copies, cut.step)
         for key, array in self._current.items():
             self._check(observation_field(key), array[None], copies, self._plan.horizon)
+
+    def _check_observations(self, slot: Mapping[str, Array], steps: int) -> None:
+        for name in map(observation_field, self._current):
+            self._check(name, slot[name][:, :steps].swapaxes(0, 1), np.arange(self._plan.count), 0)
 
     def _check(self, name: str, array: Array, copies: Array, first_step: int) -> None:
         """`array` is `[steps, len(copies), ...]`."""

@@ -64,6 +64,11 @@ class Rollout:
     def valid(self) -> Array:
         return self._valid[: self.steps]
 
+    @property
+    def parameters(self) -> Tensor:
+        """Of the action distributions, `[steps, count, P]`."""
+        return torch.stack(self._parameters)
+
     def add(
         self, actor: Actor, episode_start: Array, parameters: Tensor, value: Tensor | None, action: Tensor, step: Step
     ) -> None:

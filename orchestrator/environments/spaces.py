@@ -17,11 +17,11 @@ Observation = Array | dict[str, Array]
 """A batch of observations: one array `[n, ...]`, or one per key of a Dict space."""
 
 _SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of those"
-_SUPPORTED_ACTIONS = "Discrete, MultiDiscrete with one axis, or Box of floats"
+_SUPPORTED_ACTIONS = "Discrete, MultiDiscrete with one axis, or Box of numbers"
 _SINGLE = ""  # the key of the only array of a space that is not a Dict
 
-# What torch has no type for, or what would only slow a network down.
-_AGENT_DTYPES = {"float16": "float32", "float64": "float32", "uint16": "int32", "uint32": "int64", "uint64": "int64"}
+# What torch has no type for.
+_AGENT_INTEGERS = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}
 
 
 class InvalidEnvironment(ValueError):
@@ -49,18 +49,18 @@ def agent_observation_space(space: Space, environment: str) -> Space:
 
 
 def agent_action_space(space: Space, environment: str) -> Space:
-    """The space of the actions that agents take: Box is float32, and what is discrete begins at 0.
+    """The space of the actions that agents take: Box is float32 (also of integers), what is discrete begins at 0.
 
     Raises InvalidEnvironment naming the `environment`, its space and what is supported.
     """
     one_axis = not isinstance(space, spaces.MultiDiscrete) or space.nvec.ndim == 1
-    floats = not isinstance(space, spaces.Box) or np.issubdtype(space.dtype, np.floating)
-    if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.Box)) or not one_axis or not floats:
+    numbers = not isinstance(space, spaces.Box) or np.issubdtype(space.dtype, np.number)
+    if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.Box)) or not one_axis or not numbers:
         raise InvalidEnvironment(
             f"environment {environment!r} has the action space {space}, which is not supported;"
             f" supported are {_SUPPORTED_ACTIONS}"
         )
-    return _agent_leaf(space, environment, "")
+    return _float_box(space) if isinstance(space, spaces.Box) else _agent_leaf(space, environment, "")
 
 
 def array_specs(space: Space) -> dict[str, ArraySpec]:
@@ -100,35 +100,55 @@ class ObservationConverter:
 
 
 class ActionConverter:
-    """Turns a batch of agents' actions into actions of the environment: offset, or clipped to the bounds."""
+    """Turns a batch of agents' actions into actions that are in the environment's own space: offset, or of its dtype
+    (rounded where that is of integers) and clipped to its bounds."""
 
     def __init__(self, space: Space) -> None:
         self._offset = _start(space)
         self._dtype = np.dtype(space.dtype)
         self._shape = tuple(space.shape or ())
-        bounded = isinstance(space, spaces.Box)
-        self._low = space.low.astype(np.float32) if bounded and np.isfinite(space.low).any() else None
-        self._high = space.high.astype(np.float32) if bounded and np.isfinite(space.high).any() else None
+        self._low: Array | None = None
+        self._high: Array | None = None
+        if isinstance(space, spaces.Box):
+            self._low = space.low if np.isfinite(space.low).any() else None
+            self._high = space.high if np.isfinite(space.high).any() else None
 
     def __call__(self, actions: Array) -> Array:
         if actions.shape[1:] != self._shape:
             actions = actions.reshape(len(actions), *self._shape)
+        if self._dtype.kind in "iu" and self._low is not None and self._high is not None:
+            return self._rounded(actions, self._low, self._high)
         if self._offset is not None:
             actions = actions + self._offset
+        if actions.dtype != self._dtype:
+            with np.errstate(over="ignore"):  # what is beyond float16 becomes infinite, and then a bound
+                actions = actions.astype(self._dtype)
         if self._low is not None:
             actions = np.maximum(actions, self._low)
         if self._high is not None:
             actions = np.minimum(actions, self._high)
-        return actions.astype(self._dtype, copy=False)
+        return actions
+
+    def _rounded(self, actions: Array, low: Array, high: Array) -> Array:
+        # Float64 cannot say every bound of 64 bits, but what lies between two bounds as it says them, it can.
+        wanted = np.rint(actions, dtype=np.float64)
+        result = np.where(wanted >= high.astype(np.float64), high, low)
+        inside = (wanted > low.astype(np.float64)) & (wanted < high.astype(np.float64))
+        result[inside] = wanted[inside].astype(self._dtype)
+        return result
 
 
 def _agent_leaf(space: Space, environment: str, where: str) -> Space:
     match space:
+        case spaces.Box() if np.issubdtype(space.dtype, np.floating):
+            return _float_box(space)
         case spaces.Box():
-            dtype = _agent_dtype(space)
-            with np.errstate(over="ignore"):  # bounds beyond float32 become infinite
-                low, high = space.low.astype(dtype), space.high.astype(dtype)
-            return spaces.Box(low, high, dtype=np.dtype(dtype).type)
+            dtype = np.dtype(_agent_dtype(space))
+            low, high = (
+                np.minimum(bound, np.iinfo(np.int64).max).astype(dtype) if space.dtype == np.uint64 else bound
+                for bound in (space.low, space.high)
+            )
+            return spaces.Box(low.astype(dtype), high.astype(dtype), dtype=dtype.type)
         case spaces.Discrete():
             return spaces.Discrete(int(space.n))
         case spaces.MultiDiscrete():
@@ -142,11 +162,23 @@ def _agent_leaf(space: Space, environment: str, where: str) -> Space:
             )
 
 
+def _float_box(space: spaces.Box) -> spaces.Box:
+    """A Box of float32; finite bounds beyond that become its largest numbers."""
+    limit = np.finfo(np.float32).max
+    low, high = (
+        np.where(np.isinf(bound), bound, np.clip(bound.astype(np.float64), -limit, limit)).astype(np.float32)
+        for bound in (space.low, space.high)
+    )
+    return spaces.Box(low, high, dtype=np.float32)
+
+
 def _agent_dtype(space: Space) -> str:
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         return "int64"
+    if np.issubdtype(space.dtype, np.floating):
+        return "float32"
     name = np.dtype(space.dtype).name
-    return _AGENT_DTYPES.get(name, name)
+    return _AGENT_INTEGERS.get(name, name)
 
 
 def _start(space: Space) -> Any:

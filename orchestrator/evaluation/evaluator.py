@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from orchestrator.environments import VectorEnvironment
-from orchestrator.policies.acting import Actor, as_tensors
+from orchestrator.policies.acting import Actor, as_tensors, check_defined
 from orchestrator.policies.policy import Policy
 
 EPISODE_LIMIT = 108_000
@@ -50,7 +50,8 @@ def evaluate(
 
     How many episodes a copy plays is fixed before the first step, so that short episodes are not counted more
     often than long ones. `deterministic` takes the most likely action, else actions are sampled. The same seed
-    gives the same scores. Raises EvaluationInterrupted when `stop`, asked before every step, says so.
+    gives the same scores. Raises EvaluationInterrupted when `stop`, asked before every step, says so, and PolicyFailed
+    when the policy's numbers make no distribution.
     """
     if episodes < 1 or limit < 1:
         raise ValueError(f"episodes is {episodes} and limit is {limit}, expected at least 1")
@@ -80,7 +81,8 @@ def _play(
     actor = Actor(policy, count)
     distribution = policy.distribution
     generator = torch.Generator().manual_seed(seed)
-    start = np.ones(count, np.bool_)
+    start, ended = np.ones(count, np.bool_), np.zeros(count, np.bool_)
+    steps = 0
     observation = environment.reset(seed)
     while quotas.any():
         if stop():
@@ -90,7 +92,10 @@ def _play(
             action = distribution.mode(parameters)
         else:
             action = distribution.sample(parameters, distribution.noise((count,), generator))
+        acted = np.logical_or(environment.same_step, ~ended)  # the others are only reset now
+        check_defined(distribution, parameters[None], torch.from_numpy(acted)[None], environment.name, steps)
         step = environment.step(action.numpy())
+        steps += 1
         observation = step.observation
         ended = step.terminated | step.truncated
         running_return += np.where(step.valid, step.reward, 0.0)

@@ -333,9 +333,9 @@ class Learner:
         observation = self._observation(fields)
         if self.policy.recurrent:
             return self.policy.evaluate(
-                observation, fields["action"], fields["recurrent_state"], fields["episode_start"]
+                observation, fields["action"], fields["recurrent_state"], fields["episode_start"], minibatch.valid
             )
-        return self.policy.evaluate(observation, fields["action"])
+        return self.policy.evaluate(observation, fields["action"], valid=minibatch.valid)
 
     def _observation(self, fields: Any) -> Any:
         if "observation" in fields:

@@ -33,8 +33,9 @@ def loss_statistics(
             raise NonFiniteLossError(
                 f"{culprit} is not finite in epoch {epoch}, minibatch {mb_idx} of the epoch "
                 f"(update epoch {mb_idx // minibatches}); that step was left out. "
-                "Look at the rewards and observations for NaN or huge values, lower "
-                "learning.learning_rate, or set learning.nonfinite to 'skip' to leave such steps out"
+                "Look at the rewards and observations for NaN or huge values, and at the network for rows of "
+                "logits that are all -inf; lower learning.learning_rate, or set learning.nonfinite to 'skip' to "
+                "leave such steps out"
             )
         stats["skipped_minibatches"] = float(len(log) - good.all(axis=1).sum())
     for index, name in enumerate(names):

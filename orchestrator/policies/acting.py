@@ -6,12 +6,26 @@ import torch
 from torch import Tensor
 
 from orchestrator.environments.spaces import Observation as Arrays
+from orchestrator.policies.distributions import ActionDistribution, DiagonalGaussian
 from orchestrator.policies.network import Observation
 from orchestrator.policies.policy import Policy
 
 # Rows that go through the network at once: their activations stay in the processor's cache, which halves the time
 # of a batch of 65,536 rows.
 _PART = 2048
+_SHOWN = 16
+
+
+class PolicyFailed(RuntimeError):
+    """The policy gave numbers that no action can be drawn from; the message has them, and says where."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message, step)
+        self.step = step
+        """Among those that were checked."""
+
+    def __str__(self) -> str:
+        return self.args[0]
 
 
 class Actor:
@@ -56,6 +70,30 @@ class Actor:
             flat = list(observations.flatten(0, 1).split(_PART))
             shape = observations.shape[:2]
         return torch.cat([self.policy.value(part) for part in flat]).view(shape)
+
+
+def check_defined(
+    distribution: ActionDistribution, parameters: Tensor, acted: Tensor, environment: str, first_step: int = 0
+) -> None:
+    """Raise PolicyFailed where parameters `[steps, count, P]`, of steps from `first_step` on, make no distribution.
+
+    `acted` `[steps, count]` is False where the environment does not look at the action.
+    """
+    undefined = distribution.defined(parameters).logical_not_().logical_and_(acted)
+    if not bool(undefined.any()):
+        return
+    step, copy = undefined.nonzero()[0].tolist()
+    row = parameters[step, copy]
+    numbers = ", ".join(f"{number:.4g}" for number in row[:_SHOWN].tolist()) + (", ..." if len(row) > _SHOWN else "")
+    if isinstance(distribution, DiagonalGaussian):
+        expected = "finite means and log standard deviations"
+    else:
+        expected = "logits, of which -inf forbids a choice, but not every one; look at the mask, and for NaN before it"
+    raise PolicyFailed(
+        f"the policy gave [{numbers}] for copy {copy} of environment {environment!r}, step {first_step + step}: no"
+        f" action can be drawn from that; expected {expected}",
+        step,
+    )
 
 
 def as_tensors(observation: Arrays) -> Observation:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 from gymnasium import spaces
+from torch.nn import functional as F
 
 if TYPE_CHECKING:
     import gymnasium
@@ -59,10 +60,18 @@ class ActionDistribution(Protocol):
         """`log_prob`, and the entropy of the whole distribution, sharing their common parts."""
         ...
 
+    def defined(self, parameters: Tensor) -> Tensor:
+        """Where `[...]` the parameters make a distribution; an action drawn from others would mean nothing."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Categorical:
-    """One of `parameters` choices, for `Discrete`; the parameters are unnormalised log-probabilities."""
+    """One of `parameters` choices, for `Discrete`; the parameters are unnormalised log-probabilities.
+
+    -inf forbids a choice: it is never drawn, counts 0 in the entropy, as in torch's own, and gets no gradient. At least
+    one choice must be possible.
+    """
 
     parameters: int
 
@@ -92,10 +101,16 @@ class Categorical:
         log_prob = log_probs.gather(0, action.unsqueeze(0)).squeeze(0)
         return log_prob, _entropy(log_probs)
 
+    def defined(self, parameters: Tensor) -> Tensor:
+        return _some_choice(parameters)
+
 
 @dataclass(frozen=True, slots=True)
 class MultiCategorical:
-    """Independent choices, each of `sizes[i]`, for `MultiDiscrete`; the parameters are theirs, one after another."""
+    """Independent choices, each of `sizes[i]`, for `MultiDiscrete`; the parameters are theirs, one after another.
+
+    Each is a `Categorical`, and must have a choice that is possible.
+    """
 
     sizes: tuple[int, ...]
 
@@ -127,6 +142,9 @@ class MultiCategorical:
         parts = self._log_probs(parameters)
         return self._log_prob(parts, action), _entropy(torch.cat(parts))
 
+    def defined(self, parameters: Tensor) -> Tensor:
+        return torch.stack([_some_choice(part) for part in parameters.split(self.sizes, -1)]).all(0)
+
     def _log_probs(self, parameters: Tensor) -> list[Tensor]:
         return [_log_probs(part) for part in parameters.split(self.sizes, -1)]
 
@@ -140,7 +158,7 @@ class MultiCategorical:
 class DiagonalGaussian:
     """Independent normal numbers, for `Box`; the parameters are the means, then the log standard deviations.
 
-    Actions are `[..., dimensions]` whatever the shape of the box, and not limited to its bounds.
+    Actions are float32 `[..., dimensions]` whatever the shape and the dtype of the box, and not limited to its bounds.
     """
 
     dimensions: int
@@ -178,6 +196,9 @@ class DiagonalGaussian:
         entropy = total_log_std + 0.5 * self.dimensions * (1.0 + math.log(2.0 * math.pi))
         return self._log_prob(mean, log_std, total_log_std, action), entropy
 
+    def defined(self, parameters: Tensor) -> Tensor:
+        return parameters.isfinite().all(-1)
+
     def _log_prob(self, mean: Tensor, log_std: Tensor, total_log_std: Tensor, action: Tensor) -> Tensor:
         squares = ((action - mean) * (-log_std).exp()).square().sum(-1)
         constant = 0.5 * self.dimensions * math.log(2.0 * math.pi)
@@ -191,12 +212,12 @@ def distribution_for(action_space: gymnasium.Space[Any]) -> ActionDistribution:
             return Categorical(int(action_space.n))
         case spaces.MultiDiscrete() if action_space.nvec.ndim == 1:
             return MultiCategorical(tuple(int(size) for size in action_space.nvec))
-        case spaces.Box() if np.issubdtype(action_space.dtype, np.floating):
+        case spaces.Box() if np.issubdtype(action_space.dtype, np.number):
             return DiagonalGaussian(math.prod(action_space.shape))
         case _:
             raise ValueError(
                 f"the action space {action_space} is not supported; supported are Discrete, MultiDiscrete with one"
-                " axis, and Box of floats"
+                " axis, and Box of numbers"
             )
 
 
@@ -212,5 +233,12 @@ def _log_probs(parameters: Tensor) -> Tensor:
     return torch.log_softmax(parameters.movedim(-1, 0), 0)
 
 
+def _some_choice(parameters: Tensor) -> Tensor:
+    # The largest is -inf where every choice is forbidden, and NaN where any parameter is.
+    return parameters.amax(-1).isfinite()
+
+
 def _entropy(log_probs: Tensor) -> Tensor:
-    return (log_probs.exp() * log_probs).sum(0).neg()
+    # 0 times the lowest number is 0, where 0 times -inf, of a forbidden choice, would be NaN.
+    lowest = torch.finfo(log_probs.dtype).min
+    return (log_probs.exp() * F.threshold(log_probs, lowest, lowest)).sum(0).neg()

@@ -26,7 +26,7 @@ _global_generator = threading.Lock()
 class Policy(nn.Module):
     """What acts and what learns; for a network with memory (`recurrent`), observations have a time axis too.
 
-    Buffers are updated in place, so that parameters and buffers may be views of memory that somebody else owns.
+    What a network returns in another floating-point type becomes float32, the type of everything around it.
     """
 
     def __init__(
@@ -62,19 +62,19 @@ class Policy(nn.Module):
         observation = self._normalized(observation)
         if not self.recurrent:
             parameters, value = self.network(observation)
-            return parameters, _without_last_axis(value, parameters), None
+            return parameters.float(), _without_last_axis(value, parameters).float(), None
         some = observation if isinstance(observation, Tensor) else next(iter(observation.values()))
         if state is None:
             state = torch.zeros(len(some), self.state_size, device=some.device)
         if episode_start is None:
             episode_start = torch.zeros(some.shape[:2], dtype=torch.bool, device=some.device)
         parameters, value, state = self.network(observation, state, episode_start)
-        return parameters, _without_last_axis(value, parameters), state
+        return parameters.float(), _without_last_axis(value, parameters).float(), state.float()
 
     def action_parameters(self, observation: Observation) -> Tensor:
         """`[n, P]` for observations `[n, ...]`, of a network without memory; the hot loop of acting."""
         if self.separate:
-            return cast("SeparateNetwork", self.network).action_parameters(self._normalized(observation))
+            return cast("SeparateNetwork", self.network).action_parameters(self._normalized(observation)).float()
         return self.forward(observation)[0]
 
     def value(self, observation: Observation) -> Tensor:
@@ -82,7 +82,7 @@ class Policy(nn.Module):
         if not self.separate:
             return self.forward(observation)[1]
         value = cast("SeparateNetwork", self.network).value(self._normalized(observation))
-        return value.squeeze(-1) if value.dim() > 1 else value
+        return (value.squeeze(-1) if value.dim() > 1 else value).float()
 
     def evaluate(
         self,
@@ -90,13 +90,17 @@ class Policy(nn.Module):
         action: Tensor,
         state: Tensor | None = None,
         episode_start: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> PolicyEvaluation:
         """The policy on recorded steps, with gradients: `[n, ...]`, or whole segments `[n, horizon, ...]`.
 
         A policy with memory needs segments, the `state` `[n, state_size]` that each began with and `episode_start`
-        `[n, horizon]`.
+        `[n, horizon]`. Where `valid` is False (None: nowhere), action parameters are 0 and have no gradient.
         """
         parameters, value = self._evaluate(observation, action, state, episode_start)
+        if valid is not None:
+            # At the end of an episode a network may forbid every action, and the NaN of that would spread.
+            parameters = torch.where(valid.unsqueeze(-1), parameters, 0.0)
         log_prob, entropy = self.distribution.log_prob_and_entropy(parameters, action)
         return PolicyEvaluation(log_prob=log_prob, entropy=entropy, value=value, action_parameters=parameters)
 

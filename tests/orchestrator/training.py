@@ -42,7 +42,13 @@ def small_config(
     """CartPole with a small network, for about `epochs` epochs."""
     return TrainerConfig(
         total_agent_steps=settings.pop("total_agent_steps", max(1, epochs - 1) * environments * horizon + 1),
-        collection=CollectionConfig(environments=environments, horizon=horizon, backend=backend, collectors=collectors),
+        collection=CollectionConfig(
+            environments=environments,
+            horizon=horizon,
+            backend=backend,
+            collectors=collectors,
+            environment_options=environment_options or {},
+        ),
         learning=settings.pop("learning", LearningConfig(update_epochs=2, minibatches=2)),
         policy=settings.pop("policy", PolicyConfig(hidden=(8,))),
         **settings,

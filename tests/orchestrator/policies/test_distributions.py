@@ -99,6 +99,41 @@ def test_a_certain_choice_has_no_entropy_and_finite_gradients() -> None:
     assert bool(parameters.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("sizes", [(4,), (2, 3)])
+def test_forbidden_choices_are_as_in_torchs_own_and_never_drawn(sizes: tuple[int, ...]) -> None:
+    distribution = Categorical(*sizes) if len(sizes) == 1 else MultiCategorical(sizes)
+    parameters = random_parameters(distribution, (500,))
+    parameters[:, 1] = -torch.inf
+    parameters[250:, -1] = -torch.inf
+    parameters.requires_grad_()
+    assert bool(distribution.defined(parameters).all())
+    action = sampled(distribution, parameters.detach()).reshape(500, len(sizes))
+    assert action[:, 0].ne(1).all()
+    assert action[250:, -1].ne(sizes[-1] - 1).all()
+    assert distribution.mode(parameters).reshape(500, -1)[:, 0].ne(1).all()
+    parts = [torch.distributions.Categorical(logits=part) for part in parameters.split(sizes, -1)]
+    expected = torch.stack([part.log_prob(action[:, index]) for index, part in enumerate(parts)]).sum(0)
+    entropy = torch.stack([part.entropy() for part in parts]).sum(0)
+    ours = distribution.log_prob_and_entropy(parameters, action.reshape(500, *distribution.action_shape))
+    for own, theirs in zip(ours, (expected, entropy), strict=True):
+        torch.testing.assert_close(own, theirs)
+        (own_gradient,) = torch.autograd.grad(own.sum(), parameters, retain_graph=True)
+        (their_gradient,) = torch.autograd.grad(theirs.sum(), parameters, retain_graph=True)
+        torch.testing.assert_close(own_gradient, their_gradient)
+
+
+@pytest.mark.parametrize("poison", [-torch.inf, torch.nan, torch.inf])
+def test_it_is_known_where_parameters_make_no_distribution(poison: float) -> None:
+    for distribution, part in (
+        (Categorical(3), slice(0, 3)),
+        (MultiCategorical((2, 3)), slice(2, 5)),
+        (DiagonalGaussian(2), slice(1, 2)),
+    ):
+        parameters = random_parameters(distribution, (2,))
+        parameters[1, part] = poison
+        assert distribution.defined(parameters).tolist() == [True, False]
+
+
 def test_a_categorical_samples_each_choice_as_often_as_it_is_probable() -> None:
     distribution = Categorical(4)
     parameters = torch.tensor([0.5, -1.0, 1.5, 0.0])
@@ -153,6 +188,7 @@ def test_the_mode_is_the_likeliest_action() -> None:
         (spaces.MultiDiscrete([2, 4]), MultiCategorical((2, 4))),
         (spaces.Box(-1.0, 1.0, (3,)), DiagonalGaussian(3)),
         (spaces.Box(-1.0, 1.0, (2, 3)), DiagonalGaussian(6)),
+        (spaces.Box(0, 9, (2,), np.int64), DiagonalGaussian(2)),
     ],
 )
 def test_every_supported_action_space_has_its_distribution(
@@ -163,8 +199,8 @@ def test_every_supported_action_space_has_its_distribution(
 
 @pytest.mark.parametrize(
     "space",
-    [spaces.MultiBinary(3), spaces.Box(0, 9, (2,), np.int64), spaces.MultiDiscrete([[2, 3]]), spaces.Text(3)],
+    [spaces.MultiBinary(3), spaces.Box(0, 1, (2,), np.bool_), spaces.MultiDiscrete([[2, 3]]), spaces.Text(3)],
 )
 def test_an_unsupported_action_space_is_an_error_that_says_what_is_supported(space: gymnasium.Space[object]) -> None:
-    with pytest.raises(ValueError, match="supported are Discrete, MultiDiscrete with one axis, and Box of floats"):
+    with pytest.raises(ValueError, match="supported are Discrete, MultiDiscrete with one axis, and Box of numbers"):
         distribution_for(space)

@@ -1,0 +1,73 @@
+"""Networks of one's own train whatever they do with their tensors, or are refused by name."""
+
+from __future__ import annotations
+
+import anyio
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from orchestrator import EvaluationConfig, PolicyConfig, Trainer
+from orchestrator.policies import Observation, Spaces
+from tests.orchestrator.training import small_config
+from tests.small_networks import Recurrent, Separate, Shared
+
+
+def own(function: str) -> PolicyConfig:
+    return PolicyConfig(network=f"tests.orchestrator.test_own_networks:{function}")
+
+
+class Half(Shared):
+    def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(observation)
+
+
+class HalfSeparate(Separate):
+    def action_parameters(self, observation: Observation) -> Tensor:
+        return super().action_parameters(observation).to(torch.float16)
+
+    def value(self, observation: Observation) -> Tensor:
+        return super().value(observation).to(torch.bfloat16)
+
+
+class HalfRecurrent(Recurrent):
+    def forward(self, observation: Observation, state: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        parameters, value, state = super().forward(observation, state, episode_start)
+        return parameters.bfloat16(), value.half(), state.bfloat16()
+
+
+class Double(Shared):
+    def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        parameters, value = super().forward(observation)
+        return parameters.double(), value.double()
+
+
+def make_half(spaces: Spaces) -> Half:
+    return Half(spaces)
+
+
+def make_half_separate(spaces: Spaces) -> HalfSeparate:
+    return HalfSeparate(spaces)
+
+
+def make_half_recurrent(spaces: Spaces) -> HalfRecurrent:
+    return HalfRecurrent(spaces)
+
+
+def make_double(spaces: Spaces) -> Double:
+    return Double(spaces)
+
+
+@pytest.mark.parametrize("environment", ["CartPole-v1", "Pendulum-v1"])
+@pytest.mark.parametrize("network", ["make_half", "make_half_separate", "make_half_recurrent", "make_double"])
+def test_a_network_may_return_any_floating_point_type(network: str, environment: str) -> None:
+    config = small_config(
+        epochs=2, environment=environment, policy=own(network), evaluation=EvaluationConfig(every=1, episodes=2)
+    )
+    final = anyio.run(Trainer(config).run)
+    assert final.policy is not None
+    assert final.loss_stats is not None
+    assert final.eval_scores is not None
+    assert all(np.isfinite(array).all() for array in final.policy.tensors.values())
