@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from losses import Loss, Minibatch, PolicyEvaluation
 from orchestrator import EvaluationConfig, Hook, LearningConfig, LossesConfig, PolicyConfig, Trainer
-from orchestrator.policies.acting import PolicyFailed
 from orchestrator.policies import Spaces
+from orchestrator.policies.acting import PolicyFailed
 from state import TrainerState
 from tests.orchestrator.training import losses_with, small_config
 
