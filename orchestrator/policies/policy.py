@@ -68,8 +68,8 @@ class Policy(nn.Module):
             state = torch.zeros(len(some), self.state_size, device=some.device)
         if episode_start is None:
             episode_start = torch.zeros(some.shape[:2], dtype=torch.bool, device=some.device)
-        parameters, value, state = self.network(observation, state, episode_start)
-        return parameters.float(), _without_last_axis(value, parameters).float(), state.float()
+        parameters, value, following = self.network(observation, state, episode_start)
+        return parameters.float(), _without_last_axis(value, parameters).float(), following.float()
 
     def action_parameters(self, observation: Observation) -> Tensor:
         """`[n, P]` for observations `[n, ...]`, of a network without memory; the hot loop of acting."""
