@@ -95,17 +95,34 @@ class ExperienceSpec:
         return flat.reshape(shape)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Experience(Mapping[str, NDArray[Any]]):
     """One epoch's experience, read-only: `experience["reward"]` is `[segments, horizon]`.
 
-    The arrays are views of shared memory, made on access; they and this object keep the slot from being reused.
+    The arrays are views of shared memory, made on access; they and this object keep the slot from being reused. Each
+    access maps the memory anew (10 us), so that nothing done to an array, by whatever way, shows in another.
+
+    Two are equal when they are of the same epoch and policy version, with the same fields, and hold the same bytes.
+    `copy.deepcopy` gives one in memory of its own, which keeps no slot.
     """
 
     spec: ExperienceSpec
     epoch: int
     policy_version: int
-    memory: BufferView = field(repr=False)
+    memory: BufferView
+
+    def __repr__(self) -> str:
+        size = f"{self.spec.segments} x {self.spec.horizon}"
+        return f"<Experience of epoch {self.epoch}, policy version {self.policy_version}: {size}, {', '.join(self)}>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Experience):
+            return NotImplemented
+        mine, theirs = (self.epoch, self.policy_version, self.spec), (other.epoch, other.policy_version, other.spec)
+        return mine == theirs and self.memory.holds_the_same(other.memory, self.spec.nbytes)
+
+    def __hash__(self) -> int:
+        return hash((self.epoch, self.policy_version, self.spec))
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.spec.array(self.memory.readonly(), name)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 import numpy as np
 
 from state.shared_memory import PAGE, BufferView, PrivateMapping, SharedBuffer
-
-if TYPE_CHECKING:
-    from collections.abc import MutableSet
 
 
 class Lender:
@@ -22,7 +18,7 @@ class Lender:
 
     def __init__(self) -> None:
         self._views: WeakSet[_LentView] = WeakSet()
-        self._mappings: WeakSet[PrivateMapping] = WeakSet()
+        self._mappings: WeakValueDictionary[int, PrivateMapping] = WeakValueDictionary()  # by identity
 
     def view(self, buffer: SharedBuffer) -> BufferView:
         """A view of what `buffer` holds until the next `settle`."""
@@ -34,33 +30,25 @@ class Lender:
         """To be called before a buffer changes: whatever is held of it gets memory of its own."""
         for view in list(self._views):
             view.settle()
-        for mapping in list(self._mappings):
+        for mapping in list(self._mappings.values()):
             # A page of a private mapping is copied when it is first written to.
-            pages = np.frombuffer(mapping, dtype=np.uint8)[::PAGE]
+            pages = np.frombuffer(memoryview(mapping), dtype=np.uint8)[::PAGE]
             pages += 0
         self._views.clear()
         self._mappings.clear()
 
 
 class _LentView(BufferView):
-    __slots__ = ("__weakref__", "_lent", "_mapping")
+    __slots__ = ("__weakref__", "_lent")
 
-    def __init__(self, buffer: SharedBuffer, lent: MutableSet[PrivateMapping]) -> None:
-        super().__init__(buffer)
+    def __init__(self, buffer: SharedBuffer, lent: WeakValueDictionary[int, PrivateMapping]) -> None:
+        super().__init__(buffer.reader())
         self._lent = lent
-        self._mapping: PrivateMapping | None = None
-
-    def readonly(self) -> memoryview:
-        if self._mapping is None:
-            self._mapping = self.private()
-        return memoryview(self._mapping).toreadonly()
 
     def private(self) -> PrivateMapping:
         mapping = self.buffer.map_private()
-        self._lent.add(mapping)  # for nothing once the view has a buffer of its own
+        self._lent[id(mapping)] = mapping  # for nothing once the view has a buffer of its own
         return mapping
 
     def settle(self) -> None:
-        own = SharedBuffer.create(self.buffer.nbytes, "kept")
-        own.map_shared()[:] = self.buffer.map_private()[:]
-        self.buffer = own
+        self.buffer = self.buffer.copy("kept").reader()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -85,26 +85,42 @@ class PolicyLayout:
         return problems
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PolicySnapshot:
     """A policy version, read-only: the very bytes that the collectors act with.
 
     `version` counts publications (0 is the policy before training); `factory` builds the module it belongs to.
+    Two are equal when they are of the same version and hold the same tensors, bit for bit. `copy.deepcopy` gives one in
+    memory of its own.
     """
 
     version: int
     layout: PolicyLayout
-    factory: Callable[[], nn.Module] = field(repr=False)
-    memory: BufferView = field(repr=False)
+    factory: Callable[[], nn.Module]
+    memory: BufferView
+
+    def __repr__(self) -> str:
+        layout = self.layout
+        return f"<PolicySnapshot of version {self.version}: {len(layout.tensors)} tensors, {layout.nbytes} bytes>"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PolicySnapshot):
+            return NotImplemented
+        same = (self.version, self.layout) == (other.version, other.layout)
+        return same and self.memory.holds_the_same(other.memory, self.layout.nbytes)
+
+    def __hash__(self) -> int:
+        return hash((self.version, self.layout))
 
     @property
     def tensors(self) -> Mapping[str, NDArray[Any]]:
-        """Parameters and buffers by name, as read-only arrays; they keep the slot from being reused."""
+        """Parameters and buffers by name, as read-only arrays over memory that is mapped anew for each call; they keep
+        the slot from being reused."""
         return self.layout.arrays(self.memory.readonly())
 
     @property
     def buffer(self) -> SharedBuffer:
-        """The memory itself, to pass to a worker; valid while this snapshot is held."""
+        """The memory itself, to pass to a worker, which can only read it; valid while this snapshot is held."""
         return self.memory.buffer
 
     def state_dict(self) -> dict[str, torch.Tensor]:

@@ -1,21 +1,35 @@
 """Anonymous shared memory: buffers passed between processes by file descriptor, and rings of reusable slots.
 
-Nothing has a name in the file system, so a killed process leaks nothing. Readers outside the training loop map
-a slot privately (copy on write): numpy refuses to write through the read-only arrays, and a write that goes
-around numpy (a torch tensor that aliases the array, say) changes pages of the reader's own and nobody else's.
+Nothing has a name in the file system, so a killed process leaks nothing. Readers outside the training loop get a
+descriptor that can't be written through, and each array that is taken from a view has a private mapping (copy on write)
+of its own: numpy refuses to write to it, and a write that goes around numpy (a torch tensor that aliases the array,
+say) changes pages that nobody else sees, neither the training nor whoever takes the same array from the same view.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import tempfile
 import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
+
+import numpy as np
 
 PAGE = mmap.PAGESIZE
+PrivateMapping: TypeAlias = "ctypes.Array[ctypes.c_uint8]"
+"""Bytes of one reader's own. Takes weak references; arrays made from it keep it, and thus its lease, alive."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_MAP_FAILED = ctypes.c_void_p(-1).value
+_COMPARED = 1 << 20
+"""Bytes that are compared at a time."""
 
 
 class SharedBuffer:
@@ -24,11 +38,12 @@ class SharedBuffer:
     It travels to another process only through a worker's channel, which passes the descriptor along.
     """
 
-    __slots__ = ("__weakref__", "_closed", "fd", "nbytes")
+    __slots__ = ("__weakref__", "_closed", "_reader", "fd", "nbytes")
 
     def __init__(self, fd: int, nbytes: int) -> None:
         self.fd = fd
         self.nbytes = nbytes
+        self._reader: SharedBuffer | None = None
         self._closed = weakref.finalize(self, os.close, fd)
 
     @classmethod
@@ -48,19 +63,45 @@ class SharedBuffer:
         return mmap.mmap(self.fd, self.nbytes)
 
     def map_private(self) -> PrivateMapping:
-        """A copy-on-write mapping: what is written to it stays with whoever wrote."""
-        return PrivateMapping(self.fd, self.nbytes, access=mmap.ACCESS_COPY)
+        """A copy-on-write mapping: what is written to it stays with whoever wrote. Raises OSError where the process has
+        as many mappings as it may."""
+        # Not by the mmap module, whose mappings keep a file descriptor each: a hook may hold thousands of arrays.
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        address: int | None = _libc.mmap(None, self.nbytes, access, mmap.MAP_PRIVATE, self.fd, 0)
+        if address is None or address == _MAP_FAILED:
+            error = ctypes.get_errno()
+            reason = f"{os.strerror(error)}; are too many arrays of states held?"
+            raise OSError(error, f"can't map {self.nbytes} bytes of shared memory: {reason}")
+        mapping = (ctypes.c_uint8 * self.nbytes).from_address(address)
+        weakref.finalize(mapping, _libc.munmap, address, self.nbytes).atexit = False
+        return mapping
+
+    def reader(self) -> SharedBuffer:
+        """The same memory behind a descriptor that can't be written through: mapping it shared and writable raises
+        PermissionError. (Where the system can't open a descriptor again, as macOS, it can be.)"""
+        if self._reader is None:
+            try:
+                fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
+            except OSError:
+                fd = os.dup(self.fd)
+            self._reader = SharedBuffer(fd, self.nbytes)
+        return self._reader
+
+    def copy(self, name: str) -> SharedBuffer:
+        """Other memory with the same content."""
+        copy = SharedBuffer.create(self.nbytes, name)
+        copy.map_shared()[:] = memoryview(self.map_private())
+        return copy
 
     def close(self) -> None:
         """Close the descriptor; mappings made from it stay valid."""
         self._closed()
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a SharedBuffer travels only as an argument of a worker's call, not by plain pickle")
-
-
-class PrivateMapping(mmap.mmap):
-    """A subclass only so that it takes weak references: arrays made from it keep it, and thus its lease, alive."""
+        raise TypeError(
+            "views of experience and policy travel only as arguments of a worker's call, not by plain pickle: copy the "
+            "arrays that you need, or leave the views out, dataclasses.replace(state, experience=None, policy=None)"
+        )
 
 
 class BufferView:
@@ -72,12 +113,24 @@ class BufferView:
         self.buffer = buffer
 
     def readonly(self) -> memoryview:
-        """The bytes; nothing can make the view writable again."""
-        return memoryview(self.buffer.map_private()).toreadonly()
+        """The bytes, for one caller: nothing can make the memory view writable again, and what gets around it reaches
+        nobody else."""
+        return memoryview(self.private()).toreadonly()
 
     def private(self) -> PrivateMapping:
         """A mapping of its own for one caller, who may scribble over it."""
         return self.buffer.map_private()
+
+    def holds_the_same(self, other: BufferView, nbytes: int) -> bool:
+        """Whether the first `nbytes` bytes are the same."""
+        if self is other or self.buffer is other.buffer:
+            return True
+        mine, theirs = (np.frombuffer(view.readonly(), np.uint8, count=nbytes) for view in (self, other))
+        blocks = (slice(start, start + _COMPARED) for start in range(0, nbytes, _COMPARED))
+        return all(np.array_equal(mine[block], theirs[block]) for block in blocks)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> BufferView:
+        return BufferView(self.buffer.copy("copy").reader())
 
     def __reduce__(self) -> tuple[type[BufferView], tuple[SharedBuffer]]:
         # In another process there is no lease to hold: whoever sends a view holds it until the answer.
@@ -114,21 +167,13 @@ class Slot:
 class Lease(BufferView):
     """The right to read a slot; it stays as it is for as long as this object or an array taken from it lives."""
 
-    __slots__ = ("_mapping", "_ring", "_slot")
+    __slots__ = ("_ring", "_slot")
 
     def __init__(self, ring: SlotRing, slot: Slot) -> None:
-        super().__init__(slot.buffer)
+        super().__init__(slot.buffer.reader())
         self._ring = ring
         self._slot = slot
-        self._mapping: PrivateMapping | None = None
         ring.take(slot)
-
-    def readonly(self) -> memoryview:
-        # Mapped when somebody looks: most states are looked at by nobody. Threads that look at the same time get a
-        # mapping each, which is as good.
-        mapping = self._mapping or self.private()
-        self._mapping = mapping
-        return memoryview(mapping).toreadonly()
 
     def private(self) -> PrivateMapping:
         mapping = self.buffer.map_private()

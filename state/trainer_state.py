@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from state.frozen_mapping import FrozenMapping, freeze
+
 if TYPE_CHECKING:
     from state.eval_rewards import EvalRewardSummary
     from state.experience import Experience
@@ -18,7 +20,8 @@ if TYPE_CHECKING:
 class TrainerState:
     """Counters, nine fields that are None until they are known, and the hooks' results. Deeply immutable; no copies.
 
-    Safe to keep and to read from any task or thread: the views of experience and policy keep their memory.
+    Safe to keep and to read from any task or thread: the views of experience and policy keep their memory. Mappings
+    that it is made with are frozen. Two states are equal when all fields are, the stopwatch's reading too.
     """
 
     epoch: int = 0
@@ -54,3 +57,12 @@ class TrainerState:
 
     results: Mapping[str, object] | None = None
     """What hooks have published under names of their own."""
+
+    def __post_init__(self) -> None:
+        for name in _MAPPINGS:
+            mapping: Mapping[str, object] | None = getattr(self, name)
+            if mapping is not None and type(mapping) is not FrozenMapping:
+                object.__setattr__(self, name, freeze(mapping))
+
+
+_MAPPINGS = ("rollout_stats", "loss_stats", "results")

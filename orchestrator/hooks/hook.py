@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from state.eval_rewards import EvalRewardSummary
 from state.frozen_mapping import freeze
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from orchestrator.hooks.statistics import HookStatistics
@@ -65,7 +66,8 @@ class StateUpdate:
     latest_wandb_uri: str | None = None
     results: Mapping[str, object] = field(default_factory=dict[str, object])
     """Under names of the hook's own: small plain data, since every hook reads it and every epoch carries it to the
-    learner. Mappings, lists and sets are frozen. Others find each as a `HookResult` in `state.results`."""
+    learner. Mappings, lists and sets are frozen; what can be changed in place all the same, such as an array, is
+    refused. Others find each as a `HookResult` in `state.results`."""
     stop: bool = False
     """Finish the epoch and end the run."""
     save_now: bool = False
@@ -77,7 +79,32 @@ class StateUpdate:
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise TypeError(f"{name} must be of type {kind.__name__}, not {type(value).__name__}: {value!r}")
-        object.__setattr__(self, "results", freeze(self.results))
+        results = freeze(self.results)
+        for name, value in results.items():
+            _check_unchangeable(name, value)
+        object.__setattr__(self, "results", results)
+
+
+def _check_unchangeable(name: str, value: object) -> None:
+    """Raises TypeError for a frozen value with something in it that one hook could change under the eyes of others."""
+    if isinstance(value, Mapping):
+        value = tuple(cast("Mapping[object, object]", value).values())
+    if isinstance(value, (tuple, frozenset)):
+        for part in cast("Iterable[object]", value):
+            _check_unchangeable(name, part)
+    elif hasattr(type(value), "__setitem__") or not _has_a_hash(value):
+        raise TypeError(
+            f"result {name!r} has a {type(value).__name__} in it, which whoever reads it could change: results are "
+            "plain data, such as numbers, texts, lists and mappings of them (for an array, `.tolist()`)"
+        )
+
+
+def _has_a_hash(value: object) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.loop.crew import POLICY
 from state.policy_snapshot import PolicySnapshot
-from state.shared_memory import BufferView, SharedBuffer, SlotRing
+from state.shared_memory import BufferView, SlotRing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,7 +69,5 @@ class PolicyVersions:
 
     def copy(self, version: int) -> PolicySnapshot:
         """As `view`, in memory of its own."""
-        source = self._slots[version].buffer
-        copy = SharedBuffer.create(source.nbytes, "policy-copy")
-        copy.map_shared()[:] = source.map_private()[:]
-        return PolicySnapshot(version, self._layout, self._factory, BufferView(copy))
+        copy = self._slots[version].buffer.copy("policy-copy")
+        return PolicySnapshot(version, self._layout, self._factory, BufferView(copy.reader()))
