@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +14,10 @@ import anyio.to_thread
 from losses import LossSet
 from orchestrator.checkpoints import CheckpointFolder
 from orchestrator.checks.configuration import check_config, check_losses, check_minibatches
-from orchestrator.config.file import replace_config, write_config
+from orchestrator.config.error import ConfigurationError
+from orchestrator.config.file import as_recorded, read_config, replace_config, write_config
 from orchestrator.config.settings import TrainerConfig
+from orchestrator.config.trust import check_trust
 from orchestrator.hooks.engine import check_hooks
 from orchestrator.hooks.function_hook import function_hook
 from orchestrator.hooks.included.defaults import default_hooks
@@ -23,7 +26,7 @@ from orchestrator.learning.default_losses import default_losses
 from orchestrator.loop.crew import crew
 from orchestrator.loop.training_loop import TrainingLoop
 from orchestrator.run import Run, RunStatistics, States
-from orchestrator.snapshots.resume import ResumeSource, check_resume, find_resume_source
+from orchestrator.snapshots.resume import ResumeSource, check_resume, find_resume_source, lost_edits
 from orchestrator.snapshots.training_capture import read_checkpoint
 from state.stopwatch import Stopwatch
 
@@ -49,6 +52,10 @@ class Trainer:
     recorded settings and in the folder it began in. The checkpoint is found and read while the trainer is made, which
     blocks: a service does that in a thread, or gives what `find_resume_source` has found there.
 
+    `trust_code` says whose code may run (environments, networks, losses and sinks that settings name): by default that
+    of `config` and of a run on this machine, but not that of settings from a URI; True: also that; False: no code of
+    anybody's, for a service whose `config` comes with a request. What is given as an object always may.
+
     Raises CheckpointError, ConfigurationError, HookConfigurationError or ValueError for what can be known to be wrong
     before the start.
     """
@@ -60,9 +67,15 @@ class Trainer:
         hooks: Sequence[Hook] = (),
         losses: Sequence[Loss] | None = None,
         resume: ResumeSource | Path | str | None = None,
+        trust_code: bool | None = None,
     ) -> None:
-        self._source = find_resume_source(resume) if isinstance(resume, (Path, str)) else resume
-        self.config = config or (self._source.config if self._source is not None else TrainerConfig())
+        if isinstance(resume, (Path, str)):
+            own = None if trust_code is False else config
+            resume = find_resume_source(resume, trust_code=bool(trust_code), own=own)
+        self._source = resume
+        self.config = _settled(config or (self._source.config if self._source is not None else TrainerConfig()))
+        if trust_code is False:
+            check_trust(self.config, "a request")
         self.losses = tuple(losses) if losses is not None else None
         resumed = None if self._source is None else self._source.checkpoint.path
         self.hooks: list[Hook] = [*default_hooks(self.config, resumed, hooks), *hooks]
@@ -102,6 +115,8 @@ class Trainer:
     def _checked_losses(self) -> Sequence[Loss]:
         if self._source is not None:
             check_resume(self._source, self.config)
+            for change in lost_edits(self._source, self.config):
+                _log.warning("resumed, but %s", change)
         check_config(self.config, losses=self.losses, resuming=self._goes_on)
         losses = self.losses if self.losses is not None else default_losses(self.config)
         check_losses(losses, self.config.staleness)
@@ -240,10 +255,23 @@ class Trainer:
         return register if function is None else register(function)
 
 
+def _settled(config: TrainerConfig) -> TrainerConfig:
+    """The configuration of a run with a folder as its file will have it, wherever the process goes meanwhile."""
+    if config.run_dir is None:
+        return config
+    config = replace(config, run_dir=config.run_dir.absolute())
+    try:
+        return as_recorded(config)
+    except ConfigurationError:
+        return config  # which says what is wrong together with all else, before the start
+
+
 def _begin_folder(config: TrainerConfig, folder: Path, resumed: bool) -> None:
     if resumed:
         with CheckpointFolder(folder / "checkpoints").claim():  # or else the run still goes on in another process
-            replace_config(config, folder / "config.toml")
+            file = folder / "config.toml"
+            if not file.is_file() or read_config(file) != config:  # it may hold notes that are worth keeping
+                replace_config(config, file)
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder / "config.toml")

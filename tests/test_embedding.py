@@ -17,6 +17,7 @@ from tests.orchestrator.training import worker_processes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from pathlib import Path
 
 
 @pytest_asyncio.fixture
@@ -90,13 +91,11 @@ async def test_of_two_requests_at_once_a_service_starts_one_run(client: httpx.As
 
 @pytest.mark.asyncio
 async def test_a_run_that_fails_is_not_the_end_of_the_service(client: httpx.AsyncClient) -> None:
-    fails = {"environments": 4, "horizon": 32, "environment_options": {"how": "raise"}}
-    failing = {"environment": "tests.orchestrator.training:failing_environment", "collection": fails}
-    assert (await start(client, **failing)).status_code == 201
+    assert (await start(client, learning={"learning_rate": 1e38})).status_code == 201
     await epochs(client, 10**9)
     failed = (await client.get("/run")).json()
     assert failed["status"] == "failed"
-    assert "the simulator is gone" in failed["error"]
+    assert "is not finite" in failed["error"]
     assert (await start(client)).status_code == 201
     assert (await client.get("/run")).json()["status"] == "running"
     assert (await client.get("/run")).json()["error"] is None
@@ -126,3 +125,30 @@ async def test_a_request_that_cannot_be_met_is_refused_with_a_reason(
     answer = await client.request(method, path, content=body)
     assert answer.status_code == status
     assert answer.json()["problems"][0]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"environment": "subprocess:call", "collection": {"environment_options": {"args": "touch {victim}"}}},
+        {"environment": "tests.environments:make_counting"},
+        {"environment": "orchestrator.environments.memory:make"},
+        {"environment": 7},
+        {"policy": {"network": "torch:load"}},
+        {"losses": {"names": ["torch:load"]}},
+        {"collection": {"environment_options": {"id": "antigravity:Fly-v0"}}},
+        {"metrics": {"sinks": ["torch:load"]}},
+        {"run_dir": "{victim}"},
+        {"checkpoints": {"upload": "file://{victim}"}},
+    ],
+)
+async def test_a_request_can_name_no_code_and_no_place(
+    client: httpx.AsyncClient, settings: dict[str, object], tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    refused = await client.post("/run", content=json.dumps(settings).replace("{victim}", str(victim)))
+    assert refused.status_code == 422, refused.text
+    assert refused.json()["problems"]
+    assert (await client.get("/run")).json()["status"] == "none"
+    assert not victim.exists()

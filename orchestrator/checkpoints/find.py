@@ -11,6 +11,7 @@ from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.checkpoints.folder import CheckpointFolder
 from orchestrator.checkpoints.manifest import MANIFEST, CheckpointError
 from orchestrator.checkpoints.objects import SCHEMES
+from orchestrator.config.user_path import user_path
 
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}")
 
@@ -41,7 +42,7 @@ def find_checkpoint(where: Path | str) -> Checkpoint:
 def local_place(where: Path | str) -> Path:
     """The path that a path or a file:// address names."""
     address = as_address(where)
-    return Path(where) if address is None else Path(unquote(urlsplit(address).path))
+    return user_path(where) if address is None else Path(unquote(urlsplit(address).path))
 
 
 def folders_of(path: Path) -> tuple[CheckpointFolder, ...]:

@@ -75,7 +75,8 @@ def check_config(config: TrainerConfig, *, losses: Sequence[Loss] | None = None,
     if not any(path.startswith(("environment", "evaluation")) for path in wrong):
         problems.extend(evaluation_problems(config))
     if sound("run_dir", "collection.environment_options"):
-        problems.extend(folder_problems(config, resuming=resuming))
+        found = folder_problems(config, resuming=resuming)
+        problems.extend(problem for problem in found if problem.field.partition("[")[0] not in wrong)
     _raise(problems)
 
 

@@ -17,6 +17,7 @@ from orchestrator.checkpoints.find import as_address, find_checkpoint, folders_o
 from orchestrator.checkpoints.folder import CheckpointFolder
 from orchestrator.checkpoints.manifest import MANIFEST, POLICY, CheckpointError
 from orchestrator.checkpoints.retention import KeepAny, KeepBest, KeepEvery, KeepLast, Retention
+from orchestrator.config.user_path import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,18 +158,19 @@ def _export(command: Export) -> int:
         raise CheckpointError(f"{command.output} must end in .safetensors or .pt")
     checkpoint = find_checkpoint(command.where)
     content = checkpoint.read(POLICY)
+    output = user_path(command.output)
     try:
-        if command.output.suffix == ".safetensors":
-            REAL.write(command.output, content)
+        if output.suffix == ".safetensors":
+            REAL.write(output, content)
         else:
             import torch
             from safetensors.torch import load
 
-            with command.output.open("xb") as file:
+            with output.open("xb") as file:
                 torch.save(load(content), file)
     except OSError as error:
-        raise CheckpointError(f"{command.output} cannot be written: {error.strerror}") from error
-    print(f"{command.output}: weights of {checkpoint.path.name}, epoch {checkpoint.epoch}")
+        raise CheckpointError(f"{output} cannot be written: {error.strerror}") from error
+    print(f"{output}: weights of {checkpoint.path.name}, epoch {checkpoint.epoch}")
     return 0
 
 

@@ -22,6 +22,7 @@ from orchestrator.config.error import ConfigurationError, Problem, nearest
 from orchestrator.config.file import from_table, read_config
 from orchestrator.config.run_folder import claimed, default_run_dir
 from orchestrator.config.settings import EvaluationTask, TrainerConfig
+from orchestrator.config.user_path import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,6 +61,8 @@ class TrainArguments:
     resume: str | None = None
     """Run to go on with: its folder, one of its checkpoints, or the URI of one. Its settings hold; those that may
     change (how long, where, on which device, what is saved and measured) can be given as flags."""
+    trust_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Run the code that the settings of a checkpoint from a URI name (environment, network, losses, sinks)."""
     settings: Annotated[TrainerConfig, tyro.conf.arg(name="")] = field(default_factory=TrainerConfig)
 
 
@@ -79,6 +82,8 @@ class EvalArguments:
     """Sample actions, as training does."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the result as one JSON object."""
+    trust_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Run the code that the settings of a checkpoint from a URI name (environment, network)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,9 +129,9 @@ def _is_for_the_user(error: ValueError) -> bool:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    file, resume = _first_look(arguments)
-    if resume is not None:
-        return _go_on(arguments, resume, file)
+    first = _first_look(arguments)
+    if first.resume is not None:
+        return _go_on(arguments, first)
     base, config = train_settings(arguments)
     if config.run_dir is not None:
         return _check_and_run(config)
@@ -135,15 +140,15 @@ def _train(arguments: Sequence[str]) -> int:
         return _check_and_run(replace(config, run_dir=folder))
 
 
-def _go_on(arguments: Sequence[str], where: str, file: Path | None) -> int:
+def _go_on(arguments: Sequence[str], first: _FirstLook) -> int:
     """Resumes a run: in its folder, or, from an older checkpoint or one from elsewhere, in a new one."""
-    if file is not None:
+    if first.config is not None:
         cure = "leave it out, and give what is to change as flags"
         raise ConfigurationError(
             [
                 Problem(
                     field="config",
-                    value=str(file),
+                    value=str(first.config),
                     expected="no file beside --resume, which brings settings",
                     cure=cure,
                 )
@@ -151,7 +156,8 @@ def _go_on(arguments: Sequence[str], where: str, file: Path | None) -> int:
         )
     from orchestrator.snapshots.resume import check_resume, find_resume_source
 
-    source = find_resume_source(where)
+    assert first.resume is not None
+    source = find_resume_source(first.resume, trust_code=first.trust_code)
     config = _parse_train(arguments, source.config)
     check_resume(source, config)
     if config.run_dir is not None or source.config.run_dir is not None:
@@ -174,21 +180,29 @@ def train_settings(arguments: Sequence[str]) -> tuple[TrainerConfig, TrainerConf
     The file's `run_dir` is not in the latter: a folder that a flag names is an order, one that a file names is
     the wish of a run that may be repeated.
     """
-    file, _ = _first_look(arguments)
+    file = _first_look(arguments).config
     base = TrainerConfig() if file is None else read_config(file)
     return base, _parse_train(arguments, base)
 
 
-def _first_look(arguments: Sequence[str]) -> tuple[Path | None, str | None]:
-    """The values of `--config` and `--resume`, which say what the defaults of all other flags are."""
+@dataclass(frozen=True, slots=True)
+class _FirstLook:
+    config: Path | None = None
+    resume: str | None = None
+    trust_code: bool = False
+
+
+def _first_look(arguments: Sequence[str]) -> _FirstLook:
+    """The flags that say what the defaults of all others are."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", type=Path)
     finder.add_argument("--resume")
+    finder.add_argument("--trust-code", "--trust_code", action="store_true")
     try:
         found = finder.parse_known_args(arguments)[0]
     except argparse.ArgumentError:
-        return None, None  # tyro will say so
-    return cast("Path | None", found.config), cast("str | None", found.resume)
+        return _FirstLook()  # tyro will say so
+    return _FirstLook(found.config, found.resume, found.trust_code)
 
 
 def _parse_train(arguments: Sequence[str], base: TrainerConfig) -> TrainerConfig:
@@ -209,6 +223,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
         episodes=parsed.episodes,
         environment=parsed.environment,
         deterministic=True if parsed.deterministic else False if parsed.sampled else None,
+        trust_code=parsed.trust_code,
     )
     if parsed.json:
         print(json.dumps(report, default=str))
@@ -244,7 +259,7 @@ def _report_text(report: Mapping[str, object]) -> str:
 
 
 def _eval_problems(arguments: EvalArguments) -> Iterator[Problem]:
-    if "://" not in arguments.path and not Path(arguments.path).exists():
+    if "://" not in arguments.path and not user_path(arguments.path).exists():
         cure = "give the folder of a run (runs/...), or of one of its checkpoints"
         yield Problem(field="path", value=arguments.path, expected="a folder that exists, or a URI", cure=cure)
     if arguments.episodes < 1:
@@ -261,8 +276,9 @@ def _report(arguments: Sequence[str]) -> int:
         raise ConfigurationError([Problem(field="paths", value=[], expected="folders of runs", cure=cure)])
     from orchestrator.report import print_table, read_run, write_page
 
-    runs = [read_run(path) for path in parsed.paths]
-    output = parsed.output or parsed.paths[0] / "report.html"
+    folders = [user_path(path) for path in parsed.paths]
+    runs = [read_run(folder) for folder in folders]
+    output = folders[0] / "report.html" if parsed.output is None else user_path(parsed.output)
     write_page(runs, output)
     print_table(runs)
     print(f"\n{output}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.checkpoints import find_checkpoint
 from orchestrator.evaluation.plan import EvaluationPlan, evaluation_plans, spaces_of
 from orchestrator.policies import build_policy
-from orchestrator.snapshots.training_capture import read_config_of
+from orchestrator.snapshots.training_capture import read_settings
 from state.eval_rewards import EvalRewardSummary
 
 if TYPE_CHECKING:
@@ -19,17 +19,23 @@ if TYPE_CHECKING:
 
 
 def evaluate_checkpoint(
-    path: str | Path, *, episodes: int, environment: str | None = None, deterministic: bool | None = None
+    path: str | Path,
+    *,
+    episodes: int,
+    environment: str | None = None,
+    deterministic: bool | None = None,
+    trust_code: bool = False,
 ) -> dict[str, object]:
     """Play `episodes` episodes with the policy of a checkpoint, or of a run's newest; blocks.
 
     By default in the environments that the run evaluated on, and with sampled or most likely actions as its
     configuration says. One environment gives a flat report; of several, `tasks` lists the reports, and
     `category_scores`, `avg_category_score` and `avg_simulation_score` sum them up. Raises CheckpointError,
-    ConfigurationError, and InvalidEnvironment where an environment is none for the policy.
+    ConfigurationError (also where `path` is an address and its settings name code, unless `trust_code`), and
+    InvalidEnvironment where an environment is none for the policy.
     """
     checkpoint = find_checkpoint(path)
-    config = read_config_of(checkpoint)
+    config = read_settings(checkpoint, path, trust_code=trust_code)
     plans = evaluation_plans(config)
     if environment is not None:
         without_tasks = replace(config, evaluation=replace(config.evaluation, tasks=()))

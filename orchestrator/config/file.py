@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,11 @@ import tomli_w
 
 from orchestrator.config.error import ConfigurationError, Problem, nearest
 from orchestrator.config.fields import default_of, describe, fields_of, fits, table_type
+from orchestrator.config.options import plain_option
 from orchestrator.config.settings import TrainerConfig
+from orchestrator.config.user_path import user_path
 
 _HEADER = "# The settings of a run: `orchestrator train --config <this file>` repeats it, in a new folder.\n\n"
-_SCALARS = (bool, int, float, str, datetime.datetime, datetime.date, datetime.time)
 _SECTIONS = {name: hint for name, hint in fields_of(TrainerConfig).items() if is_dataclass(hint)}
 
 
@@ -27,6 +27,7 @@ def read_config(path: Path) -> TrainerConfig:
     Raises `ConfigurationError` with everything that is wrong in the file: unknown settings (with the nearest
     names) and values of another type. Whether the values can work together is `check_config`'s subject.
     """
+    path = user_path(path)
     try:
         text = path.read_bytes()
     except OSError as error:
@@ -67,6 +68,12 @@ def replace_config(config: TrainerConfig, path: Path) -> None:
 def config_text(config: TrainerConfig) -> str:
     """A configuration as TOML. Raises `ConfigurationError` as `write_config`."""
     return _HEADER + tomli_w.dumps(to_table(config))
+
+
+def as_recorded(config: TrainerConfig) -> TrainerConfig:
+    """What reading the file of a configuration gives: an equal one, in which also the order of tables within options is
+    that of the file. Raises `ConfigurationError` as `write_config`."""
+    return from_table(tomllib.loads(config_text(config)))
 
 
 def from_table(table: Mapping[str, object]) -> TrainerConfig:
@@ -148,29 +155,36 @@ def _convert(hint: Any, value: object) -> object:
 def _plain_section(config: object, prefix: str, problems: list[Problem]) -> dict[str, object]:
     table: dict[str, object] = {}
     for name, hint in fields_of(type(config)).items():
-        value = cast(object, getattr(config, name))
+        value, path = cast(object, getattr(config, name)), prefix + name
         if is_dataclass(hint):
-            table[name] = _plain_section(value, f"{prefix}{name}.", problems)
+            table[name] = _plain_section(value, path + ".", problems)
+        elif isinstance(value, Mapping):
+            table[name] = plain_option(value, path, problems)
         elif value is not None:
-            table[name] = _plain(value, prefix + name, problems)
+            table[name] = _plain(value, path, problems)
     return table
 
 
 def _plain(value: object, path: str, problems: list[Problem]) -> object:
-    if isinstance(value, Path):
-        return str(value)
-    if type(value) in _SCALARS:
-        return value
-    if is_dataclass(value):
-        return _plain_section(value, path + ".", problems)
-    if isinstance(value, (list, tuple)):
-        items = cast(Sequence[object], value)
-        return [_plain(item, f"{path}[{index}]", problems) for index, item in enumerate(items)]
-    if isinstance(value, Mapping):
-        table = cast(Mapping[object, object], value)
-        if all(isinstance(key, str) for key in table):
-            return {str(key): _plain(entry, f"{path}.{key}", problems) for key, entry in table.items()}
-    expected = "true or false, a number, text, a date, or a list or table (with text keys) of those"
-    cure = "leave it out" if value is None else "give the environment as package.module:function that makes it so"
-    problems.append(Problem(field=path, value=value, expected=expected, cure=cure))
-    return ""
+    """A field's value; of the subclasses of numbers and text (numpy's float64, enums) what they have in common."""
+    match value:
+        case bool():
+            return value
+        case int():
+            return int(value)
+        case float():
+            return float(value)
+        case str():
+            return str.__str__(value)
+        case Path():
+            return str(value)
+        case list() | tuple():
+            items = cast(Sequence[object], value)
+            return [_plain(item, f"{path}[{index}]", problems) for index, item in enumerate(items)]
+        case _ if is_dataclass(value):
+            return _plain_section(value, path + ".", problems)
+        case _:
+            expected = "true or false, a number, text, or a list of those"
+            cure = "give it in such a form; `orchestrator train --help` explains every setting"
+            problems.append(Problem(field=path, value=value, expected=expected, cure=cure))
+            return ""

@@ -4,33 +4,56 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
+import sys
+import sysconfig
 import traceback
+import types
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from orchestrator.config.error import nearest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+_INSTALLED = {"site-packages", "dist-packages"}  # below the standard library's folder, but no part of it
 
 
 class OwnCodeError(ValueError):
     """What is wrong with `package.module:function`, and what to do."""
 
 
+class StandardLibraryError(OwnCodeError):
+    """A name that leads into Python's standard library, where there is nothing that a setting could mean."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"{what} is in Python's standard library, which no setting may call: name code of your own, in a module"
+            " that has another name"
+        )
+
+
 def import_function(name: str) -> Callable[..., object]:
-    """What `package.module:function` names. Raises OwnCodeError where it cannot be had or is no function."""
+    """What `package.module:function` names.
+
+    Raises OwnCodeError where it cannot be had or is no function, StandardLibraryError where it leads into Python's
+    standard library.
+    """
     module_name, _, attribute = name.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = import_module(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         ours = module_name == missing or module_name.startswith(f"{missing}.")
         hint = "install it, or start in the folder that it is in" if ours else f"{module_name} imports it"
         raise OwnCodeError(f"there is no module {missing}: {hint}") from error
+    except StandardLibraryError:
+        raise
     except Exception as error:  # whatever a module of somebody else's raises is what the user must know
         raise OwnCodeError(f"correct the module: {type(error).__name__} at {place_of(error)}: {error}") from error
     try:
-        target = cast(object, functools.reduce(getattr, attribute.split("."), module))
+        target = attribute_of(module, attribute)
     except AttributeError as error:
         public = [entry for entry in dir(module) if not entry.startswith("_") and callable(getattr(module, entry))]
         raise OwnCodeError(f"{module_name} has no {attribute}: {nearest(attribute, public)}") from error
@@ -39,7 +62,81 @@ def import_function(name: str) -> Callable[..., object]:
     return target
 
 
+def import_module(name: str) -> types.ModuleType:
+    """The module called `name`. Raises StandardLibraryError for one of the standard library, without importing it,
+    and whatever importing raises."""
+    if is_standard_library(name):
+        raise StandardLibraryError(name)
+    module = importlib.import_module(name)
+    _refuse_standard_library(module, name)  # another name for a module of the standard library
+    return module
+
+
+def attribute_of(module: types.ModuleType, path: str) -> object:
+    """What a dotted path leads to within a module.
+
+    Raises AttributeError where there is nothing, StandardLibraryError where anything on the way is not defined by the
+    module or another one, but by the standard library.
+    """
+    found: object = module
+    for part in path.split("."):
+        found = cast("object", getattr(found, part))
+        _refuse_standard_library(found, f"{module.__name__}:{path}")
+    return found
+
+
+def is_standard_library(module_name: str) -> bool:
+    """Whether a module is part of Python's standard library. Imports nothing."""
+    top = module_name.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):  # there is none, or it was made by hand
+        spec = None
+    origin = None if spec is None else spec.origin
+    if origin in ("built-in", "frozen"):
+        return True
+    if origin is None:
+        return top in sys.stdlib_module_names
+    place = Path(origin).resolve()
+    return any(
+        place.is_relative_to(folder) and _INSTALLED.isdisjoint(place.relative_to(folder).parts)
+        for folder in _standard_folders()
+    )
+
+
 def place_of(error: BaseException) -> str:
     """File and line where an error was raised."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{frame.filename}:{frame.lineno}"
+
+
+@functools.cache
+def _standard_folders() -> tuple[Path, ...]:
+    # Not platstdlib, which within a virtual environment is a folder of its own with nothing of the library in it.
+    return tuple({Path(sysconfig.get_path("stdlib")).resolve(), Path(types.__file__).parent.resolve()})
+
+
+def _refuse_standard_library(found: object, name: str) -> None:
+    for home in _homes(found):
+        if is_standard_library(home):
+            raise StandardLibraryError(f"{name} ({home})" if home != name else name)
+
+
+def _homes(found: object) -> Iterator[str]:
+    """The module that defines an object, and those of the functions that it was made from."""
+    if isinstance(found, types.ModuleType):
+        yield found.__name__
+    elif isinstance(found, functools.partial):
+        yield from _homes(cast("object", found.func))
+    elif callable(found):
+        if isinstance(found, types.MethodType):
+            yield from _homes(found.__func__)
+            return
+        home = cast("object", getattr(found, "__module__", None))
+        if not isinstance(home, str):  # a method in C: of a type, or of an object
+            owner = cast("type", getattr(found, "__objclass__", None) or type(getattr(found, "__self__", found)))
+            home = owner.__module__
+        yield home
+        wrapped = cast("object", getattr(found, "__wrapped__", None))
+        if wrapped is not None and wrapped is not found:
+            yield from _homes(wrapped)

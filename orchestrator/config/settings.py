@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.config.user_path import user_path
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectionConfig:
@@ -221,7 +223,7 @@ class TrainerConfig:
     seed: int = 1
     """Source of all randomness: weights, environments, actions, minibatches."""
     run_dir: Path | None = None
-    """The run's folder. None: runs/<environment>-<date-time> by the command, no files by a Trainer in code."""
+    """The run's folder; ~ is yours. None: runs/<environment>-<date-time> by the command, no files by a Trainer."""
     staleness: int = 1
     """Versions that the collecting policy is behind the learned one (0: collect and learn in turns)."""
     device: str = "auto"
@@ -233,6 +235,10 @@ class TrainerConfig:
     checkpoints: CheckpointsConfig = field(default_factory=CheckpointsConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.run_dir, (str, Path)):  # what else there is, the checks complain about
+            object.__setattr__(self, "run_dir", user_path(self.run_dir))
 
     @property
     def steps_per_epoch(self) -> int:

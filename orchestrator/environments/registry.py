@@ -5,12 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Iterable
-from functools import reduce
-from typing import cast
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from orchestrator.config.own_code import StandardLibraryError, attribute_of, import_module
 from orchestrator.environments.spaces import InvalidEnvironment
 
 EnvironmentFunction = Callable[..., object]
@@ -32,7 +31,9 @@ def find(environment: str) -> EnvSpec | EnvironmentFunction:
         _import_namespace(environment)
         return _registered(environment, environment)
     try:
-        module = importlib.import_module(module_name)
+        module = import_module(module_name)
+    except StandardLibraryError as error:
+        raise InvalidEnvironment(f"environment {environment!r}: {error}") from error
     except Exception as error:
         raise InvalidEnvironment(
             f"environment {environment!r}: importing {module_name!r} failed with {type(error).__name__}: {error};"
@@ -40,7 +41,12 @@ def find(environment: str) -> EnvSpec | EnvironmentFunction:
         ) from error
     if not all(part.isidentifier() for part in name.split(".")):
         return _registered(name, environment)
-    found: object = reduce(lambda holder, part: getattr(holder, part, None), name.split("."), cast(object, module))
+    try:
+        found = attribute_of(module, name)
+    except AttributeError:
+        found = None
+    except StandardLibraryError as error:
+        raise InvalidEnvironment(f"environment {environment!r}: {error}") from error
     if callable(found):
         return found
     if name in gymnasium.registry:

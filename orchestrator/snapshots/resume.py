@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_origin
 
 from orchestrator.checkpoints import MANIFEST, Checkpoint, CheckpointFolder, find_checkpoint
+from orchestrator.checkpoints.find import as_address, local_place
 from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.fields import leaves
+from orchestrator.config.file import read_config
+from orchestrator.config.options import same_option
 from orchestrator.config.run_folder import holds_run
-from orchestrator.snapshots.training_capture import read_config_of
+from orchestrator.snapshots.training_capture import CONFIG, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +41,8 @@ class ResumeSource:
     config: TrainerConfig
     home: Path | None = None
     """The folder of the checkpoint's run, where that is here."""
+    edits: Mapping[str, tuple[object, object]] = field(default_factory=dict[str, "tuple[object, object]"])
+    """What the user has changed since in the config.toml there, by path: the value before, and the one in `config`."""
 
     def goes_on_in(self, run_dir: Path | None) -> bool:
         """Whether a run in that folder goes on where it was."""
@@ -44,23 +50,63 @@ class ResumeSource:
         return run_dir is not None and here is not None and run_dir.absolute() == here.absolute()
 
 
-def find_resume_source(where: Path | str) -> ResumeSource:
-    """The newest sound checkpoint of a run, or one checkpoint, at a path or URI. Blocks: reads, and may download.
+def find_resume_source(
+    where: Path | str, *, trust_code: bool = False, own: TrainerConfig | None = None
+) -> ResumeSource:
+    """The newest sound checkpoint of a run, or one checkpoint, at a path or URI, and the settings of its run, with what
+    has been changed in the run's config.toml since. Blocks: reads, and may download.
 
-    Raises CheckpointError naming what is missing or damaged.
+    Raises CheckpointError naming what is missing or damaged, ConfigurationError where config.toml changes a setting
+    that must stay, and where settings from a URI name code, unless `trust_code`, or the user's `own` settings name it.
     """
-    folder = None if "://" in str(where) else Path(where)
+    folder = None if as_address(where) is not None else local_place(where)
     if folder is not None and holds_run(folder) and not (folder / MANIFEST).exists():
-        checkpoint = CheckpointFolder(folder / "checkpoints").newest_valid()
+        checkpoint = CheckpointFolder(folder.absolute() / "checkpoints").newest_valid()
         run_dir = home = folder
     else:
-        checkpoint = find_checkpoint(where)
+        checkpoint = find_checkpoint(where if folder is None else folder.absolute())
         siblings = checkpoint.path.parent
         home = siblings.parent if folder is not None and holds_run(siblings.parent) else None
         newest = home is not None and CheckpointFolder(siblings).list()[-1] == checkpoint.path
         run_dir = home if newest else None
-    config = replace(read_config_of(checkpoint), run_dir=run_dir)
-    return ResumeSource(checkpoint=checkpoint, config=config, home=home)
+    recorded = read_settings(checkpoint, where, trust_code=trust_code, own=own)
+    config = recorded if home is None else _edited_settings(recorded, home)
+    edits = {path: (before, now) for path, before, now in _differences(recorded, config)}
+    if config.run_dir == recorded.run_dir or config.run_dir is None:
+        config = replace(config, run_dir=run_dir)
+    return ResumeSource(checkpoint=checkpoint, config=config, home=home, edits=edits)
+
+
+def _edited_settings(recorded: TrainerConfig, home: Path) -> TrainerConfig:
+    """The settings in the config.toml of a run. Raises ConfigurationError naming all that may not differ from what a
+    checkpoint has `recorded`, with both values."""
+    file = home / CONFIG
+    if not file.is_file():
+        return recorded
+    config = read_config(file)
+    refused = [
+        Problem(
+            field=path,
+            value=now,
+            expected=f"{before!r}, with which the run began: {file} was changed, and this may not change on resume",
+            cure="write there again what it was, or start a new run with --config and a copy of the file",
+        )
+        for path, before, now in _differences(recorded, config)
+        if not _MAY_CHANGE.fullmatch(path)
+    ]
+    if refused:
+        raise ConfigurationError(refused)
+    # A folder that was moved is where it is now.
+    return replace(config, run_dir=recorded.run_dir) if config.run_dir in (None, home, home.absolute()) else config
+
+
+def _differences(before: TrainerConfig, now: TrainerConfig) -> Iterator[tuple[str, object, object]]:
+    """Path and both values of every setting that differs."""
+    values = {path: value for path, _, value in leaves(before)}
+    for path, hint, value in leaves(now):
+        same = same_option(values[path], value) if get_origin(hint) is Mapping else values[path] == value
+        if not same:
+            yield path, values[path], value
 
 
 def check_resume(source: ResumeSource, config: TrainerConfig) -> None:
@@ -72,16 +118,22 @@ def check_resume(source: ResumeSource, config: TrainerConfig) -> None:
 
 
 def _problems(source: ResumeSource, config: TrainerConfig) -> Iterator[Problem]:
-    recorded = {path: value for path, _, value in leaves(source.config)}
-    for path, _, value in leaves(config):
-        if value != recorded[path] and not _MAY_CHANGE.fullmatch(path):
-            expected = f"{recorded[path]!r}: a resumed run goes on with the settings of its checkpoint"
-            yield Problem(field=path, value=value, expected=expected, cure="leave it as it was, or start a new run")
+    for path, before, now in _differences(source.config, config):
+        if not _MAY_CHANGE.fullmatch(path):
+            expected = f"{before!r}: a resumed run goes on with the settings of its checkpoint"
+            yield Problem(field=path, value=now, expected=expected, cure="leave it as it was, or start a new run")
     done = int(source.checkpoint.manifest["agent_step"])
     if config.total_agent_steps <= done:
         expected = f"more than the {done} agent steps that the checkpoint has done"
         cure = f"set it to {2 * done}, say, to go on with the training"
         yield Problem(field="total_agent_steps", value=config.total_agent_steps, expected=expected, cure=cure)
+
+
+def lost_edits(source: ResumeSource, config: TrainerConfig) -> Iterator[str]:
+    """What was changed by hand in config.toml and is changed again by `config`, in words for the log."""
+    for path, _, now in _differences(source.config, config):
+        if path in source.edits:
+            yield f"{path} = {now!r}, as asked for now, takes the place of {source.edits[path][1]!r} in config.toml"
 
 
 def changes_on_resume(resume: ResumePoint, config: TrainerConfig, *, episodes_go_on: bool) -> Iterator[str]:

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from orchestrator.checkpoints import CheckpointError
+from orchestrator.checkpoints.find import as_address
 from orchestrator.checkpoints.tensor_file import tensor_file
 from orchestrator.config.file import config_text, parse_config, read_config
+from orchestrator.config.trust import check_trust
 from orchestrator.learning.learner_state import LearnerState
 from orchestrator.snapshots.plain_data import decode, encode
 from state.eval_rewards import EvalRewardSummary
@@ -24,6 +26,8 @@ from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from orchestrator.checkpoints import Checkpoint
     from orchestrator.checkpoints.filesystem import Content
     from orchestrator.config.settings import TrainerConfig
@@ -138,6 +142,21 @@ def read_config_of(checkpoint: Checkpoint) -> TrainerConfig:
     if not file.is_file():
         raise CheckpointError(f"neither {checkpoint.path} nor its run has a {CONFIG}, so its settings are not known")
     return read_config(file)
+
+
+def read_settings(
+    checkpoint: Checkpoint, where: Path | str, *, trust_code: bool = False, own: TrainerConfig | None = None
+) -> TrainerConfig:
+    """The settings of the run that took a checkpoint, which was found at `where`.
+
+    Where that is an address and not a path, the settings are not the user's: raises `ConfigurationError` as
+    `check_trust` unless `trust_code`. Otherwise raises as `read_config_of`.
+    """
+    config = read_config_of(checkpoint)
+    address = as_address(where)
+    if address is not None and not trust_code:
+        check_trust(config, address, own=own)
+    return config
 
 
 def read_checkpoint(checkpoint: Checkpoint) -> ResumePoint:

@@ -22,6 +22,11 @@ from starlette.routing import Route
 from orchestrator import ConfigurationError, Trainer
 from orchestrator.config.file import from_table
 
+ENVIRONMENTS = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0", "Pendulum-v1")
+"""What a request may ask for: whoever reaches the service has these run on it, and nothing else."""
+SETTINGS = {"environment", "total_agent_steps", "seed", "staleness", "collection", "learning", "losses", "policy"}
+"""The rest says where this machine reads, writes and connects to, which is not for a request to say."""
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
 
@@ -55,6 +60,11 @@ class Service:
             return _refusal(400, f"the body is no JSON: {error}")
         if not isinstance(settings, dict):
             return _refusal(422, f"the body is {settings!r}, expected an object of settings")
+        refused = sorted(settings.keys() - SETTINGS)
+        if refused:
+            return _refusal(422, f"a request may not set {', '.join(refused)}, only {', '.join(sorted(SETTINGS))}")
+        if settings.get("environment", "CartPole-v1") not in ENVIRONMENTS:
+            return _refusal(422, f"{settings['environment']!r} is none of {', '.join(ENVIRONMENTS)}")
         if self.busy:
             return _refusal(409, "a run is in progress: stop it first, by POST /run/stop")
         self.busy = True
@@ -69,7 +79,7 @@ class Service:
     async def _train(self, settings: dict[str, Any], *, task_status: anyio.abc.TaskStatus[Run]) -> None:
         started = False
         try:
-            async with Trainer(from_table(settings)).start() as run:
+            async with Trainer(from_table(settings), trust_code=False).start() as run:
                 self.error, started = None, True
                 task_status.started(run)
                 await run.result()

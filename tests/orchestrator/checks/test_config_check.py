@@ -137,7 +137,7 @@ def test_gradients_may_be_left_unclipped() -> None:
     [
         ("seed", "1", "a whole number"),
         ("seed", 1.0, "a whole number"),
-        ("run_dir", "runs/x", "a path or nothing"),
+        ("run_dir", 7, "a path or nothing"),
         ("learning.nonfinite", "ignore", "one of fail, skip"),
         ("learning.threads", True, "a whole number or nothing"),
         ("policy.hidden", [64], "a list of any number of whole numbers"),
@@ -248,8 +248,8 @@ def test_the_ceilings_of_v_trace_are_in_the_order_that_it_assumes() -> None:
         ("device", "gpu", "set it to auto"),
         ("device", "cuda:one", "set it to auto"),
         ("policy.network", "no_such_package.nets:make", "there is no module no_such_package: install it"),
-        ("policy.network", "json:laod", "did you mean load"),
-        ("losses.names", ("json:codecs",), "json:codecs is not a function but of type module"),
+        ("policy.network", "safetensors.torch:laod", "did you mean load"),
+        ("losses.names", ("numpy:linalg",), "numpy:linalg is not a function but of type module"),
     ],
 )
 def test_an_unknown_name_comes_with_the_nearest(path: str, value: object, cure: str) -> None:

@@ -357,7 +357,7 @@ def test_eval_measures_a_checkpoint(
     calls: Calls, tmp_path: Path, words: str, options: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["eval", str(tmp_path), *words.split()]) == 0
-    assert calls.evaluations == [{"path": str(tmp_path), **options}]
+    assert calls.evaluations == [{"path": str(tmp_path), "trust_code": False, **options}]
     assert capsys.readouterr().out.splitlines() == [
         "checkpoint      runs/x/checkpoints/61",
         "episode_return  487.25",

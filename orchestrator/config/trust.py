@@ -1,0 +1,72 @@
+"""Whose code runs: settings name code, and those that somebody else wrote may not have it run unless they are trusted.
+
+What the user wrote is trusted: settings in code, on the command line, and in files on this machine. What came with a
+checkpoint from an address, or in a request to a service, is not.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, cast
+
+from orchestrator.config.error import ConfigurationError, Problem
+from orchestrator.config.own_code import is_standard_library
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from orchestrator.config.settings import TrainerConfig
+
+_BUILT_IN = frozenset({"orchestrator.environments.memory:make"})
+_NAMES_OF_CODE = re.compile(r"environment|policy\.network|losses\.names\[\d+\]|metrics\.sinks\[\d+\]|.*\.environment")
+"""The settings that name code: here, every text with a colon does."""
+_NO_NAMES = re.compile(r"device|evaluation\.tasks\[\d+\]\.(name|category)")
+_LOOKS_LIKE_CODE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\s/:][^\s:]*")
+"""`module:function` or `module:id`: in any other setting, and in options, which environments may take for code."""
+
+
+def check_trust(config: TrainerConfig, origin: str, *, own: TrainerConfig | None = None) -> None:
+    """Raises `ConfigurationError` that lists all code which `config`, as it came from `origin`, would have run.
+
+    The networks, losses and environments of this project, and environments that installed packages have registered
+    with gymnasium, need no trust; neither does what the user's `own` settings name, too.
+    """
+    trusted = set(_BUILT_IN) if own is None else _BUILT_IN | {name for _, name in named_code(own)}
+    problems = [_problem(field, name, origin) for field, name in named_code(config) if name not in trusted]
+    if problems:
+        raise ConfigurationError(problems)
+
+
+def named_code(config: TrainerConfig) -> Iterator[tuple[str, str]]:
+    """Path and value of every setting that names code, wherever it is. Imports nothing."""
+    for path, text in _texts("", config):
+        if _NAMES_OF_CODE.fullmatch(path):
+            if ":" in text:
+                yield path, text
+        elif _LOOKS_LIKE_CODE.fullmatch(text) and not _NO_NAMES.fullmatch(path):
+            yield path, text
+
+
+def _texts(path: str, value: object) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield path, value
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _texts(f"{path}.{field.name}".lstrip("."), getattr(value, field.name))
+    elif isinstance(value, Mapping):
+        for key, item in cast("Mapping[object, object]", value).items():
+            yield from _texts(f"{path}.{key}", item)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(cast("list[object]", value)):
+            yield from _texts(f"{path}[{index}]", item)
+
+
+def _problem(field: str, name: str, origin: str) -> Problem:
+    expected = f"no code to run: these settings are not yours, they came from {origin}"
+    if is_standard_library(name.partition(":")[0]):
+        cure = "do not use them: a name in Python's standard library is never called, also not with --trust-code"
+    else:
+        cure = "if you know what that code does, let it run with --trust-code (trust_code=True in code)"
+    return Problem(field=field, value=name, expected=expected, cure=cure)

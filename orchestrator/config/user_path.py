@@ -1,0 +1,18 @@
+"""Paths as users write them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """A path in which `~`, or `~name`, at the beginning stands for a home folder, as in a shell.
+
+    A name that nobody has stays as it is.
+    """
+    plain = Path(path)
+    with contextlib.suppress(RuntimeError):
+        return plain.expanduser()
+    return plain
