@@ -77,9 +77,9 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
     """Runs in a folder of its own, with nothing heavy behind the command."""
     calls = Calls()
     for module, name in (
-        ("fork_server", "warm_up"),
-        ("run_script", "run_training"),
-        ("evaluation", "evaluate_checkpoint"),
+        ("workers.fork_server", "warm_up"),
+        ("command.run_script", "run_training"),
+        ("command.evaluation", "evaluate_checkpoint"),
         ("environments", "check_environment"),
     ):
         fake = ModuleType(f"orchestrator.{module}")
