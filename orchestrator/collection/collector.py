@@ -16,6 +16,7 @@ from orchestrator.collection.experience_fields import RECURRENT_STATE, experienc
 from orchestrator.collection.rollout import Rollout
 from orchestrator.config.settings import PolicyConfig
 from orchestrator.environments import EnvironmentFailed, Step, make_vector
+from orchestrator.environments.capture import CannotRestore, NotCapturable
 from orchestrator.environments.make import Mode
 from orchestrator.environments.spaces import Array, Observation, arrays_of, observation_of
 from orchestrator.policies.acting import Actor, PolicyFailed, as_tensors, check_defined
@@ -139,13 +140,19 @@ class Collector:
     def state(self) -> dict[str, object]:
         """What the next rollouts depend on beside the policy: numbers, None, arrays, and lists and dicts of those.
 
-        "environment" is None for environments whose state cannot be had; see `load_state`.
+        "environment" is None for environments whose state cannot be had, "uncaptured" then says why; see `load_state`.
         """
         actor = self._prepared()
+        environment, uncaptured = None, None
+        try:
+            environment = self._environment.get_state()
+        except NotCapturable as error:
+            uncaptured = str(error)
         return {
             "rollouts": self._rollouts,
             "generator": self._generator.get_state().numpy(),
-            "environment": self._environment.get_state(),
+            "environment": environment,
+            "uncaptured": uncaptured,
             "observation": {key: array.copy() for key, array in self._current.items()},
             "episode_start": self._episode_start.copy(),
             "episode_returns": self._episodes.returns.copy(),
@@ -153,28 +160,35 @@ class Collector:
             "recurrent_state": None if actor.state is None else actor.state.numpy().copy(),
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> bool:
+    def load_state(self, state: Mapping[str, Any]) -> str | None:
         """Go on from a `state()` of a collector with the same plan; call after `prepare`.
 
-        Returns whether the episodes under way go on exactly. False: the environments could not tell their state,
-        and new episodes begin, with seeds that the run has not used yet.
+        Returns why the episodes under way can't go on exactly, where new ones begin instead, with seeds that the run
+        has not used yet: the environments could not tell their state, or are others now. None: they go on.
         """
         actor = self._prepared()
         environment = cast("Mapping[str, object] | None", state["environment"])
+        reason: str | None = None
         if environment is None:
+            reason = f"the environment can't give its state: {state.get('uncaptured') or 'it is not plain data'}"
+        else:
+            try:
+                self._environment.set_state(environment)
+            except CannotRestore as error:
+                reason = f"the environment can't take its saved state: {error}"
+        if reason is not None:
             self.begin_anew(int(state["rollouts"]))
             self._generator.set_state(torch.from_numpy(np.array(state["generator"])))
-            return False
+            return reason
         self._rollouts = int(state["rollouts"])
         self._generator.set_state(torch.from_numpy(np.array(state["generator"])))
-        self._environment.set_state(environment)
         self._set_current(observation_of(state["observation"]))
         self._episode_start[:] = state["episode_start"]
         self._episodes.returns = np.array(state["episode_returns"])
         self._episodes.lengths = np.array(state["episode_lengths"])
         if actor.state is not None:
             actor.state = torch.from_numpy(np.array(state["recurrent_state"]))
-        return True
+        return None
 
     def begin_anew(self, rollouts: int) -> None:
         """New episodes after so many rollouts of the run, with seeds and noise that it has not used yet; call after

@@ -63,11 +63,11 @@ class CollectorService:
         """As `Collector.state`, with the process's own generators, which an environment may draw from."""
         return self._collector.state() | {"global_generators": global_generators() if self._own_process else None}
 
-    def load_state(self, state: Mapping[str, Any]) -> bool:
-        exact = self._collector.load_state(state)
+    def load_state(self, state: Mapping[str, Any]) -> str | None:
+        reason = self._collector.load_state(state)
         if self._own_process and state["global_generators"] is not None:
             set_global_generators(state["global_generators"])
-        return exact
+        return reason
 
     def begin_anew(self, rollouts: int) -> None:
         self._collector.begin_anew(rollouts)

@@ -1,138 +1,238 @@
 """The state of environments as plain data: numbers, strings, None, numpy arrays, and lists and dicts of those.
 
-An environment is its attributes, wrapper by wrapper. What is not data in a known form (a simulator's handle, an
-object of some class) makes the whole environment one that cannot be captured: a half of a state would be worse
-than none. No code is stored, so that reading a checkpoint runs none.
+An environment is its attributes, wrapper by wrapper, and what of its classes and modules has changed since it was made.
+What holds more than that (a simulator's handle, an iterator) makes the whole environment one that can't be captured: a
+half of a state would be worse than none. No code is stored, so that reading a checkpoint runs none.
 """
 
 from __future__ import annotations
 
-import random
+import platform
 import types
-from collections import deque
-from collections.abc import Callable, Mapping
-from enum import Enum
-from functools import partial
-from typing import Any, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 
-_KIND = "kind"
-_SCALARS = (bool, int, float, str, type(None))
-_SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {"list": list, "tuple": tuple, "deque": deque}
-# Decided when the environment was made; a restored environment has its own.
-_CONFIGURATION = (
-    gymnasium.Space,
-    EnvSpec,
-    Enum,
-    type,
-    partial,
-    np.dtype,
-    types.FunctionType,
-    types.BuiltinFunctionType,
-    types.ModuleType,
-)
+from orchestrator.environments.object_graph import ObjectGraph
+from orchestrator.environments.object_kinds import is_instance
+from orchestrator.environments.object_nodes import KIND, CannotRestore, Node, NotCapturable, attributes_of, type_name
+from orchestrator.environments.object_restore import Known, Restoration
+from orchestrator.environments.reachable_code import ReachableCode
+
+__all__ = ["CannotRestore", "EnvironmentState", "NotCapturable"]
+
+_COMPARED = 2
+"""Copies that are looked at to tell what is the same however often an environment is made."""
+_CONSTANT_NODES = 1000
+"""Objects in an attribute beyond which it is not taken for a constant: looking at them takes time."""
+_STATELESS = ("typing", "types", "functools", "operator", "_thread", "weakref", "ctypes", "_ctypes", "_contextvars")
+"""Modules of types that hold no state of an environment, when a variable of its module is of one."""
 
 
-class _NotPlainError(Exception):
-    pass
+class EnvironmentState:
+    """Captures and restores `environments`, which share what they share; to be made when they have just been made.
 
-
-def capture(environment: object) -> dict[str, object] | None:
-    """The state of a gymnasium environment or vector environment, wrapped or not; None where it is not plain data.
-
-    An environment that draws from global random generators goes on with other numbers.
+    What is the same whenever they are made, and has not changed since, is taken for a constant: a state is not restored
+    into environments with other constants or other code, since it would write the old over the new.
     """
-    try:
-        return _encode_environment(environment, set())
-    except _NotPlainError:
-        return None
+
+    def __init__(self, environments: Sequence[object]) -> None:
+        self._environments = tuple(environments)
+        self._classes: dict[type, None] = {}
+        self._functions: dict[types.CodeType, types.FunctionType] = {}
+        graph = ObjectGraph(opaque_allowed=True)
+        for environment in self._environments[:_COMPARED]:
+            graph.add(environment, "")
+        self._note_code(graph)
+        surroundings = self._surroundings()
+        self._made = self._constants()
+        self._variables = {name: graph.digest() for name, graph in surroundings.items()}
+
+    def capture(self) -> dict[str, object]:
+        """Their state now. Raises NotCapturable naming an attribute that holds more than can be told."""
+        while True:
+            surroundings = self._surroundings()
+            changed = [name for name, graph in surroundings.items() if self._has_changed(name, graph)]
+            graph = ObjectGraph(_elsewhere(surroundings, changed))
+            variables = {name: graph.add(_variable_value(surroundings[name]), name) for name in changed}
+            copies = self._add_to(graph)
+            if not self._note_code(graph):  # or else objects of new classes have appeared, with new surroundings
+                break
+        graph.check_memory()
+        constants = {name: digest for name, digest in self._constants().items() if self._made.get(name) == digest}
+        return {
+            "nodes": graph.nodes,
+            "copies": copies,
+            "variables": variables,
+            "constants": constants,
+            "surroundings": {
+                name: _constant_digest(surroundings[name]) for name in surroundings if name not in changed
+            },
+            "code": self._code.functions,
+            "python": _python(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a captured state. Raises CannotRestore, and has then changed nothing."""
+        if "nodes" not in state:
+            raise CannotRestore("the saved state is of an earlier release")
+        if len(state["copies"]) != len(self._environments):
+            raise CannotRestore(
+                f"the saved state is of {len(state['copies'])} copies of the environment, here are"
+                f" {len(self._environments)}"
+            )
+        fresh = ObjectGraph(opaque_allowed=True)
+        copies = self._add_to(fresh)
+        self._note_code(fresh)
+        surroundings = self._surroundings()
+        self._check_classes(state)
+        self._check_same(state, surroundings)
+        missing = [name for name in state["variables"] if name not in surroundings]
+        if missing:
+            raise CannotRestore(f"the saved state has {missing[0]}, which the environment's code does not have")
+        variables = [fresh.add(_variable_value(surroundings[name]), name) for name in state["variables"]]
+        kept = {id(value) for name in surroundings.keys() - state["variables"] for value in surroundings[name].objects}
+
+        def elsewhere(node: Node) -> object:
+            graph = surroundings[node["variable"]]
+            if graph.nodes[node["index"]][KIND] != node["was"]:
+                raise CannotRestore(f"the saved state has a part of {node['variable']}, which is another one here")
+            return graph.objects[node["index"]]
+
+        known = Known(
+            [*fresh.objects, *(value for graph in surroundings.values() for value in graph.objects)],
+            self._code.modules.values(),
+        )
+        roots = [*state["variables"].values(), *state["copies"]]
+        restoration = Restoration(state["nodes"], roots, fresh, [*variables, *copies], known, kept, elsewhere)
+        values = {name: restoration.value(saved) for name, saved in state["variables"].items()}
+        for saved, environment in zip(state["copies"], self._environments, strict=True):
+            if restoration.value(saved) is not environment:
+                raise CannotRestore("the saved state is of other environments")
+        restoration.fill()
+        for name, value in values.items():
+            self._code.variables[name].set(value)
+
+    def _add_to(self, graph: ObjectGraph) -> list[Any]:
+        several = len(self._environments) > 1
+        return [
+            graph.add(environment, f"copy {place}: " if several else "")
+            for place, environment in enumerate(self._environments)
+        ]
+
+    def _note_code(self, graph: ObjectGraph) -> bool:
+        """Whether objects of classes that were not there before, or other functions, are in a graph."""
+        before = len(self._classes) + len(self._functions)
+        self._classes |= dict.fromkeys(map(type, graph.objects))
+        self._functions |= {one.__code__: one for one in graph.objects if isinstance(one, types.FunctionType)}
+        return len(self._classes) + len(self._functions) > before
+
+    def _has_changed(self, name: str, graph: ObjectGraph) -> bool:
+        """Whether a variable has changed since the environments were made; one that holds them always has."""
+        own = set(map(id, self._environments))
+        return graph.digest() != self._variables.get(name) or any(id(value) in own for value in graph.objects)
+
+    def _surroundings(self) -> dict[str, ObjectGraph]:
+        """What the environments' code sees beside them, as it is now; sets `_code`."""
+        self._code = ReachableCode(self._classes, self._functions.values())
+        found: dict[str, ObjectGraph] = {}
+        for name, variable in self._code.variables.items():
+            try:
+                value = variable.value()
+            except (KeyError, ValueError):
+                continue
+            # In a list, so that scalars have a graph too.
+            found[name] = ObjectGraph(opaque_allowed=True)
+            found[name].add([value], name)
+        return found
+
+    def _constants(self) -> dict[str, str]:
+        """Digests of the attributes that the copies agree on, by their path."""
+        found: dict[str, str] | None = None
+        for environment in self._environments[:_COMPARED]:
+            own = dict(_attribute_digests(environment))
+            found = own if found is None else dict(found.items() & own.items())
+        return found or {}
+
+    def _check_classes(self, state: Mapping[str, Any]) -> None:
+        for saved, environment in zip(state["copies"], self._environments, strict=True):
+            try:
+                node = state["nodes"][saved["at"]]
+                before = node["class"].rpartition(":")[2]
+            except (KeyError, TypeError, IndexError) as error:
+                raise CannotRestore(f"the saved state can't be understood: {error!r}") from error
+            if node["class"] != type_name(type(environment)):
+                raise CannotRestore(
+                    f"the saved state is of the environment class {before!r}, this is a {type(environment).__name__!r}"
+                )
+
+    def _check_same(self, state: Mapping[str, Any], surroundings: Mapping[str, ObjectGraph]) -> None:
+        # Only what is in both: classes whose objects come later are not known yet.
+        constants = {name: _constant_digest(graph) for name, graph in surroundings.items()} | self._made
+        saved = {**state["surroundings"], **state["constants"]}
+        if state["python"] == _python():
+            constants |= self._code.functions
+            saved |= state["code"]
+        changed = [name for name, digest in saved.items() if constants.get(name, digest) != digest]
+        if changed:
+            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+            raise CannotRestore(f"the environment's code or its settings have changed: {', '.join(changed[:3])}{more}")
 
 
-def restore(environment: object, state: Mapping[str, object]) -> None:
-    """Give `environment`, made like the captured one, the captured state. Raises ValueError if it is another."""
-    name = type(environment).__name__
-    if state.get(_KIND) != "environment" or state.get("class") != name:
-        raise ValueError(f"the saved state is of the environment class {state.get('class')!r}, this is a {name!r}")
-    for key, value in cast("Mapping[str, object]", state["items"]).items():
-        # Past setattr: wrappers and frozen dataclasses define their own.
-        vars(environment)[key] = _decode(vars(environment).get(key), value)
+def _elsewhere(surroundings: Mapping[str, ObjectGraph], changed: Sequence[str]) -> dict[int, Node]:
+    """The nodes of objects that belong to variables which have not changed. Raises NotCapturable where that can't be
+    told."""
+    nodes: dict[int, Node] = {}
+    for name, graph in surroundings.items():
+        if name not in changed:
+            _check_constant(name, graph)
+            for index, value in enumerate(graph.objects):
+                if _has_identity(value):
+                    node = {KIND: "elsewhere", "variable": name, "index": index, "was": graph.nodes[index][KIND]}
+                    nodes.setdefault(id(value), node)
+    return nodes
 
 
-def _encode_environment(environment: object, seen: set[int]) -> dict[str, object]:
-    if id(environment) in seen or not hasattr(environment, "__dict__"):
-        raise _NotPlainError  # a cycle, or attributes out of sight
-    seen.add(id(environment))
-    items = {key: _encode(value, seen) for key, value in vars(environment).items()}
-    return {_KIND: "environment", "class": type(environment).__name__, "items": items}
+def _attribute_digests(environment: object) -> Iterator[tuple[str, str]]:
+    """Of all attributes of an environment, its wrappers, and the objects that they hold in attributes."""
+    pending: list[tuple[str, Any]] = [("", environment)]
+    seen: set[int] = set()
+    while pending:
+        path, value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        for name, item in attributes_of(value).items():
+            if is_instance(item):
+                pending.append((f"{path}.{name}", item))
+                continue
+            graph = ObjectGraph(opaque_allowed=True, generators=False, limit=_CONSTANT_NODES)
+            graph.add([item], "")
+            if graph.complete and not graph.opaque:
+                yield f"{path}.{name}", graph.digest()
 
 
-def _encode(value: object, seen: set[int]) -> object:
-    if type(value) in _SCALARS:
-        return value
-    match value:
-        case np.ndarray() if not value.dtype.hasobject:
-            return value.copy()
-        case np.generic() if not value.dtype.hasobject:
-            return {_KIND: "number", "value": np.asarray(value)}
-        case list() | tuple() | deque() if type(value) in (list, tuple, deque):
-            return {_KIND: type(value).__name__, "items": [_encode(item, seen) for item in cast(Any, value)]}
-        case dict() if type(value) is dict and all(type(key) is str for key in value):
-            items = {key: _encode(item, seen) for key, item in cast("dict[str, object]", value).items()}
-            return {_KIND: "dict", "items": items}
-        case np.random.Generator():
-            return {_KIND: "generator", "state": _encode(value.bit_generator.state, seen)}
-        case random.Random():
-            return {_KIND: "random", "state": _encode(value.getstate(), seen)}
-        case gymnasium.Env() | gymnasium.vector.VectorEnv() | gymnasium.vector.VectorWrapper():
-            return _encode_environment(value, seen)
-        case _ if isinstance(value, _CONFIGURATION):
-            return {_KIND: "configuration"}
-        case _:
-            raise _NotPlainError
+def _constant_digest(graph: ObjectGraph) -> str:
+    again = ObjectGraph(opaque_allowed=True, generators=False)
+    again.add(graph.objects[0], "")
+    return again.digest()
 
 
-def _decode(current: Any, saved: Any) -> Any:
-    if isinstance(saved, np.ndarray):
-        if isinstance(current, np.ndarray) and _alike(current, saved):
-            current[...] = saved  # other attributes may be views of it
-            return current
-        return saved.copy()
-    if not isinstance(saved, Mapping):
-        return saved
-    state = cast("Mapping[str, Any]", saved)
-    match state[_KIND]:
-        case "number":
-            return state["value"][()]
-        case "dict":
-            now = current if isinstance(current, dict) else {}
-            return {key: _decode(now.get(key), item) for key, item in state["items"].items()}
-        case "generator":
-            return _generator(_decode(None, state["state"]))
-        case "random":
-            generator = random.Random()
-            generator.setstate(_decode(None, state["state"]))
-            return generator
-        case "environment":
-            restore(current, state)
-            return current
-        case "configuration":
-            return current
-        case kind:
-            items = state["items"]
-            now = list(current) if isinstance(current, (list, tuple, deque)) else []
-            now += [None] * (len(items) - len(now))
-            decoded = [_decode(old, item) for old, item in zip(now, items, strict=False)]
-            return deque(decoded, current.maxlen) if isinstance(current, deque) else _SEQUENCES[kind](decoded)
+def _check_constant(name: str, graph: ObjectGraph) -> None:
+    for value, _ in graph.opaque:
+        if isinstance(value, Iterator) or not (callable(value) or type(value).__module__ in _STATELESS):
+            raise NotCapturable(f"{name} is of the type {type_name(type(value))}, which may have changed")
 
 
-def _alike(current: np.ndarray[Any, Any], saved: np.ndarray[Any, Any]) -> bool:
-    return current.shape == saved.shape and current.dtype == saved.dtype and current.flags.writeable
+def _variable_value(graph: ObjectGraph) -> Any:
+    return graph.objects[0][0]
 
 
-def _generator(state: Mapping[str, Any]) -> np.random.Generator:
-    bit_generator = getattr(np.random, state["bit_generator"])()
-    bit_generator.state = state
-    return np.random.Generator(bit_generator)
+def _has_identity(value: object) -> bool:
+    """Whether it matters that it is this object and not one that is equal."""
+    return not isinstance(value, (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, np.dtype))
+
+
+def _python() -> str:
+    return ".".join(platform.python_version_tuple()[:2])

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from orchestrator.environments.capture import capture, restore
+from orchestrator.environments.capture import EnvironmentState
 from orchestrator.environments.spaces import (
     ActionConverter,
     Array,
@@ -41,6 +41,7 @@ class NativeEnvironment(VectorEnvironment):
             )
         self.same_step = autoreset is AutoresetMode.SAME_STEP
         self._environment = environment
+        self._state = EnvironmentState([environment])
         self._to_environment = ActionConverter(environment.single_action_space)
         self._to_agent = ObservationConverter(environment.single_observation_space)
         self._all_valid = np.ones(self.count, np.bool_)
@@ -100,15 +101,12 @@ class NativeEnvironment(VectorEnvironment):
             values.append(self.info_array(name, value, shape, infos))
         return np.stack(values)
 
-    def get_state(self) -> dict[str, object] | None:
-        environment = capture(self._environment)
-        if environment is None:
-            return None
+    def get_state(self) -> dict[str, object]:
         resetting = None if self._resetting is None else self._resetting.copy()
-        return {"environment": environment, "resetting": resetting}
+        return self._state.capture() | {"resetting": resetting}
 
     def set_state(self, state: Mapping[str, object]) -> None:
-        restore(self._environment, cast("Mapping[str, object]", state["environment"]))
+        self._state.restore(state)
         self._resetting = cast("Array | None", state["resetting"])
 
     def close(self) -> None:

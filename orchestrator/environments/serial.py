@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 
-from orchestrator.environments.capture import capture, restore
+from orchestrator.environments.capture import EnvironmentState
 from orchestrator.environments.spaces import (
     ActionConverter,
     Array,
@@ -46,6 +46,7 @@ class SerialEnvironment(VectorEnvironment):
                     " all copies must have the same"
                 )
         self._environments = tuple(environments)
+        self._state = EnvironmentState(environments)
         self._to_environment = ActionConverter(first.action_space)
         self._to_agent = ObservationConverter(first.observation_space)
         self._observations = _Rows(self, self._to_agent.offsets)
@@ -93,21 +94,11 @@ class SerialEnvironment(VectorEnvironment):
     def info(self, name: str, shape: tuple[int, ...]) -> Array:
         return np.stack([self.info_array(name, _lookup(info, name), shape, info) for info in self._infos])
 
-    def get_state(self) -> dict[str, object] | None:
-        states: list[object] = []
-        for environment in self._environments:
-            state = capture(environment)
-            if state is None:
-                return None
-            states.append(state)
-        return {"copies": states}
+    def get_state(self) -> dict[str, object]:
+        return self._state.capture()
 
     def set_state(self, state: Mapping[str, object]) -> None:
-        states = cast("Sequence[Mapping[str, object]]", state["copies"])
-        if len(states) != self.count:
-            raise ValueError(f"the state is of {len(states)} copies of {self.name!r}, here are {self.count}")
-        for environment, saved in zip(self._environments, states, strict=True):
-            restore(environment, saved)
+        self._state.restore(state)
 
     def close(self) -> None:
         for environment in self._environments:

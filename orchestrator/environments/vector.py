@@ -76,12 +76,18 @@ class VectorEnvironment(ABC):
         """
 
     @abstractmethod
-    def get_state(self) -> dict[str, object] | None:
-        """All that the copies' future depends on, as plain data; None where an environment holds more than that."""
+    def get_state(self) -> dict[str, object]:
+        """All that the copies' future depends on, as plain data.
+
+        Raises NotCapturable where an environment holds more than that.
+        """
 
     @abstractmethod
     def set_state(self, state: Mapping[str, object]) -> None:
-        """Go on from what `get_state` gave, here or in another process."""
+        """Go on from what `get_state` gave, here or in another process.
+
+        Raises CannotRestore where it is the state of other environments or of other code; nothing is changed then.
+        """
 
     @abstractmethod
     def close(self) -> None:

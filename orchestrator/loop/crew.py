@@ -198,14 +198,13 @@ class Crew:
                 states.append(None)
         return tuple(states)
 
-    async def restore_collectors(self, states: Sequence[Mapping[str, Any]]) -> bool:
-        """Have each collector go on from its state; False where an environment could not tell its own, so that new
-        episodes begin."""
-        exact = [
+    async def restore_collectors(self, states: Sequence[Mapping[str, Any]]) -> str | None:
+        """Have each collector go on from its state; why one of them begins new episodes, if one does."""
+        reasons: list[str | None] = [
             await collector.worker.call("load_state", state)
             for collector, state in zip(self._collectors, states, strict=True)
         ]
-        return all(exact)
+        return next(filter(None, reasons), None)
 
     async def begin_episodes_anew(self, rollouts: int) -> None:
         """Have all collectors begin new episodes, unlike those of the first `rollouts`."""

@@ -144,15 +144,15 @@ class TrainingLoop:
             await anyio.to_thread.run_sync(fill_moments, layout, moments.buffer.map_shared(), resume.moments)
         collectors = [state for state in resume.collectors if state is not None]
         known = len(collectors) == self._config.collection.collectors == len(resume.collectors)
-        exact = False
+        why_anew: str | None = "the run was cut short within an epoch"
         if known:
-            exact = await crew.restore_collectors(collectors)
+            why_anew = await crew.restore_collectors(collectors)
         else:
             await crew.begin_episodes_anew(resume.state.epoch)
         await crew.restore_learner(self._versions.slot(self._versions.newest), moments, resume.learner)
         if moments is not None:
             self._capturing.release_moments(moments)
-        for change in changes_on_resume(resume, self._config, episodes_go_on=exact):
+        for change in changes_on_resume(resume, self._config, why_anew=why_anew):
             _log.warning("resumed, but %s", change)
         self._control.scale_learning_rate(resume.learning_rate_scale)
         self._collected_steps = resume.state.agent_step

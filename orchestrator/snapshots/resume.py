@@ -136,8 +136,9 @@ def lost_edits(source: ResumeSource, config: TrainerConfig) -> Iterator[str]:
             yield f"{path} = {now!r}, as asked for now, takes the place of {source.edits[path][1]!r} in config.toml"
 
 
-def changes_on_resume(resume: ResumePoint, config: TrainerConfig, *, episodes_go_on: bool) -> Iterator[str]:
-    """What is not as if the run had never been interrupted, in words for the log."""
+def changes_on_resume(resume: ResumePoint, config: TrainerConfig, *, why_anew: str | None) -> Iterator[str]:
+    """What is not as if the run had never been interrupted, in words for the log; `why_anew` says why the
+    episodes begin anew, where they do."""
     before = resume.config
     if resume.learner is None:
         yield "the checkpoint holds the policy alone: the optimizer and all random generators begin anew"
@@ -146,15 +147,8 @@ def changes_on_resume(resume: ResumePoint, config: TrainerConfig, *, episodes_go
             f"with {config.collection.collectors} collectors instead of {before.collection.collectors}: "
             "all episodes begin anew"
         )
-    elif not episodes_go_on:
-        yield (
-            "the episodes that were in progress begin anew: "
-            + (
-                "the environment can't give its state"
-                if None not in resume.collectors
-                else "the run was cut short within an epoch"
-            )
-        )
+    elif why_anew is not None:
+        yield f"the episodes that were in progress begin anew: {why_anew}"
     if config.device != before.device:
         yield f"on device {config.device!r} instead of {before.device!r}: results may differ in the last digits"
     if config.total_agent_steps != before.total_agent_steps and config.learning.learning_rate_schedule != "constant":

@@ -1,0 +1,381 @@
+"""The node of each kind of object that an `ObjectGraph` knows."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import logging
+import pathlib
+import random
+import re
+import sys
+import types
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping
+from enum import Enum, Flag
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+
+import numpy as np
+import torch
+
+from orchestrator.environments.object_nodes import (
+    KIND,
+    NUMPY_GENERATORS,
+    SCALARS,
+    SINGLETONS,
+    NotCapturable,
+    address,
+    attributes_of,
+    code_digest,
+    is_python_object,
+    text_of,
+    type_name,
+)
+
+if TYPE_CHECKING:
+    from orchestrator.environments.object_nodes import Node, Path
+
+
+class Graph(Protocol):
+    """What the node is part of: see `object_graph`."""
+
+    generators: bool
+    """Whether the states of random generators count."""
+
+    def reference(self, value: Any, path: Path) -> Any: ...
+
+    def items(self, values: Any, path: Path) -> list[Any]: ...
+
+    def named(self, values: Mapping[str, Any], path: Path) -> Node: ...
+
+    def note_memory(self, begin: int, size: int, path: Path) -> None: ...
+
+
+def encode(graph: Graph, value: Any, path: Path) -> Node:
+    """The node of an object. Raises NotCapturable for one that holds more than its attributes tell."""
+    encoder = _BY_TYPE.get(type(value))
+    if encoder is None:
+        encoder = next((encoder for kind, encoder in _BY_BASE if isinstance(value, kind)), _instance)
+    return encoder(graph, value, path)
+
+
+def is_instance(value: object) -> bool:
+    """Whether a value is an object of some class in Python, and of no kind that is known here."""
+    kind = type(value)
+    return kind not in SCALARS and kind not in _BY_TYPE and is_python_object(kind) and not isinstance(value, _BASES)
+
+
+def _integer(graph: Graph, value: int, path: Path) -> Node:
+    return {KIND: "integer", "hexadecimal": hex(value)}
+
+
+def _complex(graph: Graph, value: complex, path: Path) -> Node:
+    return {KIND: "complex", "real": value.real, "imaginary": value.imag}
+
+
+def _bytes(graph: Graph, value: bytes | bytearray, path: Path) -> Node:
+    return {KIND: type(value).__name__, "value": np.frombuffer(bytes(value), np.uint8)}
+
+
+def _range(graph: Graph, value: Any, path: Path) -> Node:
+    parts = [graph.reference(getattr(value, name), (path, f".{name}")) for name in ("start", "stop", "step")]
+    return {KIND: type(value).__name__, "items": parts}
+
+
+def _sequence(graph: Graph, value: Any, path: Path) -> Node:
+    node: Node = {KIND: type(value).__name__, "items": graph.items(value, path)}
+    return node | {"maxlen": value.maxlen} if isinstance(value, deque) else node
+
+
+def _set(graph: Graph, value: Any, path: Path) -> Node:
+    kind = type(value)
+    ordered = list(value)
+    again = kind(ordered)
+    # Its order depends on hashes, and on what was in it before.
+    if (
+        not all(map(_hash_is_a_number, ordered))
+        or list(again) != ordered
+        or sys.getsizeof(again) != sys.getsizeof(value)
+    ):
+        raise NotCapturable(
+            f"{text_of(path)} is a {kind.__name__} whose order can't be restored; a dict keeps its order"
+        )
+    return {KIND: kind.__name__, "items": graph.items(ordered, path)}
+
+
+def _dict(graph: Graph, value: Any, path: Path) -> Node:
+    node: Node = {
+        KIND: type(value).__name__,
+        "keys": graph.items(value, (path, ".keys()")),
+        "values": [graph.reference(item, (path, f"[{key!r}]")) for key, item in value.items()],
+    }
+    if isinstance(value, defaultdict):
+        node["factory"] = graph.reference(value.default_factory, (path, ".default_factory"))
+    return node
+
+
+def _array(graph: Graph, value: np.ndarray[Any, Any], path: Path) -> Node:
+    owner: Any = value
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    if owner.base is not None and not isinstance(owner.base, bytes):
+        raise NotCapturable(f"{text_of(path)} is an array over the memory of a {type_name(type(owner.base))}")
+    if value.dtype.hasobject:
+        if value.dtype.names is not None or owner is not value or not value.flags.c_contiguous:
+            raise NotCapturable(f"{text_of(path)} is an array of objects that shares memory or has fields")
+        return {KIND: "objects", "shape": list(value.shape), "items": graph.items(value.ravel().tolist(), path)}
+    if value.dtype.kind == "T":
+        raise NotCapturable(f"{text_of(path)} is an array of the type {value.dtype}")
+    node: Node = {"writeable": value.flags.writeable}
+    if owner is not value:
+        return node | {
+            KIND: "view",
+            "base": graph.reference(owner, (path, ".base")),
+            "offset": address(value) - address(owner),
+            "shape": list(value.shape),
+            "strides": list(value.strides),
+            "dtype": np.empty(0, value.dtype),
+        }
+    if owner.base is None:
+        graph.note_memory(address(value), value.nbytes, path)
+    # In the order of the memory: sums, say, depend on it.
+    axes = sorted(range(value.ndim), key=lambda axis: -value.strides[axis])
+    return node | {KIND: "array", "axes": axes, "value": value.transpose(axes).copy()}
+
+
+def _number(graph: Graph, value: np.generic, path: Path) -> Node:
+    if value.dtype.hasobject or (isinstance(value, np.void) and value.base is not None):
+        raise NotCapturable(f"{text_of(path)} is a record that is part of an array")
+    return {KIND: "number", "value": np.asarray(value)}
+
+
+def _dtype(graph: Graph, value: Any, path: Path) -> Node:
+    if value.hasobject or value.kind == "T":
+        return {KIND: "object dtype"} if value.kind == "O" and value.names is None else _instance(graph, value, path)
+    return {KIND: "dtype", "value": np.empty(0, value)}
+
+
+def _tensor(graph: Graph, value: torch.Tensor, path: Path) -> Node:
+    if value.requires_grad or value.device.type != "cpu" or value.layout != torch.strided or vars(value):
+        raise NotCapturable(f"{text_of(path)} is a tensor that needs gradients, or is not on the CPU, or is sparse")
+    return {
+        KIND: "tensor",
+        "storage": graph.reference(value.untyped_storage(), (path, ".storage")),
+        "dtype": str(value.dtype).removeprefix("torch."),
+        "shape": list(value.shape),
+        "strides": list(value.stride()),
+        "offset": value.storage_offset(),
+    }
+
+
+def _storage(graph: Graph, value: torch.UntypedStorage, path: Path) -> Node:
+    graph.note_memory(value.data_ptr(), value.nbytes(), path)
+    content = torch.empty(0, dtype=torch.uint8).set_(value)  # pyright: ignore[reportArgumentType]
+    return {KIND: "storage", "value": content.numpy().copy()}
+
+
+def _generator(graph: Graph, value: np.random.Generator, path: Path) -> Node:
+    return {KIND: "generator", "bits": graph.reference(value.bit_generator, (path, ".bit_generator"))}
+
+
+def _random_state(graph: Graph, value: Any, path: Path) -> Node:
+    if value is getattr(np.random.mtrand, "_rand", None):
+        return {KIND: "numpy's generator"}
+    state = value.get_state(legacy=False)
+    rest = {"has_gauss": int(state["has_gauss"]), "gauss": float(state["gauss"])} if graph.generators else {}
+    return {KIND: "random state", "bits": graph.reference(value._bit_generator, (path, ".bits")), **rest}
+
+
+def _bits(graph: Graph, value: Any, path: Path) -> Node:
+    name = type(value).__name__
+    if name not in NUMPY_GENERATORS or type(value) is not getattr(np.random, name):
+        raise NotCapturable(f"{text_of(path)} is a random generator of the type {type_name(type(value))}")
+    if not graph.generators:
+        return {KIND: "bits", "name": name}
+    seeds = getattr(value, "seed_seq", None)
+    return {
+        KIND: "bits",
+        "name": name,
+        "state": graph.reference(value.state, (path, ".state")),
+        # Only `spawn` depends on it.
+        "seeds": graph.reference(seeds, (path, ".seed_seq")) if type(seeds) is np.random.SeedSequence else None,
+    }
+
+
+def _seeds(graph: Graph, value: Any, path: Path) -> Node:
+    entropy = value.entropy
+    return {
+        KIND: "seeds",
+        "items": [
+            graph.reference(list(map(int, entropy)) if np.ndim(entropy) else entropy, (path, ".entropy")),
+            graph.reference(tuple(map(int, value.spawn_key)), (path, ".spawn_key")),
+            int(value.pool_size),
+            int(value.n_children_spawned),
+        ],
+    }
+
+
+def _random(graph: Graph, value: random.Random, path: Path) -> Node:
+    if value is getattr(random, "_inst", None):
+        return {KIND: "python's generator"}
+    if not graph.generators:
+        return {KIND: "random"}
+    return {KIND: "random", "state": graph.reference(value.getstate(), (path, ".state"))}
+
+
+def _torch_generator(graph: Graph, value: torch.Generator, path: Path) -> Node:
+    if value.device.type != "cpu" or value is torch.default_generator:
+        raise NotCapturable(f"{text_of(path)} is a torch generator of the device {value.device}, or torch's own")
+    return {KIND: "torch generator", "state": value.get_state().numpy() if graph.generators else None}
+
+
+def _enum(graph: Graph, value: Enum, path: Path) -> Node:
+    return {
+        KIND: "member",
+        "class": type_name(type(value)),
+        "name": None if isinstance(value, Flag) else value.name,
+        "value": graph.reference(value.value, (path, ".value")) if isinstance(value, Flag) else None,
+    }
+
+
+def _date(graph: Graph, value: Any, path: Path) -> Node:
+    if getattr(value, "tzinfo", None) is not None:
+        raise NotCapturable(f"{text_of(path)} has a time zone")
+    if isinstance(value, datetime.timedelta):
+        return {KIND: "timedelta", "items": [value.days, value.seconds, value.microseconds]}
+    return {KIND: type(value).__name__, "text": value.isoformat(), "fold": getattr(value, "fold", 0)}
+
+
+def _path(graph: Graph, value: pathlib.PurePath, path: Path) -> Node:
+    return {KIND: "path", "text": str(value)}
+
+
+def _pattern(graph: Graph, value: re.Pattern[Any], path: Path) -> Node:
+    return {KIND: "pattern", "text": graph.reference(value.pattern, (path, ".pattern")), "flags": value.flags}
+
+
+def _class(graph: Graph, value: type, path: Path) -> Node:
+    return {KIND: "class", "name": type_name(value)}
+
+
+def _module(graph: Graph, value: types.ModuleType, path: Path) -> Node:
+    return {KIND: "module", "name": value.__name__}
+
+
+def _logger(graph: Graph, value: logging.Logger, path: Path) -> Node:
+    if logging.getLogger(value.name) is not value:
+        return _instance(graph, value, path)
+    return {KIND: "logger", "name": value.name}
+
+
+def _ufunc(graph: Graph, value: np.ufunc, path: Path) -> Node:
+    if getattr(np, value.__name__, None) is not value:
+        raise NotCapturable(f"{text_of(path)} is a numpy function that numpy does not have")
+    return {KIND: "ufunc", "name": value.__name__}
+
+
+def _builtin(graph: Graph, value: Any, path: Path) -> Node:
+    if value.__self__ is None or isinstance(value.__self__, types.ModuleType):
+        return {KIND: "builtin", "name": f"{value.__module__}:{value.__qualname__}"}
+    return _method(graph, value, path)
+
+
+def _method(graph: Graph, value: Any, path: Path) -> Node:
+    own, name = value.__self__, value.__name__
+    found = getattr(type(own), name, None) if not isinstance(own, type) else None
+    if found is None or (isinstance(value, types.MethodType) and found is not value.__func__):
+        raise NotCapturable(f"{text_of(path)} is the method {name!r}, which its object's class does not have")
+    return {KIND: "method", "self": graph.reference(own, (path, ".__self__")), "name": name}
+
+
+def _function(graph: Graph, value: types.FunctionType, path: Path) -> Node:
+    return {
+        KIND: "function",
+        "name": f"{value.__module__}:{value.__code__.co_qualname}",
+        "code": code_digest(value.__code__),
+        "cells": graph.items(value.__closure__ or (), (path, ".__closure__")),
+        "defaults": graph.reference(value.__defaults__, (path, ".__defaults__")),
+        "keyword_defaults": graph.reference(value.__kwdefaults__, (path, ".__kwdefaults__")),
+        "attributes": graph.reference(vars(value), (path, ".__dict__")) if vars(value) else None,
+    }
+
+
+def _cell(graph: Graph, value: types.CellType, path: Path) -> Node:
+    try:
+        return {KIND: "cell", "items": [graph.reference(value.cell_contents, (path, ".contents"))]}
+    except ValueError:
+        return {KIND: "cell", "items": []}
+
+
+def _partial(graph: Graph, value: Any, path: Path) -> Node:
+    if vars(value):
+        raise NotCapturable(f"{text_of(path)} is a partial with attributes")
+    parts = {"func": value.func, "args": value.args, "keywords": value.keywords}
+    return {KIND: "partial", **{name: graph.reference(part, (path, f".{name}")) for name, part in parts.items()}}
+
+
+def _namespace(graph: Graph, value: types.SimpleNamespace, path: Path) -> Node:
+    return {KIND: "namespace", **graph.named(vars(value), path)}
+
+
+def _instance(graph: Graph, value: Any, path: Path) -> Node:
+    kind = cast("type[Any]", type(value))
+    if issubclass(kind, tuple) and hasattr(kind, "_fields") and not hasattr(value, "__dict__"):
+        return {KIND: "named tuple", "class": type_name(kind), "items": graph.items(value, path)}
+    if not is_python_object(kind):
+        raise NotCapturable(
+            f"{text_of(path)} is of the type {type_name(kind)}, which keeps what it knows outside of its attributes"
+        )
+    return {KIND: "instance", "class": type_name(kind), **graph.named(attributes_of(value), path)}
+
+
+def _hash_is_a_number(value: Any) -> bool:
+    """Whether a hash depends on the value alone, in every process."""
+    if type(value) is tuple:
+        return all(map(_hash_is_a_number, cast("tuple[Any, ...]", value)))
+    return type(value) in (bool, int, float) or isinstance(value, np.number)
+
+
+_Encode: TypeAlias = "Callable[[Graph, Any, Path], Node]"
+_BY_TYPE: Mapping[type, _Encode] = {
+    int: _integer,
+    complex: _complex,
+    range: _range,
+    slice: _range,
+    np.ndarray: _array,
+    torch.Tensor: _tensor,
+    torch.UntypedStorage: _storage,
+    torch.Generator: _torch_generator,
+    np.random.Generator: _generator,
+    np.random.RandomState: _random_state,
+    np.random.SeedSequence: _seeds,
+    np.ufunc: _ufunc,
+    random.Random: _random,
+    re.Pattern: _pattern,
+    type(pathlib.Path()): _path,
+    types.BuiltinFunctionType: _builtin,
+    types.MethodType: _method,
+    types.FunctionType: _function,
+    types.CellType: _cell,
+    types.ModuleType: _module,
+    types.SimpleNamespace: _namespace,
+    functools.partial: _partial,
+    **dict.fromkeys((bytes, bytearray), _bytes),
+    **dict.fromkeys((list, tuple, deque), _sequence),
+    **dict.fromkeys((set, frozenset), _set),
+    **dict.fromkeys((dict, OrderedDict, defaultdict, Counter), _dict),
+    **dict.fromkeys((datetime.date, datetime.time, datetime.datetime, datetime.timedelta), _date),
+    **{
+        type(value): lambda _graph, _value, _path, name=name: {KIND: "singleton", "name": name}
+        for name, value in SINGLETONS.items()
+    },
+}
+_BY_BASE: tuple[tuple[type, _Encode], ...] = (
+    (Enum, _enum),
+    (np.generic, _number),
+    (np.dtype, _dtype),
+    (np.random.BitGenerator, _bits),
+    (logging.Logger, _logger),
+    (type, _class),
+)
+_BASES = tuple(kind for kind, _ in _BY_BASE)

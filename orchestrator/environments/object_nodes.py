@@ -1,0 +1,140 @@
+"""What objects are made of, and how their nodes look: see `object_graph`."""
+
+from __future__ import annotations
+
+import copyreg
+import hashlib
+import sys
+import types
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+
+Node: TypeAlias = "dict[str, Any]"
+Path: TypeAlias = "tuple[Path, str] | str"
+"""Where an object was found: the parent's path and the step from there. Made into text only for errors."""
+
+AT, KIND = "at", "kind"
+"""A reference is {"at": index of a node}; a node's "kind" says what it is."""
+SCALARS = frozenset({bool, int, float, str, type(None)})
+NUMPY_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
+SINGLETONS: Mapping[str, Any] = {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}
+LONG_INTEGER = 10_000
+"""Bits beyond which an integer is written in hexadecimal: Python refuses to write long ones as decimals."""
+
+
+class CannotRestore(ValueError):
+    """A saved state does not fit the objects that are there; they are as they were."""
+
+
+class NotCapturable(Exception):
+    """An object holds more than its attributes tell; the message says which, and why."""
+
+
+def text_of(path: Path) -> str:
+    steps: list[str] = []
+    while isinstance(path, tuple):
+        path, step = path
+        steps.append(step)
+    return path + "".join(reversed(steps))
+
+
+def type_name(named: Any) -> str:
+    """The name of a class or function: module and qualified name."""
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def address(array: np.ndarray[Any, Any]) -> int:
+    return array.__array_interface__["data"][0]
+
+
+@lru_cache(4096)
+def slots_of(kind: type) -> dict[str, Any]:
+    """The descriptors of all that a class and its bases declare in `__slots__`."""
+    return {
+        name: descriptor
+        for base in reversed(kind.__mro__)
+        if base.__flags__ & _HEAP_TYPE
+        for name, descriptor in vars(base).items()
+        if isinstance(descriptor, types.MemberDescriptorType)
+    }
+
+
+def attributes_of(value: object) -> dict[str, Any]:
+    """What an object holds in attributes, also in those of `__slots__`."""
+    attributes = dict(getattr(value, "__dict__", {}))
+    for name, descriptor in slots_of(type(value)).items():
+        if _is_set(descriptor, value):
+            attributes[name] = descriptor.__get__(value)
+    return attributes
+
+
+@lru_cache(4096)
+def is_python_object(kind: type) -> bool:
+    """Whether objects of a class consist of their attributes and slots alone: what `object.__reduce_ex__` asks."""
+    bases = kind.__mro__
+    if kind is object or kind.__itemsize__ or not all(base is object or base.__flags__ & _HEAP_TYPE for base in bases):
+        return False
+    slots = sum(isinstance(entry, types.MemberDescriptorType) for base in bases for entry in vars(base).values())
+    words = slots + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
+    return kind.__basicsize__ <= object.__basicsize__ + words * _WORD
+
+
+def code_digest(code: types.CodeType) -> str:
+    """Equal for functions that do the same in the same words; without names of files and numbers of lines."""
+    digest = hashlib.sha256()
+    _feed_code(digest.update, code)
+    return digest.hexdigest()[:16]
+
+
+def _feed_code(update: Callable[[bytes], None], code: types.CodeType) -> None:
+    update(code.co_code)
+    update(repr((code.co_names, code.co_varnames, code.co_freevars, code.co_flags)).encode())
+    constants = code.co_consts
+    documented = (
+        code.co_flags & _HAS_DOCSTRING if sys.version_info >= (3, 13) else isinstance(next(iter(constants), None), str)
+    )
+    for constant in constants[1:] if documented else constants:
+        if isinstance(constant, types.CodeType):
+            _feed_code(update, constant)
+        elif isinstance(constant, frozenset):
+            update(repr(sorted(map(repr, cast("frozenset[Any]", constant)))).encode())
+        else:
+            update(repr(constant).encode())
+
+
+def digest_of(nodes: list[Node]) -> str:
+    """Equal for equal nodes."""
+    digest = hashlib.sha256()
+    _feed(digest.update, nodes)
+    return digest.hexdigest()[:16]
+
+
+def _feed(update: Callable[[bytes], None], value: Any) -> None:
+    if isinstance(value, np.ndarray):
+        update(f"{value.dtype}{value.shape}".encode())
+        update(value.tobytes())
+    elif isinstance(value, (list, dict)):
+        update(b"[" if isinstance(value, list) else b"{")
+        for item in cast("dict[str, Any]", value).items() if isinstance(value, dict) else cast("list[Any]", value):
+            for part in cast("tuple[Any, ...]", item if isinstance(value, dict) else (item,)):
+                _feed(update, part)
+        update(b"]")
+    else:
+        update(f"{type(value).__name__} {value!r};".encode())
+
+
+def _is_set(descriptor: Any, value: object) -> bool:
+    try:
+        descriptor.__get__(value)
+    except AttributeError:
+        return False
+    return True
+
+
+_HEAP_TYPE: int = copyreg._HEAPTYPE  # pyright: ignore[reportAttributeAccessIssue] - Py_TPFLAGS_HEAPTYPE
+_HAS_DOCSTRING = 0x4000000
+"""inspect.CO_HAS_DOCSTRING; before Python 3.13 the first constant of a function is its docstring, or is None."""
+_WORD = 8 if sys.maxsize > 2**32 else 4

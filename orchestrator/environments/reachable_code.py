@@ -1,0 +1,222 @@
+"""What an environment's code consists of, and what it can see beside the environment: attributes of its classes,
+variables of their modules, default arguments. What changes of these while the environment is used is part of its state.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+import types
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any, NamedTuple, cast
+
+from gymnasium import spaces
+
+from orchestrator.environments.object_nodes import code_digest, is_python_object, type_name
+
+_LIBRARIES = {*sys.stdlib_module_names, "numpy", "torch", "gymnasium"}
+_CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, logging.Logger)
+
+
+class Variable(NamedTuple):
+    """Something that code can see: the attribute `name` of a module, class, function or closure's cell."""
+
+    holder: Any
+    name: str
+
+    def value(self) -> Any:
+        """Its value now; raises KeyError or ValueError where there is none."""
+        # Of a class, its own: not what a descriptor makes of it, or a base has.
+        return vars(self.holder)[self.name] if isinstance(self.holder, _NAMESPACES) else getattr(self.holder, self.name)
+
+    def set(self, value: Any) -> None:
+        setattr(self.holder, self.name, value)
+
+
+_NAMESPACES = (type, types.ModuleType)
+
+
+class ReachableCode:
+    """What the methods of `classes`, and what they call, can see by name.
+
+    So can `functions`, which are attributes: their own default arguments and closures are known already.
+
+    Code of the standard library, numpy, torch and gymnasium itself, and of other libraries than the classes' own, is
+    taken as it is.
+    """
+
+    def __init__(self, classes: Iterable[type], functions: Iterable[types.FunctionType] = ()) -> None:
+        self.functions: dict[str, str] = {}
+        """Digests of the code, by the function's name."""
+        self.variables: dict[str, Variable] = {}
+        self.modules: dict[str, types.ModuleType] = {}
+        """Those that the functions are of."""
+        classes, functions = list(classes), list(functions)
+        self._held = set(map(id, functions))
+        self._own = {kind.__module__.partition(".")[0] for kind in classes}
+        self._seen: set[int] = set()
+        self._pending: list[Any] = [*classes, *functions]
+        while self._pending:
+            found = self._pending.pop()
+            if id(found) in self._seen:
+                continue
+            self._seen.add(id(found))
+            if isinstance(found, type):
+                self._add_class(found)
+            else:
+                self._add_function(found)
+
+    def _add_class(self, kind: type) -> None:
+        if issubclass(kind, Enum):
+            return
+        for base in kind.__mro__:
+            if base is not kind:
+                self._pending.append(base)
+        if not self._is_looked_into(kind.__module__):
+            return
+        self._note_module(kind.__module__)
+        methods: list[str] = []
+        for name, value in list(vars(kind).items()):
+            functions = list(_functions_of(value))
+            self._pending.extend(functions)
+            methods += [name] if functions else []
+            if not functions and not name.startswith(("__", "_abc_")) and _is_data(value):
+                self.variables[f"{type_name(kind)}.{name}"] = Variable(kind, name)
+        self.functions[type_name(kind)] = ", ".join([*map(type_name, kind.__mro__), *sorted(methods)])
+
+    def _add_function(self, function: types.FunctionType) -> None:
+        if not self._is_looked_into(function.__module__):
+            return
+        name = type_name(function)
+        self.functions[name] = code_digest(function.__code__)
+        self._note_module(function.__module__)
+        if id(function) not in self._held:
+            self._add_arguments(name, function)
+        names = set(_names_in(function.__code__))
+        for variable in sorted(names & function.__globals__.keys()):
+            module = sys.modules.get(function.__module__)
+            if module is not None and vars(module) is function.__globals__:
+                self._see(
+                    f"{function.__module__}:{variable}", Variable(module, variable), vars(module)[variable], names
+                )
+
+    def _add_arguments(self, name: str, function: types.FunctionType) -> None:
+        for attribute in ("__defaults__", "__kwdefaults__"):
+            if getattr(function, attribute):
+                self.variables[f"{name}.{attribute}"] = Variable(function, attribute)
+        for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            try:
+                content: Any = cell.cell_contents
+            except ValueError:
+                continue
+            self._see(f"{name}.{variable}", Variable(cell, "cell_contents"), content, ())
+
+    def _see(self, name: str, variable: Variable, value: Any, names: Iterable[str]) -> None:
+        functions = list(_functions_of(value))
+        if functions:
+            self._pending.extend(functions)
+        elif isinstance(value, type):
+            self._pending.append(value)
+        elif isinstance(value, types.ModuleType):
+            if self._is_looked_into(value.__name__):
+                # Any name that the function mentions may be one of the module's.
+                for inner in sorted(set(names) & vars(value).keys()):
+                    self._see(f"{value.__name__}:{inner}", Variable(value, inner), vars(value)[inner], ())
+        elif _is_data(value) and not (variable.name.startswith("__") and variable.name not in ("__defaults__",)):
+            self.variables[name] = variable
+
+    def _note_module(self, name: str) -> None:
+        module = sys.modules.get(name)
+        if module is not None:
+            self.modules[name] = module
+
+    def _is_looked_into(self, module: str | None) -> bool:
+        if module is None or module not in sys.modules:
+            return False
+        top = module.partition(".")[0]
+        if top in _LIBRARIES:
+            return module.startswith("gymnasium.envs.")
+        file = getattr(sys.modules[module], "__file__", None) or ""
+        return top in self._own or ("site-packages" not in file and "dist-packages" not in file)
+
+
+def _functions_of(value: Any) -> Iterable[types.FunctionType]:
+    """The functions in Python that calling or reading an attribute runs."""
+    if isinstance(value, property):
+        candidates: list[Any] = [value.fget, value.fset, value.fdel]
+    elif isinstance(value, functools.cached_property):
+        candidates = [cast("Any", value).func]
+    elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
+        candidates = [cast("Any", value).__func__]
+    else:
+        candidates = [value]
+    for candidate in candidates:
+        function: Any = candidate
+        while function is not None:
+            if isinstance(function, types.FunctionType):
+                yield function
+            function = getattr(function, "__wrapped__", None) if isinstance(function, _WRAPPERS) else None
+
+
+_WRAPPERS = (types.FunctionType, functools._lru_cache_wrapper)  # pyright: ignore[reportPrivateUsage]
+
+
+def _is_data(value: Any) -> bool:
+    kind = cast("type[Any]", type(value))
+    descriptor = hasattr(kind, "__get__") and not is_python_object(kind)
+    return not isinstance(value, _CODE) and not descriptor and kind.__module__ not in ("typing", "abc")
+
+
+def _names_in(code: types.CodeType) -> Iterable[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_in(constant)
+
+
+class Known:
+    """The code that new objects have: what a saved state may name."""
+
+    def __init__(self, objects: Iterable[Any], modules: Iterable[types.ModuleType]) -> None:
+        self.classes: dict[str, type] = {type_name(kind): kind for kind in (*_BUILT_IN, *_SPACES)}
+        self.functions: dict[tuple[str, str], types.FunctionType] = {}
+        self.code: dict[tuple[str, str], tuple[types.CodeType, dict[str, Any]]] = {}
+        """By name and digest, with its global variables; also that of functions in functions."""
+        self.modules: dict[str, types.ModuleType] = {}
+        self.builtins: dict[str, Any] = {}
+        for value in objects:
+            for kind in value.__mro__ if isinstance(value, type) else type(value).__mro__:
+                self._add(kind)
+            self._add(value)
+        for module in modules:
+            for value in list(vars(module).values()):
+                if getattr(value, "__module__", None) == module.__name__:
+                    self._add(value)
+        for kind in list(self.classes.values()):
+            for value in list(vars(kind).values()):
+                self._add(getattr(value, "__func__", value))
+
+    def _add(self, value: Any) -> None:
+        if isinstance(value, type):
+            self.classes[type_name(value)] = value
+        elif isinstance(value, types.FunctionType):
+            self.functions.setdefault((type_name(value), code_digest(value.__code__)), value)
+            self._add_code(value.__module__, value.__code__, value.__globals__)
+        elif isinstance(value, types.ModuleType):
+            self.modules[value.__name__] = value
+        elif isinstance(value, types.BuiltinFunctionType):
+            self.builtins[f"{value.__module__}:{value.__qualname__}"] = value
+
+    def _add_code(self, module: str | None, code: types.CodeType, variables: dict[str, Any]) -> None:
+        key = (f"{module}:{code.co_qualname}", code_digest(code))
+        if key not in self.code:
+            self.code[key] = code, variables
+            for constant in code.co_consts:
+                if isinstance(constant, types.CodeType):
+                    self._add_code(module, constant, variables)
+
+
+_BUILT_IN = (object, bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset, type(None))
+_SPACES = tuple(kind for kind in vars(spaces).values() if isinstance(kind, type))

@@ -1,0 +1,137 @@
+"""A resumed run goes on bit for bit whatever an environment keeps, or the log says what could not be kept."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from orchestrator import CheckpointsConfig, Trainer
+from tests.orchestrator.snapshots.test_resume import assert_same
+from tests.orchestrator.training import small_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrator import TrainerConfig
+
+pytestmark = pytest.mark.anyio
+
+
+def config_of(environment: str, folder: Path, options: dict[str, Any], **settings: Any) -> TrainerConfig:
+    config = small_config(
+        environment=environment,
+        environments=2,
+        horizon=16,
+        run_dir=folder,
+        checkpoints=CheckpointsConfig(every=2, keep=0),
+        **settings,
+    )
+    return replace(config, collection=replace(config.collection, environment_options=options))
+
+
+@pytest.mark.parametrize("kind", ["TwoNames", "SamplesSpaces", "Machinery", "Containers"])
+async def test_a_resumed_environment_goes_on_bit_for_bit(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of("tests.resumed_environments:make", tmp_path / "whole", {"kind": kind}, epochs=4)
+    whole = await Trainer(config).run()
+    branch = replace(config, run_dir=tmp_path / "branch")
+    resumed = await Trainer(branch, resume=tmp_path / "whole" / "checkpoints" / "00000002").run()
+    assert "resumed, but" not in caplog.text
+    assert_same(whole, resumed)
+
+
+async def test_what_copies_share_through_classes_and_modules_goes_on_bit_for_bit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # In processes of their own, where nobody has used the classes before.
+    options = {"kind": "SharedByCopies"}
+    config = config_of("tests.resumed_environments:make", tmp_path / "whole", options, epochs=4, backend="process")
+    whole = await Trainer(config).run()
+    branch = replace(config, run_dir=tmp_path / "branch")
+    resumed = await Trainer(branch, resume=tmp_path / "whole" / "checkpoints" / "00000002").run()
+    assert "resumed, but" not in caplog.text
+    assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize("kind", ["counter", "iterator", "generator", "weak reference", "lock", "names", "memory"])
+async def test_what_cannot_be_kept_is_named_and_new_episodes_begin(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of("tests.resumed_environments:make_not_captured", tmp_path, {"kind": kind}, epochs=2)
+    await Trainer(config).run()
+    with caplog.at_level(logging.WARNING):
+        final = await Trainer(replace(config, total_agent_steps=96), resume=tmp_path).run()
+    assert final.agent_step == 96
+    assert "in progress begin anew: the environment can't give its state: copy 0: .inner['kept'][0] " in caplog.text
+
+
+_WORLD = """
+import gymnasium, numpy as np
+LIMIT = 10
+
+class World(gymnasium.Env):
+    def __init__(self):
+        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(2)
+        self.length, self.steps = 10, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        return np.zeros(2, np.float32), 1.0, self.steps >= min(self.length, LIMIT), False, {}
+
+def make():
+    return World()
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "named", "lengths"),
+    [
+        ("self.length, self.steps = 10, 0", "self.length, self.steps, self.bonus = 5, 0, 1", ".length", {5.0}),
+        ("LIMIT = 10", "LIMIT = 5", "world_that_changes:LIMIT", {5.0}),
+        ("self.steps += 1", "self.steps += 2", "world_that_changes:World.step", {5.0}),
+        ("World", "Planet", "is of the environment class 'World', this is a 'Planet'", {10.0}),
+        ("reset(seed=seed)", "reset(seed=seed)  # as before", None, {10.0}),
+    ],
+)
+async def test_code_that_has_changed_since_begins_new_episodes_and_the_log_names_it(
+    before: str,
+    after: str,
+    named: str | None,
+    lengths: set[float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    module = tmp_path / "world_that_changes.py"
+    module.write_text(_WORLD)
+    try:
+        config = config_of("world_that_changes:make", tmp_path / "run", {}, epochs=2)
+        await Trainer(config).run()
+        module.write_text(_WORLD.replace(before, after))
+        del sys.modules["world_that_changes"]
+        importlib.invalidate_caches()
+        with caplog.at_level(logging.WARNING):
+            final = await Trainer(replace(config, total_agent_steps=96), resume=tmp_path / "run").run()
+    finally:
+        sys.modules.pop("world_that_changes", None)
+    assert final.rollout_stats is not None
+    assert set(final.rollout_stats["episode_length"]) == lengths
+    if named is None:
+        assert "resumed, but" not in caplog.text
+    else:
+        assert "in progress begin anew: the environment can't take its saved state: " in caplog.text
+        assert named in caplog.text
