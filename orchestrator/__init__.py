@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.run import Run
     from orchestrator.trainer import Trainer
     from orchestrator.workers.worker import WorkerCrashed
+    from state.error import OrchestratorError
 
 __all__ = [
     "CheckpointsConfig",
@@ -54,6 +55,7 @@ __all__ = [
     "MetricsConfig",
     "MetricsHook",
     "NonFiniteLossError",
+    "OrchestratorError",
     "PolicyConfig",
     "ProgressHook",
     "Run",
@@ -79,6 +81,7 @@ _MODULES = {
     "HookStatistics": "hooks.statistics",
     "MetricsHook": "hooks.included.metrics",
     "NonFiniteLossError": "learning.optimization",
+    "OrchestratorError": "config.error",
     "ProgressHook": "hooks.included.progress",
     "Run": "run",
     "RunContext": "hooks.hook",

@@ -15,6 +15,7 @@ from orchestrator.loop.control import RunControl
 from orchestrator.snapshots.training_capture import Captures, checkpoint_content
 from orchestrator.workers.interrupt import Interrupt
 from orchestrator.workers.worker import close_workers, open_worker, start_worker
+from state.error import OrchestratorError
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.workers.worker import Worker
 
 
-class RunCancelled(RuntimeError):
+class RunCancelled(OrchestratorError, RuntimeError):
     """What those who wait for a run's result get when the run was cancelled and they were not."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from state.error import OrchestratorError
 from state.eval_rewards import EvalRewardSummary
 from state.experience import Experience, ExperienceSpec, ExperienceSpecError, FieldSpec
 from state.frozen_mapping import FrozenMapping, freeze
@@ -17,6 +18,7 @@ __all__ = [
     "ExperienceSpecError",
     "FieldSpec",
     "FrozenMapping",
+    "OrchestratorError",
     "PolicySnapshot",
     "StatsTracker",
     "Stopwatch",

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from state.error import OrchestratorError
 from state.shared_memory import BufferView
 
 _ALIGNMENT = 64  # bytes: a cache line
 
 
-class ExperienceSpecError(ValueError):
+class ExperienceSpecError(OrchestratorError, ValueError):
     """Two parties want the same field with different shapes or dtypes."""
 
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 
+from state.error import OrchestratorError
 from state.frozen_mapping import FrozenMapping
 from state.saved_values import SavedValues
 
@@ -16,7 +17,7 @@ _NOTHING: FrozenMapping[str, float] = FrozenMapping()
 _MAPPINGS = ("timer_seconds", "counts", "lap_timer_seconds", "lap_counts")
 
 
-class StopwatchError(RuntimeError):
+class StopwatchError(OrchestratorError, RuntimeError):
     """A timer was used out of order; the message names it."""
 
 

@@ -195,6 +195,20 @@ print(final.loss_stats["small/seen"])
     assert result.stdout.strip() == "42.0", result.stderr
 
 
+def test_a_run_that_fails_ends_in_its_error_and_with_debug_in_the_traceback_too(tmp_path: Path) -> None:
+    words = ("train", "--learning.learning-rate", 1e30, "--total-agent-steps", 10**6, "--metrics.progress", "off")
+    failed = run(*words, "--run-dir", tmp_path / "failed")
+    assert failed.returncode == 1
+    first, *rest = failed.stderr.splitlines()
+    assert first.startswith("orchestrator train: ")
+    assert "is not finite in epoch" in first
+    assert rest[0] == "raised in worker 'learner':"
+    assert "cli.py" not in failed.stderr, "where the command called it is of no use"
+    debugged = run(*words, "--debug", "--run-dir", tmp_path / "debugged")
+    assert debugged.returncode == 1
+    assert "cli.py" in debugged.stderr
+
+
 def test_a_script_that_forgets_the_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "careless.py"
     script.write_text("import anyio\nfrom orchestrator import Trainer\nanyio.run(Trainer().run)\n")

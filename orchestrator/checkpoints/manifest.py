@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
+from state.error import OrchestratorError
+
 FORMAT_VERSION = 2
 MANIFEST, POLICY = "manifest.json", "policy.safetensors"
 
@@ -17,7 +19,7 @@ _OURS = frozenset({"format_version", "attempt", "parent", "created", "files", "f
 _PLAIN_NAME = re.compile(r"[\w-][\w.+-]*")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(OrchestratorError, ValueError):
     """A checkpoint is missing, damaged, of a kind that this version does not read, or cannot be written."""
 
 

@@ -23,13 +23,15 @@ from orchestrator.config.file import from_table, read_config
 from orchestrator.config.run_folder import claimed, default_run_dir
 from orchestrator.config.settings import EvaluationTask, TrainerConfig
 from orchestrator.config.user_path import user_path
+from state.error import OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from orchestrator.snapshots.resume import ResumeSource
 
-_FAILURE = 2
+_WRONG, _FAILED = 2, 1
+_DEBUG = "(--debug shows the whole traceback)"
 _PLAIN_WORD = re.compile(r"([A-Za-z_]|\.{0,2}/)[\w./:@+-]*")
 _NOT_TOML = {"True": "true", "False": "false", "None": "left out: TOML has no null"}
 _HELP = """\
@@ -44,7 +46,8 @@ commands:
   report  look at runs:        orchestrator report runs/first runs/second
   checkpoints   list, verify, show, prune or export them:    orchestrator checkpoints list runs/first
 
-`orchestrator COMMAND --help` explains the options and their defaults."""
+`orchestrator COMMAND --help` explains the options and their defaults;
+--debug shows the traceback of an error."""
 _ACTIONS = tyro.conf.create_mutex_group(required=False)
 
 
@@ -97,7 +100,10 @@ class ReportArguments:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs the subcommand that `arguments` begin with and returns the exit code: 2 if they are wrong."""
+    """Runs the subcommand that `arguments` begin with and returns the exit code: 2 if what was asked for is wrong, 1 if
+    it failed. Errors of ours are printed without a traceback, unless `--debug` is among the arguments."""
+    debug = "--debug" in arguments
+    arguments = [word for word in arguments if word != "--debug"]
     commands = {"train": _train, "eval": _evaluate, "report": _report, "checkpoints": _checkpoints}
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help"):
@@ -105,27 +111,16 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     if name not in commands:
         print(f"orchestrator: there is no command {name}: {nearest(name, commands)}", file=sys.stderr)
-        return _FAILURE
+        return _WRONG
     try:
         return commands[name](rest)
-    except ConfigurationError as error:
-        print(f"orchestrator {name}: {error}", file=sys.stderr)
-        return _FAILURE
-    except ValueError as error:
-        if not _is_for_the_user(error):
+    except OrchestratorError as error:
+        if debug:
             raise
-        print(f"orchestrator {name}: {error}", file=sys.stderr)
-        return _FAILURE
-
-
-def _is_for_the_user(error: ValueError) -> bool:
-    """Whether the error says all there is to say, so that a traceback would only be in the way."""
-    from orchestrator.checkpoints import CheckpointError
-    from orchestrator.environments import InvalidEnvironment
-    from orchestrator.policies import NetworkError
-    from orchestrator.report import RunRecordError
-
-    return isinstance(error, (CheckpointError, InvalidEnvironment, NetworkError, RunRecordError))
+        wrong = isinstance(error, ValueError)
+        lines = [f"orchestrator {name}: {error}", *getattr(error, "__notes__", [])]
+        print("\n".join(lines if wrong else [*lines, _DEBUG]), file=sys.stderr)
+        return _WRONG if wrong else _FAILED
 
 
 def _train(arguments: Sequence[str]) -> int:

@@ -7,6 +7,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from state.error import OrchestratorError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -38,7 +40,7 @@ def _lines(label: str, text: str) -> str:
     return wrapper.fill(text)
 
 
-class ConfigurationError(ValueError):
+class ConfigurationError(OrchestratorError, ValueError):
     """The configuration cannot work; `problems` lists everything that is wrong with it at once."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:

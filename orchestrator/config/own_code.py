@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from orchestrator.config.error import nearest
+from state.error import OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _INSTALLED = {"site-packages", "dist-packages"}  # below the standard library's folder, but no part of it
 
 
-class OwnCodeError(ValueError):
+class OwnCodeError(OrchestratorError, ValueError):
     """What is wrong with `package.module:function`, and what to do."""
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
+from state.error import OrchestratorError
+
 Space = gymnasium.Space[Any]
 Array = NDArray[Any]
 Observation = Array | dict[str, Array]
@@ -24,7 +26,7 @@ _SINGLE = ""  # the key of the only array of a space that is not a Dict
 _AGENT_INTEGERS = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}
 
 
-class InvalidEnvironment(ValueError):
+class InvalidEnvironment(OrchestratorError, ValueError):
     """An environment that is unknown, cannot be made, or has spaces that are not supported."""
 
 

@@ -16,9 +16,10 @@ from orchestrator.environments.spaces import (
     agent_action_space,
     agent_observation_space,
 )
+from state.error import OrchestratorError
 
 
-class EnvironmentFailed(RuntimeError):
+class EnvironmentFailed(OrchestratorError, RuntimeError):
     """An environment raised, or gave something that is no transition; the message names it."""
 
 

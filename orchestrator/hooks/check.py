@@ -8,12 +8,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.hooks.hook import EVENTS, Every, Hook, hook_name, overridden_events
+from state.error import OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-class HookConfigurationError(ValueError):
+class HookConfigurationError(OrchestratorError, ValueError):
     """The hooks as given cannot be run together; the message lists every problem."""
 
 

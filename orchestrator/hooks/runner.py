@@ -16,6 +16,7 @@ from orchestrator.hooks.mailbox import ACCEPTED, Mailbox, Occurrence, Pace
 from orchestrator.hooks.meter import Meter
 from orchestrator.hooks.statistics import HookStatistics
 from orchestrator.hooks.wakeup import Wakeup
+from state.error import OrchestratorError
 from state.frozen_mapping import FrozenMapping
 
 if TYPE_CHECKING:
@@ -29,11 +30,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("orchestrator.hooks")
 
 
-class HookFailed(RuntimeError):
+class HookFailed(OrchestratorError, RuntimeError):
     """A hook whose `on_error` is "raise" or "stop" has failed; the cause is attached."""
 
 
-class HookOverflow(RuntimeError):
+class HookOverflow(OrchestratorError, RuntimeError):
     """A hook whose `overflow` is "error" fell behind."""
 
 

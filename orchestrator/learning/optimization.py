@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 
+from state.error import OrchestratorError
+
 if TYPE_CHECKING:
     from state.parameter_arena import ParameterArena
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(OrchestratorError, RuntimeError):
     """A loss or its gradient is NaN or infinite."""
 
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
+from state.error import OrchestratorError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -23,7 +25,7 @@ WAITING = 1000
 """Records that may wait for a slow sink; those beyond are lost to it."""
 
 
-class MissingExtra(ImportError):
+class MissingExtra(OrchestratorError, ImportError):
     """A sink needs a package that is not installed; the message names the extra that brings it."""
 
 

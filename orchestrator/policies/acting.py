@@ -9,6 +9,7 @@ from orchestrator.environments.spaces import Observation as Arrays
 from orchestrator.policies.distributions import ActionDistribution, DiagonalGaussian
 from orchestrator.policies.network import Observation
 from orchestrator.policies.policy import Policy
+from state.error import OrchestratorError
 
 # Rows that go through the network at once: their activations stay in the processor's cache, which halves the time
 # of a batch of 65,536 rows.
@@ -16,7 +17,7 @@ _PART = 2048
 _SHOWN = 16
 
 
-class PolicyFailed(RuntimeError):
+class PolicyFailed(OrchestratorError, RuntimeError):
     """The policy gave numbers that no action can be drawn from; the message has them, and says where."""
 
     def __init__(self, message: str, step: int) -> None:

@@ -9,12 +9,13 @@ import gymnasium
 from torch import Tensor
 
 from orchestrator.policies.distributions import distribution_for
+from state.error import OrchestratorError
 
 Observation: TypeAlias = Tensor | dict[str, Tensor]
 """A batch of observations: one tensor, or one per key of a Dict space."""
 
 
-class NetworkError(ValueError):
+class NetworkError(OrchestratorError, ValueError):
     """The policy's network is unknown, cannot be made, or does not fit the spaces."""
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from orchestrator.report.trace_file import TraceFile, read_trace
+from state.error import OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 METRICS = "metrics.jsonl"
 
 
-class RunRecordError(ValueError):
+class RunRecordError(OrchestratorError, ValueError):
     """A folder that no report can be made of; the message says what to do."""
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import anyio
 
 from orchestrator.workers.serve import CONSTRUCT
+from state.error import OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
@@ -20,7 +21,7 @@ CLOSE_GRACE = 5.0
 """Seconds that a worker has to end by itself once the host has hung up."""
 
 
-class WorkerCrashed(RuntimeError):
+class WorkerCrashed(OrchestratorError, RuntimeError):
     """A worker ended without an answer: killed, out of memory, or crashed in native code."""
 
 
