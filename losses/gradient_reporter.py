@@ -11,7 +11,6 @@ from losses.loss import Loss
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from losses.loss import LossContext
     from losses.minibatch import Minibatch, PolicyEvaluation
     from state.trainer_state import TrainerState
 
@@ -36,17 +35,15 @@ class GradientReporter(Loss):
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._squares: dict[nn.Parameter, Tensor] = {}
 
-    def attach(self, context: LossContext) -> None:
-        super().attach(context)
-        for name, parameter in context.policy.named_parameters():
-            if parameter.requires_grad:
-                self._parts.setdefault(name.partition(".")[0], []).append(parameter)
-
     def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
         return evaluation.value.new_zeros(())
 
     def on_rollout_end(self, state: TrainerState) -> None:
         if state.epoch % self.every == 0:
+            self._parts.clear()
+            for name, parameter in self.context.policy.named_parameters():
+                if parameter.requires_grad:
+                    self._parts.setdefault(name.partition(".")[0], []).append(parameter)
             # Before a callback comes the gradients are clipped and then cleared: they are looked at as they are made.
             parameters = [parameter for part in self._parts.values() for parameter in part]
             self._handles = [one.register_post_accumulate_grad_hook(self._note) for one in parameters]

@@ -69,6 +69,8 @@ class Loss:
     """Whether it corrects, by the recorded `log_prob`, for experience of an older policy."""
     policy_gradient: ClassVar[bool] = False
     """Whether it follows the policy gradient, which stale experience biases unless it is corrected for."""
+    value_gradient: ClassVar[bool] = False
+    """Whether it learns the value, whose gradient a network must then let through."""
     needs_segments: ClassVar[bool] = False
     """Whether its minibatches must hold whole segments `[n, horizon, ...]`."""
 

@@ -88,6 +88,7 @@ class PPOCritic(Loss):
     """
 
     corrects_staleness: ClassVar[bool] = True
+    value_gradient: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -117,6 +117,7 @@ class VTraceCritic(Loss):
     """
 
     corrects_staleness: ClassVar[bool] = True
+    value_gradient: ClassVar[bool] = True
     needs_segments: ClassVar[bool] = True
 
     def __init__(

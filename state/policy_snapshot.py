@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from state.module_tensors import named_tensors
 from state.shared_memory import BufferView, SharedBuffer
 
 _ALIGNMENT = 64
@@ -31,17 +32,28 @@ class TensorSpec:
 class PolicyLayout:
     """Where each parameter and buffer of a module lies in a snapshot of `nbytes` bytes.
 
-    Trainable parameters come first, grouped by dtype, so that each group is one contiguous vector:
-    `trainable` holds (dtype, begin, end) in bytes.
+    Trainable parameters come first, `learned_count` of them, grouped by dtype, so that each group is one contiguous
+    vector: `trainable` holds (dtype, begin, end) in bytes.
     """
 
     tensors: tuple[TensorSpec, ...]
+    learned_count: int
     trainable: tuple[tuple[str, int, int], ...]
     nbytes: int
 
+    @property
+    def learned(self) -> tuple[TensorSpec, ...]:
+        """Those that were trainable when the layout was made."""
+        return self.tensors[: self.learned_count]
+
+    @property
+    def learned_nbytes(self) -> int:
+        """Bytes at the beginning that hold them."""
+        return self.trainable[-1][2] if self.trainable else 0
+
     @classmethod
     def of(cls, module: nn.Module) -> PolicyLayout:
-        """The layout for `module`; raises TypeError for a dtype that numpy does not know."""
+        """The layout for `module`; raises TypeError for a dtype that numpy, or a file of safetensors, does not know."""
         specs: list[TensorSpec] = []
         trainable: list[tuple[str, int, int]] = []
         end = 0
@@ -50,10 +62,11 @@ class PolicyLayout:
         rest = [p for p in parameters if not p[1].requires_grad] + list(module.named_buffers())
         for index, (name, tensor) in enumerate([*learned, *rest]):
             dtype = str(tensor.dtype).removeprefix("torch.")
-            if not hasattr(np, dtype):
+            if np.dtype(getattr(np, dtype, np.void)).kind not in "biuf":
                 raise TypeError(
                     f"{name!r} has dtype {dtype}, which a snapshot cannot hold; keep the policy's parameters in "
-                    "float32 (use autocast for reduced precision)"
+                    "float32 (use autocast for reduced precision), and its buffers in floats of 16, 32 or 64 bits, "
+                    "integers or bool"
                 )
             specs.append(TensorSpec(name, tuple(tensor.shape), dtype, end))
             begin, end = end, end + -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
@@ -61,7 +74,7 @@ class PolicyLayout:
                 if trainable and trainable[-1][0] == dtype:
                     begin = trainable.pop()[1]
                 trainable.append((dtype, begin, end))
-        return cls(tuple(specs), tuple(trainable), end)
+        return cls(tuple(specs), len(learned), tuple(trainable), end)
 
     def arrays(self, memory: Any) -> dict[str, NDArray[Any]]:
         """One array per tensor over a slot's `memory`; writable exactly if the memory is."""
@@ -138,8 +151,11 @@ class PolicySnapshot:
 
 
 def load_arrays(module: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Copy named arrays into a module's parameters and buffers, in place; ValueError lists what does not fit."""
-    own = dict([*module.named_parameters(), *module.named_buffers()])
+    """Copy named arrays into a module's parameters and buffers, in place; ValueError lists what does not fit.
+
+    (Not quite in place for a buffer that was assigned anew in inference mode, since nothing may write to that.)
+    """
+    own = named_tensors(module)
     problems = [f"{name}: missing" for name in own if name not in arrays]
     problems += [f"{name}: unknown" for name in arrays if name not in own]
     problems += [
@@ -151,4 +167,9 @@ def load_arrays(module: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
         raise ValueError("the weights do not fit the policy: " + "; ".join(problems))
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(torch.from_numpy(arrays[name].copy()))
+            value = torch.from_numpy(arrays[name].copy())
+            if tensor.is_inference():
+                path, _, key = name.rpartition(".")
+                setattr(module.get_submodule(path), key, value.to(tensor.dtype))
+            else:
+                tensor.copy_(value)

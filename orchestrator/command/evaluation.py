@@ -45,9 +45,11 @@ def evaluate_checkpoint(
         plans = [replace(plan, deterministic=deterministic) for plan in plans]
     spaces = spaces_of(config.environment, config.collection.environment_options)
     policy = build_policy(config.policy, spaces, config.seed, config.learning.discount)
-    checkpoint.load_into(policy)
     counters = {name: checkpoint.manifest[name] for name in ("epoch", "agent_step")}
-    reports = [_report(plan, plan.play(policy)) for plan in plans]
+    reports: list[dict[str, Any]] = []
+    for plan in plans:
+        checkpoint.load_into(policy)  # for each: a network may change its buffers by acting
+        reports.append(_report(plan, plan.play(policy)))
     if len(reports) == 1:
         return {"checkpoint": str(checkpoint.path), **counters, **reports[0]}
     scores = EvalRewardSummary.from_simulations(

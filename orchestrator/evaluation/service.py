@@ -22,8 +22,8 @@ class EvaluatorService:
 
     def evaluate(self, snapshot: PolicySnapshot) -> dict[tuple[str, str], float]:
         """Mean returns by category and name."""
-        policy = self._load(snapshot)
-        return {plan.key: plan.play(policy).mean_return for plan in self._plans}
+        # Loaded for each plan: a network may change its buffers by acting.
+        return {plan.key: plan.play(self._load(snapshot)).mean_return for plan in self._plans}
 
     def record(self, snapshot: PolicySnapshot, index: int, path: Path) -> None:
         """Play an episode of the plan at `index` and write it to `path` as a video."""

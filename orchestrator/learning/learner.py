@@ -18,7 +18,7 @@ from orchestrator.learning.minibatches import SegmentDraws, StepDraws
 from orchestrator.learning.optimization import Optimization
 from orchestrator.learning.profiling import profile_path, profiled
 from orchestrator.learning.statistics import batch_statistics, loss_statistics
-from orchestrator.policies import build_policy
+from orchestrator.policies import build_policy, check_gradients
 from orchestrator.workers.global_generators import seed_global_generators
 from orchestrator.workers.slots import SlotMemory, SlotRef
 from orchestrator.workers.spans import Spans
@@ -123,6 +123,7 @@ class Learner:
         if plan.own_process:
             seed_global_generators(plan.seed)
         self.policy: Policy = build_policy(plan.policy, plan.spaces, plan.seed, config.discount)
+        check_gradients(self.policy, plan.losses, plan.policy.network)
         self.policy.to(self._device)
         torch.set_num_threads(plan.threads or _threads_for(self.policy, plan))
         self.arena = ParameterArena(self.policy, self._device)
@@ -149,7 +150,12 @@ class Learner:
             and (self.policy.recurrent or self._losses.needs_segments or config.prioritization > 0)
         )
         self._memory = LearnerMemory(
-            self.policy, self._losses, self._optimization, self._generator, own_process=plan.own_process
+            self.policy,
+            self._losses,
+            self._optimization,
+            self.arena.layout,
+            self._generator,
+            own_process=plan.own_process,
         )
         self._spec: ExperienceSpec | None = None
         self._slots = SlotMemory()
@@ -282,6 +288,7 @@ class Learner:
                 policy=self._snapshot(request.publish_to, request.version),
             )
             self.callback("on_epoch_end", state)
+            self.publish(request.publish_to)  # again, since a loss may have changed it
         return LearnReport(
             loss_stats=loss_stats,
             update_epochs=passes,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.nn import Parameter
 
 from orchestrator.workers.global_generators import global_generators, set_global_generators
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from losses import LossSet
     from orchestrator.learning.optimization import Optimization
     from orchestrator.policies import Policy
+    from state.policy_snapshot import PolicyLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class LearnerState:
     """The moments are in memory of their own, laid out as `Optimization.moments_nbytes` says."""
 
     steps: list[float]
-    """Optimizer steps taken with each flat parameter."""
+    """Optimizer steps taken with each parameter; of all, where there is only one number."""
     generator: torch.Tensor
     """State of the generator that minibatches are drawn with, of the device `generator_device`."""
     generator_device: str
@@ -31,6 +33,8 @@ class LearnerState:
     """Of the reward normaliser: it belongs to the episodes under way."""
     global_generators: Mapping[str, Any] | None
     """None where the learner has no process of its own."""
+    frozen: tuple[str, ...] | None = None
+    """Parameters that have been frozen since the start; None where that is not known."""
 
 
 class LearnerMemory:
@@ -41,6 +45,7 @@ class LearnerMemory:
         policy: Policy,
         losses: LossSet,
         optimization: Optimization,
+        layout: PolicyLayout,
         generator: torch.Generator,
         *,
         own_process: bool,
@@ -48,6 +53,7 @@ class LearnerMemory:
         self._policy = policy
         self._losses = losses
         self._optimization = optimization
+        self._learned_names = {spec.name for spec in layout.learned}
         self._generator = generator
         self._own_process = own_process
 
@@ -62,6 +68,7 @@ class LearnerMemory:
             losses=_on_cpu(self._losses.state_dict()),
             reward_carry=carry,
             global_generators=global_generators() if self._own_process else None,
+            frozen=tuple(name for name, parameter in self._learned() if not parameter.requires_grad),
         )
 
     def restore(self, memory: torch.Tensor, state: LearnerState) -> None:
@@ -72,8 +79,14 @@ class LearnerMemory:
             self._generator.set_state(state.generator)
         if self._policy.reward_normalizer is not None:
             self._policy.reward_normalizer.carry = state.reward_carry
+        if state.frozen is not None:
+            for name, parameter in self._learned():
+                parameter.requires_grad_(name not in state.frozen)
         if self._own_process and state.global_generators is not None:
             set_global_generators(state.global_generators)
+
+    def _learned(self) -> list[tuple[str, Parameter]]:
+        return [one for one in self._policy.named_parameters() if one[0] in self._learned_names]
 
 
 def _on_cpu(value: Any) -> Any:

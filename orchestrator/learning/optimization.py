@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from state.parameter_arena import ParameterArena
 
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names for Adam's, in the order in which a checkpoint has them
 Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
 
 
@@ -20,11 +23,24 @@ class NonFiniteLossError(OrchestratorError, RuntimeError):
     """A loss or its gradient is NaN or infinite."""
 
 
-class Optimization:
-    """Adam over the flat parameters of an arena.
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Parameters that lie side by side and have been learned equally often, as one."""
 
-    A step whose losses or gradient are not finite leaves the weights as they are: the fused kernel is told on the
-    device. What happened at each minibatch is written to a log on the device and read once per epoch.
+    place: slice
+    """Their bytes in the arena."""
+    parameter: torch.nn.Parameter
+    step: torch.Tensor
+    """Optimizer steps taken with it."""
+    gradient: torch.Tensor
+
+
+class Optimization:
+    """Adam over the parameters of an arena, as few long vectors: one, unless some are frozen.
+
+    A parameter that requires no gradient, or has none, is left as it is, with its moments and step count, as torch's
+    own optimizers do. A step whose losses or gradient are not finite leaves all weights as they are: the fused kernel
+    is told on the device. What happened at each minibatch is written to a log on the device and read once per epoch.
     """
 
     def __init__(
@@ -44,10 +60,25 @@ class Optimization:
         self._learning_rate = learning_rate
         self._schedule: Schedule = schedule
         self._max_grad_norm = max_grad_norm
-        self._parameters = arena.trainable()
+        self._gradients = arena.attach_gradients()
+        specs = arena.layout.learned
+        self._moments = {
+            key: torch.zeros(arena.layout.learned_nbytes, dtype=torch.uint8, device=arena.memory.device)
+            for key in _MOMENTS
+        }
+        self._active = (True,) * len(specs)
+        self._steps = [torch.zeros((), device=arena.memory.device)] * len(specs)
+        """Of each parameter; those of one run share a tensor."""
+        self._runs = self._make_runs()
         self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+            [run.parameter for run in self._runs],
+            lr=learning_rate,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            fused=True,
         )
+        self._install_runs()
         # One row per minibatch: the losses, then the gradient's norm (of the step that the minibatch ended).
         self._log = torch.zeros(max_minibatches, losses + 1, device=arena.memory.device)
         self._logged = 0
@@ -60,6 +91,7 @@ class Optimization:
         rate = self._learning_rate * schedule_factor(self._schedule, progress) * scale
         for group in self._optimizer.param_groups:
             group["lr"] = rate
+        self._arena.adopt()
         self._arena.zero_gradients()
         return rate
 
@@ -71,13 +103,19 @@ class Optimization:
         self._logged += 1
 
     def step(self) -> None:
-        """Step with the gradients added up since the last step."""
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norm = (
-            torch.linalg.vector_norm(gradients[0])
-            if len(gradients) == 1
-            else torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
-        )
+        """Step with the gradients added up since the last step. Raises TensorsChanged."""
+        active = self._arena.collect_gradients()
+        if active != self._active:
+            self._active = active
+            self._runs = self._make_runs()
+            self._install_runs()
+        gradients = [run.gradient for run in self._runs]
+        if len(gradients) == 1:
+            norm = torch.linalg.vector_norm(gradients[0])
+        elif gradients:
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
+        else:
+            norm = self._log.new_zeros(())
         if math.isfinite(self._max_grad_norm):
             scale = (self._max_grad_norm / (norm + 1e-6)).clamp_(max=1.0)
             for gradient in gradients:
@@ -89,7 +127,8 @@ class Optimization:
         # What torch's own gradient scaler does; the sum is finite exactly if every entry is (none is near the limit).
         optimizer.grad_scale = None
         optimizer.found_inf = step_log.sum().isfinite().logical_not().float()
-        self._optimizer.step()
+        if self._runs:
+            self._optimizer.step()
         self._arena.zero_gradients()
 
     def read_log(self) -> torch.Tensor:
@@ -102,39 +141,51 @@ class Optimization:
     def moments_nbytes(self) -> int:
         """Bytes that `write_moments` fills: the first moments of all trainable parameters, laid out like these in a
         snapshot of the policy, and after them the second ones."""
-        return 2 * sum(parameter.nbytes for parameter in self._parameters)
+        return len(_MOMENTS) * self._arena.layout.learned_nbytes
 
     def write_moments(self, memory: torch.Tensor) -> torch.Tensor:
-        """Copy the moments into `memory` (bytes, on any device); returns the step count of each flat parameter."""
-        steps: list[torch.Tensor] = []
-        for place, parameter in self._places():
-            state = self._optimizer.state.get(parameter)
-            steps.append(state["step"] if state else torch.zeros((), device=parameter.device))
-            for key, begin in place.items():
-                target = memory[begin : begin + parameter.nbytes]
-                if state:
-                    target.copy_(state[key].view(torch.uint8))
-                else:
-                    target.zero_()
-        return torch.stack(steps)
+        """Copy the moments into `memory` (bytes, on any device); returns the step count of each parameter."""
+        for part, key in zip(memory.chunk(len(_MOMENTS)), _MOMENTS, strict=True):
+            part.copy_(self._moments[key])
+        return torch.stack(self._steps)
 
     def read_moments(self, memory: torch.Tensor, steps: list[float]) -> None:
-        """Take over what `write_moments` wrote and returned."""
-        for (place, parameter), step in zip(self._places(), steps, strict=True):
-            moments = {
-                key: memory[begin : begin + parameter.nbytes].to(parameter.device, copy=True).view(parameter.dtype)
-                for key, begin in place.items()
-            }
-            self._optimizer.state[parameter] = {"step": torch.full((), step, device=parameter.device), **moments}
+        """Take over what `write_moments` wrote and returned; a single count is of all parameters."""
+        for part, key in zip(memory.chunk(len(_MOMENTS)), _MOMENTS, strict=True):
+            self._moments[key].copy_(part)
+        if len(steps) == 1:
+            steps = steps * len(self._steps)
+        self._steps = [torch.full((), step, device=self._arena.memory.device) for step in steps]
+        self._runs = self._make_runs()
+        self._install_runs()
 
-    def _places(self) -> list[tuple[dict[str, int], torch.nn.Parameter]]:
-        half = self.moments_nbytes // 2
-        begin = 0
-        places: list[tuple[dict[str, int], torch.nn.Parameter]] = []
-        for parameter in self._parameters:
-            places.append(({"exp_avg": begin, "exp_avg_sq": half + begin}, parameter))
-            begin += parameter.nbytes
-        return places
+    def _make_runs(self) -> list[_Run]:
+        """The active parameters, and new tensors for everybody's step counts, by which runs part where they differ."""
+        arena, device = self._arena, self._arena.memory.device
+        counts = torch.stack(self._steps).cpu().tolist() if self._steps else []
+        specs = arena.layout.learned
+        ends = [*(spec.offset for spec in specs[1:]), arena.layout.learned_nbytes]
+        keys = [(active, spec.dtype, count) for active, spec, count in zip(self._active, specs, counts, strict=True)]
+        runs: list[_Run] = []
+        for (active, dtype, count), group in itertools.groupby(range(len(specs)), key=keys.__getitem__):
+            members = list(group)
+            begin, end = specs[members[0]].offset, ends[members[-1]]
+            step = torch.full((), count, device=device)
+            for index in members:
+                self._steps[index] = step
+            if active:
+                parameter = torch.nn.Parameter(arena.vector(arena.memory, dtype, begin, end))
+                parameter.grad = gradient = arena.vector(self._gradients, dtype, begin, end)
+                runs.append(_Run(slice(begin, end), parameter, step, gradient))
+        return runs
+
+    def _install_runs(self) -> None:
+        optimizer = self._optimizer
+        optimizer.param_groups[0]["params"] = [run.parameter for run in self._runs]
+        optimizer.state.clear()
+        for run in self._runs:
+            moments = {key: memory[run.place].view(run.parameter.dtype) for key, memory in self._moments.items()}
+            optimizer.state[run.parameter] = {"step": run.step, **moments}
 
 
 def schedule_factor(schedule: Schedule, progress: float) -> float:

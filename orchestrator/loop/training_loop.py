@@ -108,6 +108,8 @@ class TrainingLoop:
         else:
             await self._go_on_from(self._resume)
         await self._crew.callback("on_new_training_run", self.state)
+        if "on_new_training_run" in self._crew.description.callbacks:  # a loss may have changed the policy
+            await self._crew.publish(self._versions.slot(self._versions.newest))
         await self._engine.publish("on_new_training_run", self.state)
         # No batch is collected before the version it needs is there, which bounds how many wait.
         send, receive = anyio.create_memory_object_stream[_Batch](self._config.staleness + 1)

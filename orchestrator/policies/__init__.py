@@ -16,7 +16,7 @@ from orchestrator.policies.network import (
     Spaces,
 )
 from orchestrator.policies.normalization import ObservationNormalizer, RewardNormalizer, RunningNormalizer
-from orchestrator.policies.policy import Policy, build_policy
+from orchestrator.policies.policy import Policy, build_policy, check_gradients
 
 __all__ = [
     "ActionDistribution",
@@ -34,5 +34,6 @@ __all__ = [
     "SeparateNetwork",
     "Spaces",
     "build_policy",
+    "check_gradients",
     "distribution_for",
 ]

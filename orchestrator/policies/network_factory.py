@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces as gymnasium_spaces
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from orchestrator.config.own_code import OwnCodeError, import_function, place_of
 from orchestrator.policies.cnn import CNN, has_images
 from orchestrator.policies.lstm import LSTM
 from orchestrator.policies.mlp import MLP
 from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces
+from state.module_tensors import named_tensors, tensor_places
+from state.policy_snapshot import PolicyLayout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
     import gymnasium
 
@@ -52,9 +57,10 @@ def make_network(config: PolicyConfig, spaces: Spaces) -> nn.Module:
 
 
 def check_network(network: nn.Module, spaces: Spaces, name: str) -> None:
-    """Run `network`, called `name`, once on observations of zeros.
+    """Run `network`, called `name`, once on observations of zeros; lazy modules get their parameters by that.
 
-    Raises NetworkError naming what came and what is needed where it fails or does not fit the spaces.
+    Raises NetworkError naming what came and what is needed where it fails or does not fit the spaces, and naming the
+    parameters and buffers that cannot be learned, published or saved.
     """
     learned = [(path, parameter) for path, parameter in network.named_parameters() if parameter.requires_grad]
     if not learned:
@@ -68,13 +74,84 @@ def check_network(network: nn.Module, spaces: Spaces, name: str) -> None:
     was_training = network.training
     network.eval()  # a layer with running statistics must not take the zeros for data
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _buffers_kept(network):
             if isinstance(state_size, int):
                 _check_recurrent(network, spaces, name, state_size)
             else:
                 _check_feed_forward(network, spaces, name)
     finally:
         network.train(was_training)
+    _check_tensors(network, name)
+
+
+def outputs_without_gradient(network: nn.Module, spaces: Spaces) -> list[str]:
+    """Which of "action parameters" and "value" have no gradient, whatever is frozen, in training mode.
+
+    For a network that has passed `check_network`. Its parameters and buffers stay as they are.
+    """
+    tensors: dict[str, Tensor] = {
+        path: parameter.detach().clone().requires_grad_() if parameter.is_floating_point() else parameter
+        for path, parameter in network.named_parameters()
+    }
+    tensors |= {path: buffer.detach().clone() for path, buffer in network.named_buffers()}
+    leading = (_BATCH, _TIME) if hasattr(network, "state_size") and network.state_size else (_BATCH,)
+    arguments: list[Any] = [_zeros(spaces.observation, leading)]
+    if len(leading) > 1:
+        arguments += [torch.zeros(_BATCH, network.state_size), torch.zeros(leading, dtype=torch.bool)]  # type: ignore[arg-type]
+    with torch.enable_grad():
+        outputs = torch.func.functional_call(network, tensors, tuple(arguments))
+    roles = ("action parameters", "value")
+    return [role for role, output in zip(roles, outputs, strict=False) if not output.requires_grad]
+
+
+def _check_tensors(network: nn.Module, name: str) -> None:
+    tensors = named_tensors(network)
+    lazy = [path for path, tensor in tensors.items() if is_lazy(tensor)]
+    if lazy:
+        raise NetworkError(
+            f"{', '.join(lazy)} of the network {name!r} got no shape when it was tried out: call the lazy module in"
+            " forward, or give it its sizes"
+        )
+    try:
+        PolicyLayout.of(network)
+    except TypeError as error:
+        raise NetworkError(f"the network {name!r}: {error}") from error
+    attributes = {
+        f"{path}.{key}".removeprefix("."): value
+        for path, module in network.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, Tensor)
+    }
+    spans = sorted((*_span(tensor), path) for path, tensor in {**attributes, **tensors}.items() if tensor.numel())
+    for (_, end, path), (begin, _, other) in pairwise(spans):
+        if begin < end and (path in tensors or other in tensors):
+            raise NetworkError(
+                f"{path} and {other} of the network {name!r} are different tensors in the same memory, which would"
+                " part as soon as they are published: assign one nn.Parameter (or buffer) to both attributes, or clone"
+                " one of them"
+            )
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Where its memory begins and ends."""
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + extent * tensor.element_size()
+
+
+@contextmanager
+def _buffers_kept(network: nn.Module) -> Generator[None]:
+    """Undo what a network makes of its buffers meanwhile, except for giving a lazy one its shape."""
+    kept = [
+        (table, key, table[key], table[key].clone())
+        for table, key in tensor_places(network).values()
+        if isinstance(table[key], Tensor) and not isinstance(table[key], nn.Parameter) and not is_lazy(table[key])
+    ]
+    try:
+        yield
+    finally:
+        for table, key, buffer, value in kept:
+            table[key] = buffer
+            buffer.data = value
 
 
 def _check_feed_forward(network: nn.Module, spaces: Spaces, name: str) -> None:

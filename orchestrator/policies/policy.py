@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from losses.minibatch import PolicyEvaluation
 from orchestrator.policies.distributions import distribution_for
-from orchestrator.policies.network import Observation, SeparateNetwork, Spaces
-from orchestrator.policies.network_factory import check_network, make_network
+from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces
+from orchestrator.policies.network_factory import check_network, make_network, outputs_without_gradient
 from orchestrator.policies.normalization import ObservationNormalizer, RewardNormalizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
+    from losses import Loss
     from orchestrator.config.settings import PolicyConfig
+
+_T = TypeVar("_T")
 
 # Initial weights come from torch's global generator: two threads must not seed and draw from it at the same time.
 _global_generator = threading.Lock()
@@ -136,8 +139,13 @@ def build_policy(config: PolicyConfig, spaces: Spaces, seed: int, discount: floa
     Raises NetworkError where the network is unknown, cannot be imported or made, or does not fit the spaces, and
     ValueError where the spaces are not supported.
     """
-    network = _with_seed(seed, lambda: make_network(config, spaces))
-    check_network(network, spaces, config.network)
+
+    def checked_network() -> nn.Module:
+        network = make_network(config, spaces)
+        check_network(network, spaces, config.network)  # also with the seed: lazy modules draw their weights in it
+        return network
+
+    network = _with_seed(seed, checked_network)
     return Policy(
         spaces,
         network,
@@ -147,7 +155,20 @@ def build_policy(config: PolicyConfig, spaces: Spaces, seed: int, discount: floa
     )
 
 
-def _with_seed(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+def check_gradients(policy: Policy, losses: Iterable[Loss], name: str) -> None:
+    """Raises NetworkError where a loss learns what its network `name` gives without a gradient."""
+    without = _with_seed(0, lambda: outputs_without_gradient(policy.network, policy.spaces))  # dropout draws
+    for loss in losses:
+        for output, needed in (("action parameters", loss.policy_gradient), ("value", loss.value_gradient)):
+            if needed and output in without:
+                raise NetworkError(
+                    f"the {output} that the network {name!r} returns have no gradient, so that the loss {loss.name!r}"
+                    " would learn nothing: compute them without detach() or no_grad(), from the network's parameters,"
+                    " or leave the loss out (losses.names)"
+                )
+
+
+def _with_seed(seed: int, make: Callable[[], _T]) -> _T:
     with _global_generator, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return make()

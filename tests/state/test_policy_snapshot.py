@@ -82,7 +82,11 @@ def test_training_through_the_flat_parameter_equals_training_each_tensor() -> No
     flat.load_state_dict(plain.state_dict())
     arena = ParameterArena(flat)
     plain_optimizer = torch.optim.Adam([p for p in plain.parameters() if p.requires_grad], lr=0.01)
-    flat_optimizer = torch.optim.Adam(arena.trainable(), lr=0.01, fused=True)
+    gradients = arena.attach_gradients()
+    ((dtype, begin, end),) = arena.layout.trainable
+    vector = nn.Parameter(arena.vector(arena.memory, dtype, begin, end))
+    vector.grad = arena.vector(gradients, dtype, begin, end)
+    flat_optimizer = torch.optim.Adam([vector], lr=0.01, fused=True)
     x = torch.randn(8, 3)
     for _ in range(5):
         plain_optimizer.zero_grad()

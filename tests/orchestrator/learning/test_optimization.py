@@ -69,6 +69,59 @@ def test_gradients_of_several_minibatches_make_one_step() -> None:
     assert several.read_log().shape == (2, 2)
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_frozen_parameters_and_gradients_set_to_none_are_as_with_torchs_own_adam(resumed: bool) -> None:
+    """Each parameter has a step count of its own, and what is left out keeps its moments; also after a restart."""
+    ours, reference = network(), network()
+    opt = optimization(ours, math.inf)
+    adam = torch.optim.Adam(reference.parameters(), lr=0.01, eps=1e-5)
+    opt.begin_epoch(0.0)
+    for step in range(24):
+        for module in (ours, reference):
+            module[0].weight.requires_grad_(step not in range(3, 9))
+            module[2].requires_grad_(step not in range(7, 12))
+        if step == 8:
+            continue  # nothing is learned
+        x = torch.randn(16, 3, generator=torch.Generator().manual_seed(step))
+        backward(opt, ours(x).square().mean())
+        adam.zero_grad()
+        reference(x).square().mean().backward()
+        if step % 5 == 4:
+            ours[0].bias.grad = reference[0].bias.grad = None
+        if step % 8 == 0:
+            opt_gradient, gradient = ours[2].weight.grad, reference[2].weight.grad
+            assert opt_gradient is not None
+            assert gradient is not None
+            ours[2].weight.grad, reference[2].weight.grad = opt_gradient * 0.5, gradient * 0.5
+        opt.step()
+        adam.step()
+        if step % 8 == 7:
+            opt.begin_epoch(0.0)  # the log has 8 rows
+            if resumed:
+                memory, steps = moments(opt)
+                ours.requires_grad_(True)  # as a network is when it is made anew
+                opt = optimization(ours, math.inf)
+                opt.read_moments(memory, steps.tolist())
+                opt.begin_epoch(0.0)
+    torch.testing.assert_close(weights(ours), weights(reference))
+
+
+def test_a_checkpoint_with_one_step_count_for_all_parameters_is_understood() -> None:
+    one, two = network(), network()
+    first, second = optimization(one), optimization(two)
+    for opt, module in ((first, one), (second, two)):
+        opt.begin_epoch(0.0)
+        backward(opt, module(torch.ones(2, 3)).square().mean())
+        opt.step()
+    memory, steps = moments(first)
+    assert steps.tolist() == [1.0] * 4
+    second.read_moments(memory, [1.0])
+    for opt, module in ((first, one), (second, two)):
+        backward(opt, module(torch.ones(2, 3)).square().mean())
+        opt.step()
+    assert torch.equal(weights(one), weights(two))
+
+
 def moments(opt: Optimization) -> tuple[torch.Tensor, torch.Tensor]:
     memory = torch.zeros(opt.moments_nbytes, dtype=torch.uint8)
     return memory, opt.write_moments(memory)
