@@ -21,8 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         warm_up()
     from orchestrator.command.cli import run
+    from orchestrator.hooks.included.terminal import let_go_of_lost_streams
 
-    return run(arguments)
+    try:
+        return run(arguments)
+    finally:
+        let_go_of_lost_streams()
 
 
 if __name__ == "__main__":

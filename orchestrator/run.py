@@ -96,7 +96,8 @@ class Run:
         if isinstance(self.error, Exception):
             raise self.error
         if self.error is not None:
-            raise RunCancelled("the run was cancelled") from self.error
+            ends = isinstance(self.error, (SystemExit, KeyboardInterrupt))
+            raise RunCancelled(f"the run was {f'ended by {self.error!r}' if ends else 'cancelled'}") from self.error
         return self._state
 
     def pause(self) -> None:
@@ -169,8 +170,11 @@ class Run:
     def limit_drain(self, seconds: float) -> None:
         """Give hooks this long to finish after the training, also when it has ended already. The default is 60."""
         self._drain_seconds = seconds
+        self.control.call_soon(self._shorten_drain)
+
+    def _shorten_drain(self) -> None:
         if self._drain_scope is not None:
-            self._drain_scope.deadline = min(self._drain_scope.deadline, anyio.current_time() + seconds)
+            self._drain_scope.deadline = min(self._drain_scope.deadline, anyio.current_time() + self._drain_seconds)
 
     def drain_scope(self, deadline: float | None = None) -> anyio.CancelScope:
         """For the trainer: a scope that ends when hooks have had their time."""

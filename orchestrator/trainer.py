@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.to_thread
 
 from losses import LossSet
 from orchestrator.checkpoints import CheckpointFolder
@@ -24,10 +23,12 @@ from orchestrator.hooks.included.defaults import default_hooks
 from orchestrator.hooks.runner import HookFailed
 from orchestrator.learning.default_losses import default_losses
 from orchestrator.loop.crew import crew
+from orchestrator.loop.ctrl_c import cancelled_by_ctrl_c
 from orchestrator.loop.training_loop import TrainingLoop
 from orchestrator.run import Run, RunStatistics, States
 from orchestrator.snapshots.resume import ResumeSource, check_resume, find_resume_source, lost_edits
 from orchestrator.snapshots.training_capture import read_checkpoint
+from orchestrator.workers.event_loop import in_thread
 from state.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -94,12 +95,20 @@ class Trainer:
     async def start(self) -> AsyncGenerator[Run]:
         """Train in the background while the context is entered; leaving it waits for the run's end.
 
-        An error in the context's body, or cancellation, ends the run at once.
+        An error in the context's body, or cancellation, ends the run at once. So does Ctrl-C: where the
+        program's event loop makes nothing of it, CtrlC is raised.
         """
+        with cancelled_by_ctrl_c():
+            async with self._started() as run:
+                yield run
+
+    @asynccontextmanager
+    async def _started(self) -> AsyncGenerator[Run]:
         # Checking imports the environment's package, which may take a while.
-        losses = await anyio.to_thread.run_sync(self._checked_losses)
-        source = self._source
-        resume = None if source is None else await anyio.to_thread.run_sync(read_checkpoint, source.checkpoint)
+        losses = await in_thread(self._checked_losses, abandon_on_cancel=True)
+        resume = None
+        if self._source is not None:
+            resume = await in_thread(read_checkpoint, self._source.checkpoint, abandon_on_cancel=True)
         run = self._run = Run(self.config, self.hooks, 0 if resume is None else resume.state.epoch)
         error: BaseException | None = None
         try:
@@ -108,7 +117,8 @@ class Trainer:
                 yield run
         except BaseExceptionGroup as group:
             error = only_error(group)
-        error = error or run.error
+        if error is None or isinstance(run.error, (SystemExit, KeyboardInterrupt)):
+            error = run.error
         if error is not None:  # outside of the handler, which would change the error's cause or context
             raise error
 
@@ -154,11 +164,13 @@ class Trainer:
             failure = run.engine.failure()
             if failure is not None:
                 raise HookFailed(f"the run was stopped: {run.control.reason}") from failure
-        except Exception as caught:
-            error = only_error(caught) if isinstance(caught, BaseExceptionGroup) else caught
-        except BaseException as caught:
+        except (anyio.get_cancelled_exc_class(), GeneratorExit) as caught:
             error = caught
             raise
+        except (
+            BaseException
+        ) as caught:  # `start` raises it: out of this task, a SystemExit would break off the event loop
+            error = only_error(caught)
         finally:
             try:
                 await run.close_workers()
@@ -169,7 +181,9 @@ class Trainer:
         try:
             async with crew(self.config, losses, run.control.interrupt) as workers:
                 if self.config.run_dir is not None:  # not earlier: a run that could not start leaves nothing behind
-                    await anyio.to_thread.run_sync(_begin_folder, self.config, self.config.run_dir, self._goes_on)
+                    await in_thread(
+                        _begin_folder, self.config, self.config.run_dir, self._goes_on, abandon_on_cancel=True
+                    )
                 stopwatch = Stopwatch()
                 if resume is not None and resume.stopwatch is not None:
                     stopwatch.load_state_dict(resume.stopwatch)

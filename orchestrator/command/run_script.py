@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from orchestrator.hooks.included.progress import ProgressHook, progress
+from orchestrator.hooks.included.terminal import say
+from orchestrator.hooks.runner import HookFailed
 from orchestrator.trainer import Trainer, only_error
 
 if TYPE_CHECKING:
@@ -32,7 +34,12 @@ def run_training(config: TrainerConfig, *, resume: ResumeSource | None = None) -
     SIGINT and SIGTERM: the first ends the run after the epochs in progress, or where these take long after a
     minibatch, with a final checkpoint; the second cancels; the third exits at once. Errors of the run are raised.
     """
-    return anyio.run(_run, config, resume)
+    try:
+        return anyio.run(_run, config, resume)
+    except HookFailed as failed:
+        if isinstance(failed.__cause__, SystemExit):
+            raise failed.__cause__ from failed  # the run has ended in order; now the program does, with the hook's code
+        raise
 
 
 async def _run(config: TrainerConfig, resume: ResumeSource | None) -> int:
@@ -69,12 +76,12 @@ async def _obey_signals(run: Run, training: anyio.CancelScope, received: list[in
             received.append(number)
             name = signal.Signals(number).name
             if len(received) == 1:
-                print(f"{name}: stopping after this epoch; once more to stop at once", file=sys.stderr)
+                say(f"{name}: stopping after this epoch; once more to stop at once", sys.stderr)
                 run.stop(name)
                 run.limit_drain(GRACE)
                 tasks.start_soon(_stop_long_epochs, run, name)
             elif len(received) == 2:
-                print(f"{name}: stopping at once", file=sys.stderr)
+                say(f"{name}: stopping at once", sys.stderr)
                 training.cancel()
             else:
                 os._exit(128 + number)
@@ -83,11 +90,12 @@ async def _obey_signals(run: Run, training: anyio.CancelScope, received: list[in
 def _summarise(config: TrainerConfig, state: TrainerState) -> None:
     shown = progress(state, config.total_agent_steps)
     returns = shown["return"]
-    print(
+    lines = [
         f"trained {shown['steps']} agent steps in {shown.get('time', '?')} ({shown.get('rate', '?')}), "
         f"return {returns} over the last 100 episodes"
-    )
+    ]
     if state.latest_checkpoint_uri is not None:
-        print(f"checkpoint {state.latest_checkpoint_uri}")
+        lines.append(f"checkpoint {state.latest_checkpoint_uri}")
     if config.run_dir is not None:
-        print(f"evaluate it with: orchestrator eval {config.run_dir}")
+        lines.append(f"evaluate it with: orchestrator eval {config.run_dir}")
+    say("\n".join(lines), sys.stdout)

@@ -208,9 +208,10 @@ class HookEngine:
         return tuple(sorted(held, key=held.__getitem__))
 
     def failure(self) -> BaseException | None:
-        """The error of the first hook that failed with `on_error` "stop" or "raise": the run is not a success."""
-        decisive = (runner for runner in self._runners.values() if runner.hook.on_error in ("stop", "raise"))
-        return next((runner.error for runner in decisive if runner.error is not None), None)
+        """The error of the first hook for which the run ends, by its `on_error` or since it raised SystemExit or
+        KeyboardInterrupt: the run is not a success."""
+        errors = (runner.ended_run for runner in self._runners.values())
+        return next((error for error in errors if error is not None), None)
 
     def fatal(self) -> bool:
         """Whether a hook has ended the run at once, so that `running` is about to raise. Other hooks still handle what
@@ -224,7 +225,7 @@ class HookEngine:
         for name, runner in self._runners.items():
             try:
                 state = json.loads(json.dumps(dict(runner.hook.state_dict())))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 _log.error(
                     "a checkpoint is without the state of hook %r, which failed to give it", name, exc_info=error
                 )

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextvars
-import functools
 import queue
 import threading
 from typing import TYPE_CHECKING, Any
 
-import anyio
-import anyio.from_thread
-import anyio.lowlevel
+from orchestrator.workers.event_loop import ThreadCall
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +22,7 @@ class FunctionThread:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._calls: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[ThreadCall | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     async def call(self, function: Callable[..., Any], *args: object) -> Any:
@@ -34,15 +30,9 @@ class FunctionThread:
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
             self._thread.start()
-        call = _Call(functools.partial(function, *args))
+        call = ThreadCall(function, *args)
         self._calls.put(call)
-        try:
-            await call.done.wait()
-        finally:
-            call.wanted = False
-        if call.error is not None:
-            raise call.error
-        return call.result
+        return await call.result()
 
     def close(self) -> None:
         """The thread ends after its present call."""
@@ -54,36 +44,3 @@ class FunctionThread:
             if call.wanted:
                 call.run()
             del call  # it holds the state that the function was given
-
-
-class _Call:
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self.done = anyio.Event()
-        self.wanted = True
-        self.result: Any = None
-        self.error: BaseException | None = None
-        self._function = function
-        self._context = _context_outside_the_event_loop()
-        self._token = anyio.lowlevel.current_token()
-
-    def run(self) -> None:
-        try:
-            self.result = self._context.run(self._function)
-        except BaseException as error:
-            self.error = error
-        if self.wanted:
-            try:
-                anyio.from_thread.run_sync(self.done.set, token=self._token)
-            except RuntimeError:
-                return  # the event loop has ended: nobody waits for the result
-
-
-def _context_outside_the_event_loop() -> contextvars.Context:
-    context = contextvars.copy_context()
-    try:
-        import sniffio
-    except ModuleNotFoundError:
-        return context
-    # anyio.run notes the backend here, and would take this thread for one that runs an event loop already.
-    context.run(sniffio.current_async_library_cvar.set, None)
-    return context

@@ -69,8 +69,10 @@ class HookRunner:
         self.unpaced = hook.every == 1 and not hook.saves
         self.mailbox = Mailbox(hook.overflow, hook.max_lag)
         self.meter = Meter()
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         """The first failure."""
+        self.ended_run: BaseException | None = None
+        """The first failure for which the run ends, and is not a success."""
         self.fatal: Exception | None = None
         """What `serve` is to raise."""
         self._engine = engine
@@ -146,7 +148,9 @@ class HookRunner:
         With `complain`, unfinished work of a hook that the run depends on counts as its failure.
         """
         if complain and not self.idle and self.hook.drain and self.hook.on_error in ("stop", "raise"):
-            self.error = self.error or TimeoutError(f"hook {self.name!r} had not finished when the run ended")
+            late = TimeoutError(f"hook {self.name!r} had not finished when the run ended")
+            self.error = self.error or late
+            self.ended_run = self.ended_run or late
         self._end("ended")
 
     def _end(self, why: str) -> None:
@@ -280,9 +284,13 @@ class HookRunner:
 
     # Errors.
 
-    def _fail(self, error: Exception, doing: str) -> None:
+    def _fail(self, error: BaseException, doing: str) -> None:
         policy = self.hook.on_error
+        if policy != "raise" and not isinstance(error, Exception):
+            policy = "stop"  # sys.exit() ends the run, but in order
         self.error = self.error or error
+        if policy in ("stop", "raise"):
+            self.ended_run = self.ended_run or error
         if policy == "raise":
             failed = HookFailed(f"hook {self.name!r} failed to {doing}")
             failed.__cause__ = error
@@ -298,24 +306,36 @@ class HookRunner:
 
     def _must_end(self, error: BaseException) -> bool:
         """Whether `error` is the cancellation of a scope around this point."""
-        return not isinstance(error, Exception) and anyio.current_effective_deadline() <= anyio.current_time()
+        return (
+            not isinstance(error, Exception)
+            and self._beyond_cancellation(error) is None
+            and anyio.current_effective_deadline() <= anyio.current_time()
+        )
 
-    def _hooks_own(self, error: BaseException) -> Exception | None:
-        """The error as a failure of the hook; None for what ends the program.
+    def _hooks_own(self, error: BaseException) -> BaseException | None:
+        """The error as a failure of the hook; None where its coroutine is being closed.
 
-        A callback can end as if cancelled though nobody cancelled it, say by awaiting a task that was.
+        That includes SystemExit and KeyboardInterrupt: one that left a task would break the whole event loop off. A
+        callback can end as if cancelled though nobody cancelled it, say by awaiting a task that was.
         """
         self._forget_native_cancellation()
         if isinstance(error, Exception):
             return error
-        if isinstance(error, BaseExceptionGroup):
-            if error.split((self._cancelled, Exception))[1] is not None:
-                return None
-        elif not isinstance(error, self._cancelled):
-            return None
+        beyond = self._beyond_cancellation(error)
+        if beyond is not None:
+            return None if isinstance(beyond, GeneratorExit) else beyond
         own = RuntimeError("it ended as if cancelled, and nobody had cancelled it")
         own.__cause__ = error
         return own
+
+    def _beyond_cancellation(self, error: BaseException) -> BaseException | None:
+        """What in an error is neither a cancellation nor an Exception: the first, of several in a group."""
+        while isinstance(error, BaseExceptionGroup):
+            rest = error.split((self._cancelled, Exception))[1]
+            if rest is None:
+                return None
+            error = rest.exceptions[0]
+        return None if isinstance(error, (self._cancelled, Exception)) else error
 
     def _forget_native_cancellation(self) -> None:
         # A callback that has cancelled its own asyncio task leaves a mark there, which the scopes around would take

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import anyio
-import anyio.from_thread
 import anyio.lowlevel
 
 from orchestrator.hooks.wakeup import Wakeup
+from orchestrator.workers.event_loop import call_soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,8 +19,8 @@ StopRequest: TypeAlias = Literal["no", "after_epoch", "now"]
 
 
 class RunControl:
-    """Wishes are kept here and met by the training loop. They can be made from any thread, also after the run's end,
-    where they do nothing. Made inside the event loop of the run."""
+    """Wishes are kept here and met by the training loop. They return at once, and can be made from any thread and from
+    signal handlers, also after the run's end, where they do nothing. Made inside the event loop of the run."""
 
     def __init__(self, interrupt: Interrupt) -> None:
         self.interrupt = interrupt
@@ -80,20 +79,15 @@ class RunControl:
     def stopping(self) -> bool:
         return self.stop_requested != "no"
 
+    def call_soon(self, function: Callable[[], object]) -> None:
+        """Have the run's event loop call `function`, and return at once."""
+        call_soon(self._token, function)
+
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         """Waits for a wish after which `condition` holds."""
         while not condition():
             await self._changed.wait()
 
     def _wake(self) -> None:
-        try:
-            here = anyio.lowlevel.current_token() == self._token
-        except RuntimeError:  # no event loop in this thread
-            here = False
-        if here:
-            self._changed.set()
-            return
-        try:
-            anyio.from_thread.run_sync(self._changed.set, token=self._token)
-        except RuntimeError:
-            return  # the event loop has ended, and the run with it: nobody is left to wake
+        # Also from inside the event loop: a signal handler looks like code of it, while the loop sleeps.
+        self.call_soon(self._changed.set)

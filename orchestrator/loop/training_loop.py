@@ -10,7 +10,6 @@ from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
 
 from orchestrator.hooks.wakeup import Wakeup
 from orchestrator.loop.capturing import Capturing
@@ -19,6 +18,7 @@ from orchestrator.loop.policy_versions import PolicyVersions
 from orchestrator.snapshots.resume import changes_on_resume
 from orchestrator.snapshots.training_capture import fill_moments, fill_policy
 from orchestrator.tracing.timeline import Timeline
+from orchestrator.workers.event_loop import in_thread
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
 from state.shared_memory import Slot, SlotRing
@@ -138,12 +138,12 @@ class TrainingLoop:
         crew, layout = self._crew, self._crew.description.layout
         for version, arrays in sorted(resume.policies.items()):
             slot = self._versions.claim()
-            await anyio.to_thread.run_sync(fill_policy, layout, slot.buffer.map_shared(), arrays)
+            await in_thread(fill_policy, layout, slot.buffer.map_shared(), arrays)
             self._versions.add(version, slot)
         moments = None
         if resume.moments is not None:
             moments = self._capturing.claim_moments()
-            await anyio.to_thread.run_sync(fill_moments, layout, moments.buffer.map_shared(), resume.moments)
+            await in_thread(fill_moments, layout, moments.buffer.map_shared(), resume.moments)
         collectors = [state for state in resume.collectors if state is not None]
         known = len(collectors) == self._config.collection.collectors == len(resume.collectors)
         why_anew: str | None = "the run was cut short within an epoch"

@@ -106,7 +106,7 @@ class GuardedSink:
     def _attempt(self, what: str, action: Callable[[], None]) -> bool:
         try:
             action()
-        except Exception as error:
+        except BaseException as error:  # a SystemExit, too, is the sink's own: nobody cancels its thread
             if not self._reported:
                 self._reported = True
                 _log.error("the metrics sink %s failed to %s; the run goes on", self.name, what, exc_info=error)

@@ -6,10 +6,8 @@ import threading
 import warnings
 from typing import TYPE_CHECKING
 
-import anyio
-import anyio.to_thread
-
 from orchestrator.workers.channel import Channel
+from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.host_channel import HostChannel
 from orchestrator.workers.serve import serve
 
@@ -37,7 +35,7 @@ class ThreadBody:
         self._thread = thread
 
     async def wait(self, seconds: float) -> bool:
-        await anyio.to_thread.run_sync(self._thread.join, seconds, abandon_on_cancel=True)
+        await in_thread(self._thread.join, seconds, abandon_on_cancel=True)
         return not self._thread.is_alive()
 
     async def kill(self) -> None:

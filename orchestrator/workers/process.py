@@ -9,9 +9,9 @@ import threading
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
 
 from orchestrator.workers.channel import Channel
+from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.fork_server import context, warm_up
 from orchestrator.workers.host_channel import HostChannel
 
@@ -30,7 +30,7 @@ async def start(name: str, threads: int) -> tuple[HostChannel, ProcessBody]:
             warm_up()
             process.start()
 
-    await anyio.to_thread.run_sync(launch)
+    await in_thread(launch)
     return channel, ProcessBody(process)
 
 
@@ -63,11 +63,11 @@ class ProcessBody:
     async def wait(self, seconds: float) -> bool:
         with anyio.move_on_after(seconds):
             await anyio.wait_readable(self._process.sentinel)
-        return await anyio.to_thread.run_sync(self._reap, 0)
+        return await in_thread(self._reap, 0)
 
     async def kill(self) -> None:
         self._process.kill()
-        await anyio.to_thread.run_sync(self._reap, None)
+        await in_thread(self._reap, None)
 
     def _reap(self, timeout: float | None) -> bool:
         self._process.join(timeout)

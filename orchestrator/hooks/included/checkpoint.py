@@ -5,10 +5,9 @@ from __future__ import annotations
 from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING
 
-import anyio.to_thread
-
 from orchestrator.hooks.hook import Hook, StateUpdate
 from orchestrator.hooks.included.metrics_record import metrics
+from orchestrator.workers.event_loop import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -44,7 +43,7 @@ class CheckpointHook(Hook):
             yield
 
     async def on_new_training_run(self, state: TrainerState) -> None:
-        await anyio.to_thread.run_sync(self._claim.enter_context, self._folder.claim())
+        await in_thread(self._claim.enter_context, self._folder.claim())
 
     async def on_epoch_end(self, state: TrainerState) -> StateUpdate | None:
         return await self._save(state)
@@ -67,7 +66,7 @@ class CheckpointHook(Hook):
         numbers = {
             name: value for name, value in metrics(state, self.run.hook_statistics()).items() if value is not None
         }
-        path = await anyio.to_thread.run_sync(self._commit, state.epoch, content, numbers)
+        path = await in_thread(self._commit, state.epoch, content, numbers)
         self._saved = content.identity
         self._parent = path.name
         return StateUpdate(latest_checkpoint_uri=path.absolute().as_uri())

@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
 
 from orchestrator.hooks.hook import Hook
+from orchestrator.workers.event_loop import in_thread
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Heartbeat(Hook):
 
     async def _end(self) -> None:
         self._ended = True
-        await anyio.to_thread.run_sync(self._write)
+        await in_thread(self._write)
 
     def _note(self, state: TrainerState) -> None:
         # Only counters are needed, and the state would hold views.
@@ -75,7 +75,7 @@ class Heartbeat(Hook):
 
     async def _beat(self) -> None:
         while True:
-            await anyio.to_thread.run_sync(self._write)
+            await in_thread(self._write)
             await anyio.sleep(self._seconds)
 
     def _write(self) -> None:

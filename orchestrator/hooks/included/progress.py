@@ -7,9 +7,8 @@ import sys
 import time
 from collections import deque
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
-import anyio.to_thread
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -18,6 +17,8 @@ from rich.text import Text
 
 from orchestrator.hooks.hook import Hook
 from orchestrator.hooks.included.metrics_record import statistic
+from orchestrator.hooks.included.terminal import Forgiving
+from orchestrator.workers.event_loop import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from orchestrator.hooks.statistics import HookStatistics
     from state.trainer_state import TrainerState
 
+_log = logging.getLogger("orchestrator.hooks")
 PLAIN_SECONDS = 1.0
 """Seconds between plain lines."""
 WIDTH = 78
@@ -40,7 +42,7 @@ class ProgressHook(Hook):
     """Shows steps, rate, remaining time, returns, losses, evaluation, checkpoint, and how the hooks keep up.
 
     The live view is drawn at the bottom by a thread of its own; what is printed or logged meanwhile appears above it.
-    Plain lines say the same.
+    Plain lines say the same. Where nobody reads them any more, the run goes on without.
     """
 
     name = "progress"
@@ -53,7 +55,11 @@ class ProgressHook(Hook):
         console: Console | None = None,
     ) -> None:
         self._total = total_agent_steps
-        self._console = console or Console(file=sys.stderr)
+        self._console = console or Console(stderr=True)
+        # A console whose reader has gone raises SystemExit otherwise, from whatever is printed or logged.
+        self._output = Forgiving(self._console.file)
+        self._console.file = cast("IO[str]", self._output)
+        self._told = False
         self._live = mode == "live" or (mode == "auto" and self._console.is_terminal)
         self._state: TrainerState | None = None
         self._last_line = 0.0
@@ -86,11 +92,14 @@ class ProgressHook(Hook):
         now = time.monotonic()
         if not self._live and (state.epoch == 1 or now - self._last_line >= PLAIN_SECONDS):
             self._last_line = now
-            await anyio.to_thread.run_sync(self._print, state)  # a pipe that nobody reads blocks
+            await in_thread(self._print, state, abandon_on_cancel=True)  # a pipe that nobody reads blocks
+        if self._output.error is not None and not self._told:
+            self._told = True
+            _log.warning("the progress can't be shown: %r; the run goes on without it", self._output.error)
 
     async def on_training_end(self, state: TrainerState) -> None:
         if state.epoch and state.epoch != self._shown_epoch:
-            await anyio.to_thread.run_sync(self._print, state)
+            await in_thread(self._print, state, abandon_on_cancel=True)
 
     def _print(self, state: TrainerState) -> None:
         self._shown_epoch = state.epoch
@@ -184,7 +193,8 @@ def _logging_above(console: Console) -> Generator[None, None, None]:
     """
     moved: list[tuple[logging.StreamHandler[Any], Any]] = []
     loggers = [logging.getLogger(), *map(logging.getLogger, list(logging.root.manager.loggerDict))]
-    screen = {id(stream) for stream in (sys.__stderr__, sys.__stdout__, console.file) if stream is not None}
+    own = console.file.stream if isinstance(console.file, Forgiving) else console.file
+    screen = {id(stream) for stream in (sys.__stderr__, sys.__stdout__, own) if stream is not None}
     for logger in loggers:
         for handler in logger.handlers:
             if isinstance(handler, logging.StreamHandler) and id(handler.stream) in screen and _is_tty(handler.stream):

@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
-import anyio.to_thread
 
 from orchestrator.hooks.hook import Hook
+from orchestrator.workers.event_loop import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -67,7 +67,7 @@ class StopRequest(Hook):
         failing = False
         while True:
             try:
-                if await anyio.to_thread.run_sync(self._source.should_stop, abandon_on_cancel=True):
+                if await in_thread(self._should_stop, abandon_on_cancel=True):
                     self.run.stop(f"asked for by {self._source!r}")
                     return
                 failing = False
@@ -76,3 +76,9 @@ class StopRequest(Hook):
                     _log.error("%r could not be asked whether to stop: %r", self._source, error)
                 failing = True
             await anyio.sleep(self._seconds)
+
+    def _should_stop(self) -> bool:
+        try:
+            return self._source.should_stop()
+        except (SystemExit, KeyboardInterrupt) as error:  # one that left the task would break the event loop off
+            raise RuntimeError(f"it raised {error!r}") from error

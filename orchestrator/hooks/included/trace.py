@@ -8,18 +8,22 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
 
+from orchestrator.hooks.function_thread import FunctionThread
 from orchestrator.hooks.hook import Hook
 from orchestrator.tracing.trace import Trace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from pathlib import Path
+    from typing import TextIO
 
+    from orchestrator.tracing.trace import Event
     from state.trainer_state import TrainerState
 
 _log = logging.getLogger("orchestrator.hooks")
+CLOSING_SECONDS = 3.0
+"""What writing the rest of a trace may take at the end of a run."""
 
 
 class TraceHook(Hook):
@@ -34,21 +38,21 @@ class TraceHook(Hook):
     def __init__(self, path: Path, max_bytes: int = 20_000_000) -> None:
         self.trace = Trace(max_bytes)
         self._path = path
-        self._file: anyio.AsyncFile[str]
+        self._file: TextIO
         self._told = False
 
     @asynccontextmanager
     async def resources(self) -> AsyncGenerator[None]:
-        await anyio.Path(self._path.parent).mkdir(parents=True, exist_ok=True)
+        self._thread = FunctionThread("trace")
         try:
-            async with await _open_new(self._path) as self._file:
-                try:
-                    yield
-                finally:
-                    with anyio.CancelScope(shield=True):  # a full trace also of a run that is cancelled
-                        await self._write()
-                        await self._file.write(Trace.END)
+            self._file = await self._thread.call(_open_new, self._path)
+            try:
+                yield
+            finally:
+                with anyio.move_on_after(CLOSING_SECONDS, shield=True):  # a full trace also of a run that is cancelled
+                    await self._thread.call(self._finish, self.trace.take())
         finally:
+            self._thread.close()
             self.trace.reset()
 
     async def on_epoch_end(self, state: TrainerState) -> None:
@@ -58,19 +62,29 @@ class TraceHook(Hook):
         await self._write()
 
     async def _write(self) -> None:
-        text = await anyio.to_thread.run_sync(self.trace.text, self.trace.take())
-        await self._file.write(text)
-        await self._file.flush()
+        await self._thread.call(self._append, self.trace.take())
         if self.trace.full and not self._told:
             self._told = True
             _log.info("%s is full; metrics.trace_megabytes says how large it may become", self._path)
 
+    # In the thread.
 
-async def _open_new(path: Path) -> anyio.AsyncFile[str]:
+    def _append(self, taken: list[Event]) -> None:
+        self._file.write(self.trace.text(taken))
+        self._file.flush()
+
+    def _finish(self, taken: list[Event]) -> None:
+        with self._file:
+            self._append(taken)
+            self._file.write(Trace.END)
+
+
+def _open_new(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
         candidate = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         try:
-            return await anyio.open_file(candidate, "x", encoding="utf-8")
+            return candidate.open("x", encoding="utf-8")
         except FileExistsError:
             continue
     raise AssertionError

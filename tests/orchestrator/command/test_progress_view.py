@@ -41,7 +41,7 @@ import logging, sys, warnings
 logging.basicConfig(format="%(levelname)s %(message)s")  # keeps the stream that it finds
 import anyio
 from orchestrator import ProgressHook
-from tests.orchestrator.test_progress_view import state_of
+from tests.orchestrator.command.test_progress_view import state_of
 from tests.orchestrator.hooks.driving import FakeRun, HookEngine
 
 async def main():

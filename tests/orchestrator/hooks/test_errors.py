@@ -408,22 +408,17 @@ async def test_an_error_in_the_clean_up_of_a_cancelled_callback_is_logged_and_en
     assert engine.statistics().hooks["a"].failed == 1
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_what_ends_the_program_is_not_a_failure_of_the_hook(backend: str) -> None:
+async def test_a_hook_that_would_end_the_program_ends_its_run_in_order_instead() -> None:
     def leave(_: TrainerState) -> None:
         raise SystemExit(3)
 
-    async def main() -> None:
-        async with running(AtEpochEnd("hook", act=leave)) as engine:
-            await publish_epochs(engine, 1)
-            await anyio.sleep_forever()
-
-    with pytest.raises((SystemExit, BaseExceptionGroup)) as caught:
-        anyio.run(main, backend=backend)
-    error: BaseException = caught.value
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, SystemExit)
+    hook, other = AtEpochEnd("hook", act=leave), AtEpochEnd("other")
+    async with running(hook, other) as engine:
+        await publish_epochs(engine, 1)
+        await engine.drain(10)
+        assert wishes(engine) == ["stop: hook 'hook' failed to handle on_epoch_end of epoch 1: SystemExit(3)"]
+        assert isinstance(engine.failure(), SystemExit)
+    assert other.epochs == [1]
 
 
 async def test_asking_for_the_delivery_outside_of_one_is_an_error() -> None:

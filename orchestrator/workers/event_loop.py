@@ -1,0 +1,89 @@
+"""The event loop seen from other threads, and threads seen from the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import threading
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+import anyio.lowlevel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyio.lowlevel import EventLoopToken
+    from trio.lowlevel import TrioToken
+
+
+def call_soon(token: EventLoopToken, function: Callable[[], object]) -> None:
+    """Have the event loop of `token` call `function`, and return at once.
+
+    From any thread, and from signal handlers. Does nothing where the event loop has ended.
+    """
+    native = token.native_token
+    try:
+        if isinstance(native, asyncio.AbstractEventLoop):
+            native.call_soon_threadsafe(function)
+        else:
+            cast("TrioToken", native).run_sync_soon(function)
+    except RuntimeError:
+        return  # nobody is left to be told
+
+
+class ThreadCall:
+    """A function that a thread is to call, and that a task waits for. Made in the event loop of that task."""
+
+    def __init__(self, function: Callable[..., Any], *args: object) -> None:
+        self.wanted = True
+        """Whether anybody waits for the result."""
+        self._function = functools.partial(function, *args)
+        self._done = anyio.Event()
+        self._result: Any = None
+        self._error: BaseException | None = None
+        self._context = _context_outside_the_event_loop()
+        self._token = anyio.lowlevel.current_token()
+
+    def run(self) -> None:
+        """In the thread: call the function."""
+        try:
+            self._result = self._context.run(self._function)
+        except BaseException as error:
+            self._error = error
+        if self.wanted:
+            call_soon(self._token, self._done.set)
+
+    async def result(self) -> Any:
+        """What the function has returned; raises what it has raised."""
+        try:
+            await self._done.wait()
+        finally:
+            self.wanted = False
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+
+async def in_thread(function: Callable[..., Any], *args: object, abandon_on_cancel: bool = False) -> Any:
+    """`function(*args)` in a thread, as `anyio.to_thread.run_sync`; but no program's end waits for the thread.
+
+    The threads of anyio's pool keep a program alive until the event loop's main task has ended in order, which is not
+    so after a SystemExit or a KeyboardInterrupt.
+    """
+    call = ThreadCall(function, *args)
+    threading.Thread(target=call.run, name=getattr(function, "__name__", "call"), daemon=True).start()
+    with anyio.CancelScope(shield=not abandon_on_cancel):
+        return await call.result()
+
+
+def _context_outside_the_event_loop() -> contextvars.Context:
+    context = contextvars.copy_context()
+    try:
+        import sniffio
+    except ModuleNotFoundError:
+        return context
+    # anyio.run notes the backend here, and would take this thread for one that runs an event loop already.
+    context.run(sniffio.current_async_library_cvar.set, None)
+    return context

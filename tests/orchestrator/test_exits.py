@@ -1,0 +1,306 @@
+"""Runs in which something calls sys.exit(), is interrupted, or loses its terminal: each ends, in order, or goes on."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.to_thread
+import psutil
+import pytest
+
+from orchestrator import CheckpointsConfig, Hook, HookFailed, Trainer
+from orchestrator.checkpoints import CheckpointFolder
+from orchestrator.hooks.included.metrics import MetricsHook
+from orchestrator.hooks.included.stop_request import StopRequest
+from tests.orchestrator.training import small_config
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping
+    from pathlib import Path
+
+    from orchestrator import TrainerConfig
+    from orchestrator.metrics.sink import RunInfo
+    from state.trainer_state import TrainerState
+
+DEADLINE = 90.0
+"""Seconds after which a program is taken for one that hangs."""
+
+
+def leave() -> None:
+    raise SystemExit(7)
+
+
+class Callback(Hook):
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        if state.epoch == 3:
+            leave()
+
+
+class Interrupted(Hook):
+    async def on_rollout_end(self, state: TrainerState) -> None:
+        if state.epoch == 3:
+            raise KeyboardInterrupt
+
+
+class PlainFunction(Hook):
+    def on_epoch_end(self, state: TrainerState) -> None:  # type: ignore[override]
+        if state.epoch == 3:
+            leave()
+
+
+class PoolThread(Hook):
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        if state.epoch == 3:
+            await anyio.to_thread.run_sync(leave)
+
+
+class BesideTasks(Hook):
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        if state.epoch == 3:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(anyio.sleep_forever)
+                leave()
+
+
+class AtTheEnd(Hook):
+    async def on_training_end(self, state: TrainerState) -> None:
+        leave()
+
+
+class Entering(Callback):
+    @asynccontextmanager
+    async def resources(self) -> AsyncGenerator[None]:
+        await anyio.lowlevel.checkpoint()
+        leave()
+        yield
+
+
+class Leaving(Callback):
+    @asynccontextmanager
+    async def resources(self) -> AsyncGenerator[None]:
+        yield
+        leave()
+
+
+class LeavingSink:
+    def open(self, run: RunInfo) -> None: ...
+
+    def write(self, record: object) -> None:
+        leave()
+
+    def close(self) -> None:
+        leave()
+
+
+class LeavingSource:
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+
+    def should_stop(self) -> bool:
+        self.asked.set()
+        raise SystemExit(7)
+
+
+class WithState(Hook):
+    name = "with_state"
+
+    async def on_epoch_end(self, state: TrainerState) -> None: ...
+
+    def state_dict(self) -> Mapping[str, object]:
+        raise SystemExit(7)
+
+
+def eight_epochs(folder: Path) -> TrainerConfig:
+    return small_config(epochs=8, run_dir=folder / "run", checkpoints=CheckpointsConfig(every=0))
+
+
+def saved_epochs(folder: Path) -> list[int]:
+    return [int(path.name) for path in CheckpointFolder(folder / "run" / "checkpoints").list()]
+
+
+IN_ORDER = [Callback, Interrupted, PlainFunction, PoolThread, BesideTasks, AtTheEnd, Leaving]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", IN_ORDER)
+async def test_a_hook_that_calls_sys_exit_ends_the_run_in_order_and_as_failed(kind: type[Hook], tmp_path: Path) -> None:
+    with anyio.fail_after(DEADLINE), pytest.raises(HookFailed, match="SystemExit|KeyboardInterrupt") as caught:
+        await Trainer(eight_epochs(tmp_path), hooks=[kind()]).run()
+    assert isinstance(caught.value.__cause__, (SystemExit, KeyboardInterrupt))
+    assert saved_epochs(tmp_path), "a final checkpoint"
+
+
+@pytest.mark.anyio
+async def test_a_hook_that_calls_sys_exit_at_the_start_ends_the_run_before_its_first_epoch(tmp_path: Path) -> None:
+    with anyio.fail_after(DEADLINE), pytest.raises(HookFailed, match="SystemExit"):
+        await Trainer(eight_epochs(tmp_path), hooks=[Entering()]).run()
+
+
+@pytest.mark.anyio
+async def test_a_run_goes_on_when_a_sink_a_stop_source_or_the_state_of_a_hook_calls_sys_exit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = LeavingSource()
+    hooks = [MetricsHook([LeavingSink()]), StopRequest(source, 0.01), WithState()]
+    with anyio.fail_after(DEADLINE):
+        final = await Trainer(eight_epochs(tmp_path), hooks=hooks).run()
+    assert source.asked.is_set()
+    assert final.epoch == 8
+    assert saved_epochs(tmp_path) == [8]
+    for what in ("sink LeavingSink failed", "could not be asked whether to stop", "without the state of hook"):
+        assert what in caplog.text
+
+
+# Programs of their own.
+
+PROGRAM = '''
+import asyncio, sys, time
+from contextlib import asynccontextmanager
+import anyio, anyio.to_thread
+from orchestrator import CollectionConfig, Hook, LearningConfig, PolicyConfig, Trainer, TrainerConfig
+
+class Child(Hook):
+    """In a task of its own, out of which SystemExit breaks off asyncio's event loop."""
+    @asynccontextmanager
+    async def resources(self):
+        self.third = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.leave)
+            yield
+            tasks.cancel_scope.cancel()
+    async def leave(self):
+        await self.third.wait()
+        sys.exit(7)
+    async def on_epoch_end(self, state):
+        if state.epoch == 3:
+            self.third.set()
+class Plus(Hook):
+    async def on_epoch_end(self, state):
+        await anyio.to_thread.run_sync(time.sleep, 0.01)
+        print("epoch", state.epoch, flush=True)
+
+async def main(kind):
+    config = TrainerConfig(environment="CartPole-v1", total_agent_steps=10**9, policy=PolicyConfig(hidden=(8,)),
+        collection=CollectionConfig(environments=2, horizon=32),
+        learning=LearningConfig(update_epochs=1, minibatches=1))
+    async with Trainer(config, hooks=[Child()] if kind == "child" else [Plus()]).start() as run:
+        async for state in run.states():
+            if state.epoch >= 3 and kind == "body":
+                sys.exit(7)
+
+if __name__ == "__main__":
+    how, kind = sys.argv[1:]
+    if how == "loop":
+        asyncio.new_event_loop().run_until_complete(main(kind))
+    elif how == "asyncio":
+        asyncio.run(main(kind))
+    else:
+        anyio.run(main, kind, backend=how)
+'''
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    script = folder / "program.py"
+    script.write_text(PROGRAM)
+    arguments = [sys.executable, str(script), *words]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def result(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and output of a program that ends."""
+    try:
+        output, errors = process.communicate(timeout=DEADLINE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        pytest.fail("the program hangs")
+    return process.returncode, output + errors
+
+
+@pytest.mark.parametrize(("how", "what"), [("asyncio", "child")])
+def test_sys_exit_that_breaks_off_the_event_loop_ends_the_program(how: str, what: str, tmp_path: Path) -> None:
+    code, text = result(start(tmp_path, how, what))
+    assert code == 7, text
+
+
+@pytest.mark.parametrize("how", ["loop", "asyncio", "trio"])
+def test_ctrl_c_ends_a_run_in_every_kind_of_event_loop(how: str, tmp_path: Path) -> None:
+    process = start(tmp_path, how, "plus")
+    assert process.stdout is not None
+    assert "epoch" in process.stdout.readline()
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    code, text = result(process)
+    assert code in (1, -signal.SIGINT, 128 + signal.SIGINT), text
+    assert "KeyboardInterrupt" in text
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not [one for one in alive if one.status() != "zombie"]
+
+
+# The command.
+
+TRAIN = ["--collection.environments", "8", "--collection.horizon", "32", "--collection.backend", "inline"]
+
+
+def train(folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "orchestrator", "train", "--run-dir", str(folder / "run"), *TRAIN, *more]
+
+
+@pytest.mark.parametrize("progress", ["plain", "live"])
+def test_a_run_goes_on_to_its_end_when_nobody_reads_its_progress_any_more(progress: str, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    words = train(tmp_path, "--total-agent-steps", "6000", "--metrics.progress", progress)
+    process = subprocess.Popen(words, stdout=writing, stderr=writing)
+    os.close(writing)
+    assert os.read(reading, 1)
+    os.close(reading)
+    assert process.wait(DEADLINE) == 0
+    assert saved_epochs(tmp_path) == [24]
+
+
+def test_a_run_goes_on_to_its_end_when_its_terminal_is_lost(tmp_path: Path) -> None:
+    master, terminal = pty.openpty()
+    words = train(tmp_path, "--total-agent-steps", "6000")
+    process = subprocess.Popen(words, stdin=terminal, stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    assert os.read(master, 1)
+    os.close(master)
+    assert process.wait(DEADLINE) == 0
+    assert saved_epochs(tmp_path) == [24]
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_run_without_the_standard_streams_reaches_its_end(closed: str, tmp_path: Path) -> None:
+    words = train(tmp_path, "--total-agent-steps", "600")
+    number = {"stdout": 1, "stderr": 2}[closed]
+    shell = ["sh", "-c", f'exec "$@" {number}>&-', "sh", *words]
+    code, text = result(subprocess.Popen(shell, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    assert code == 0, text
+    assert saved_epochs(tmp_path)
+
+
+def test_the_exit_code_of_the_command_is_that_of_a_hook_that_calls_sys_exit(tmp_path: Path) -> None:
+    script = tmp_path / "exits.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "import orchestrator.command.run_script as script\n"
+        "from orchestrator import Hook, TrainerConfig\n"
+        "class Leaves(Hook):\n"
+        "    async def on_epoch_end(self, state):\n"
+        "        sys.exit(7)\n"
+        "if __name__ == '__main__':\n"
+        "    script.ProgressHook = lambda *_: Leaves()\n"
+        "    sys.exit(script.run_training(TrainerConfig(total_agent_steps=10**9, run_dir=Path(sys.argv[1]))))\n"
+    )
+    words = [sys.executable, str(script), str(tmp_path / "run")]
+    code, text = result(subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    assert code == 7, text
+    assert saved_epochs(tmp_path)
