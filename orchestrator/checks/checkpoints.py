@@ -39,6 +39,8 @@ def checkpoint_problems(config: TrainerConfig) -> Iterator[Problem]:
         elif find_spec(module) is None:
             cure = f"pip install 'async-rl-orchestrator[{extra}]'"
             yield Problem(field=field, value=value, expected=f"the extra `{extra}` to be installed", cure=cure)
+        elif name == "wandb_project":
+            yield from _project_of_metrics(value, config)
         if not settings.enabled:
             cure = "set checkpoints.enabled to true, or leave this out"
             yield Problem(field=field, value="(not shown)", expected="checkpoints to be written", cure=cure)
@@ -47,3 +49,15 @@ def checkpoint_problems(config: TrainerConfig) -> Iterator[Problem]:
 def _project_problem(project: str) -> str | None:
     parts = project.split("/")
     return None if len(parts) <= 2 and all(part.strip() for part in parts) else "a project, or entity/project"
+
+
+def _project_of_metrics(project: str, config: TrainerConfig) -> Iterator[Problem]:
+    metrics = config.metrics
+    if metrics.wandb == "off" or metrics.wandb_project is None:
+        return
+    from orchestrator.metrics.wandb import common_project
+
+    if common_project(metrics.wandb_project, project) is None:
+        expected = f"metrics.wandb_project, which is {metrics.wandb_project!r}: a run has one W&B run"
+        cure = "name the same project, or leave one of them out"
+        yield Problem(field="checkpoints.wandb_project", value=project, expected=expected, cure=cure)

@@ -80,6 +80,7 @@ async def test_overlapping_the_events_of_each_epoch_keep_their_order_and_epochs_
     final = await Trainer(small_config(staleness=1, epochs=5), hooks=[hook]).run()
     assert hook.events()[0] == "on_new_training_run"
     assert hook.events()[-1] == "on_training_end"
+    assert final.epoch >= 5
     for index in range(final.epoch):
         own = [
             record["event"]
@@ -146,6 +147,7 @@ async def test_the_counters_and_the_timer_mean_what_they_say() -> None:
     assert [r["policy_version"] for r in by_event["on_epoch_end"]] == [1, 2, 3]
     steps = [r["steps"] for r in by_event["on_rollout_end"]]
     assert [r["agent_step"] for r in by_event["on_epoch_end"]] == [sum(steps[: i + 1]) for i in range(3)]
+    assert len(by_event["on_train_phase_end"]) == 3
     for train_phase, epoch_end in zip(by_event["on_train_phase_end"], by_event["on_epoch_end"], strict=True):
         assert train_phase["timer"]["learn"] == epoch_end["timer"]["learn"], "epoch_end is outside the training timer"
         assert (train_phase["update_epoch"], train_phase["mb_idx"]) == (2, 4)

@@ -32,8 +32,13 @@ def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Seq
     metrics where it has sinks. `resumed` is the checkpoint that the run goes on from.
 
     A MetricsHook among the hooks that are `given` takes the place of the default one, and gets its sinks as well.
+    Metrics and checkpoints go to one W&B run; raises ValueError where they are to go to two projects.
     """
     hooks: list[Hook] = []
+    sinks = default_sinks(config)
+    own = next((hook for hook in given if isinstance(hook, MetricsHook)), None)
+    if own is not None and any(isinstance(sink, Wandb) for sink in own.sinks):
+        sinks = tuple(sink for sink in sinks if not isinstance(sink, Wandb))  # a run has one W&B run
     if config.evaluation.every:
         settings = config.evaluation
         hooks.append(EvaluationHook(evaluation_plans(config), settings.every, video_every=settings.video_every))
@@ -49,13 +54,16 @@ def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Seq
             address = f"{config.checkpoints.upload.rstrip('/')}/{quote(config.run_dir.absolute().name)}"
             hooks.append(UploadHook(folder.path, address))
         if config.checkpoints.wandb_project is not None:
-            hooks.append(WandbCheckpointHook(folder.path, config.checkpoints.wandb_project))
+            project = config.checkpoints.wandb_project
+            all_sinks = (*sinks, *(() if own is None else own.sinks))
+            wandb = next((sink for sink in all_sinks if isinstance(sink, Wandb)), None)
+            if wandb is not None:
+                wandb.use_project(project)
+            hooks.append(WandbCheckpointHook(folder.path, wandb or project, _settings(config)))
     if config.run_dir is not None and config.metrics.trace:
         hooks.append(TraceHook(config.run_dir / "trace.json", config.metrics.trace_megabytes * 1_000_000))
     if config.run_dir is not None and config.metrics.heartbeat:
         hooks.append(Heartbeat(config.run_dir / "heartbeat.json", config.metrics.heartbeat))
-    sinks = default_sinks(config)
-    own = next((hook for hook in given if isinstance(hook, MetricsHook)), None)
     if own is None and (sinks or (config.run_dir is not None and config.metrics.jsonl)):
         metrics = config.metrics
         own = MetricsHook(jsonl=metrics.jsonl, weight_norm_every=metrics.weight_norm_every)

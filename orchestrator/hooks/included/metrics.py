@@ -105,7 +105,13 @@ class MetricsHook(Hook):
     # In the thread.
 
     def _open(self, state: TrainerState) -> None:
-        run = RunInfo(run_id=self.run.run_id, run_dir=self.run.run_dir, epoch=state.epoch, settings=dict(self.settings))
+        run = RunInfo(
+            run_id=self.run.run_id,
+            run_dir=self.run.run_dir,
+            epoch=state.epoch,
+            settings=dict(self.settings),
+            stop=self.run.stop,
+        )
         if self._jsonl and run.run_dir is not None:
             self._file = GuardedSink(JsonLines())
             self._file.open(run)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,40 +12,50 @@ from orchestrator.checkpoints.locks import hold
 from orchestrator.checkpoints.manifest import MANIFEST
 from orchestrator.hooks.function_thread import FunctionThread
 from orchestrator.hooks.hook import Hook, StateUpdate
+from orchestrator.metrics.sink import RunInfo
+from orchestrator.metrics.wandb import Wandb
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Mapping
 
     from state.trainer_state import TrainerState
 
-_log = logging.getLogger("orchestrator.hooks")
+# Of a W&B run that is there for the checkpoints alone: neither the program's code or packages.
+_NOTHING_ELSE = {"disable_git": True, "save_code": False, "x_save_requirements": False}
 
 
 class WandbCheckpointHook(Hook):
     """Uploads each checkpoint of `folder` as a version of one artifact, with its facts as metadata.
 
-    `project` is a project or entity/project. It joins a W&B run of this process that is active, and otherwise
-    starts one of its own. The environment says how (WANDB_MODE=offline, WANDB_BASE_URL, WANDB_API_KEY).
+    `wandb` is the run's W&B run, which its metrics go to; or a project, or entity/project: then a W&B run that the
+    program has begun itself is joined, and otherwise one is begun. The environment says how (WANDB_MODE=offline,
+    WANDB_BASE_URL, WANDB_API_KEY). `settings` is what W&B is told of the run's.
     """
 
     name = "wandb_checkpoint"
     max_lag = 1
 
-    def __init__(self, folder: Path, project: str) -> None:
+    def __init__(self, folder: Path, wandb: Wandb | str, settings: Mapping[str, object] | None = None) -> None:
         self._folder = folder
-        self._entity, _, self._project = project.rpartition("/")
+        if isinstance(wandb, str):
+            name, job = folder.parent.name, "train"
+            wandb = Wandb(project=wandb, mode=None, joins_active=True, name=name, job_type=job, settings=_NOTHING_ELSE)
+        self._wandb = wandb
+        self._settings = dict(settings or {})
+        self._first_epoch = 0
         self._thread = FunctionThread("upload of artifacts")
-        self._run: Any = None
-        self._own = False
 
     @asynccontextmanager
     async def resources(self) -> AsyncGenerator[None]:
+        self._wandb.hold(self)
         try:
             yield
         finally:
-            if self._own:
-                await self._thread.call(self._finish)
+            await self._thread.call(self._wandb.leave, self)
             self._thread.close()
+
+    async def on_new_training_run(self, state: TrainerState) -> None:
+        self._first_epoch = state.epoch
 
     async def on_checkpoint_committed(self, state: TrainerState) -> StateUpdate | None:
         path = local_path(state.latest_checkpoint_uri, self._folder)
@@ -57,7 +66,15 @@ class WandbCheckpointHook(Hook):
     def _upload(self, path: Path) -> str:
         import wandb
 
-        run = self._run = self._run or self._start()
+        run: Any = self._wandb.joined(
+            RunInfo(
+                run_id=self.run.run_id,
+                run_dir=self._folder.parent,
+                epoch=self._first_epoch,
+                settings=self._settings,
+                stop=self.run.stop,
+            )
+        )
         with hold(path):
             checkpoint = open_checkpoint(path)
             checkpoint.verify()
@@ -73,34 +90,6 @@ class WandbCheckpointHook(Hook):
             return Path(run.dir).parent.absolute().as_uri()
         logged.wait(timeout=_UPLOAD_SECONDS)
         return f"wandb-artifact:///{logged.qualified_name}"
-
-    def _start(self) -> Any:
-        import wandb
-
-        if wandb.run is not None:
-            return wandb.run
-        run_dir = self._folder.parent
-        self._own = True
-        # Nothing of the process beside it: neither its output, nor its code or packages, nor figures of the machine.
-        settings = wandb.Settings(
-            console="off",
-            silent=True,
-            disable_git=True,
-            save_code=False,
-            x_disable_stats=True,
-            x_save_requirements=False,
-        )
-        return wandb.init(
-            project=self._project,
-            entity=self._entity or None,
-            name=run_dir.name,
-            dir=str(run_dir),
-            job_type="train",
-            settings=settings,
-        )
-
-    def _finish(self) -> None:
-        self._run.finish()
 
 
 _UPLOAD_SECONDS = 600

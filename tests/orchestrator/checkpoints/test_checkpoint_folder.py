@@ -251,8 +251,11 @@ def test_the_newest_valid_one_is_found_and_damaged_ones_are_moved_aside_loudly(
 def test_no_bit_of_a_checkpoint_can_flip_unnoticed(tmp_path: Path) -> None:
     path = commit(CheckpointFolder(tmp_path), 1, score=1.25)
     original = dict(find_checkpoint(path).manifest)
-    for file in path.iterdir():
+    files = list(path.iterdir())
+    assert len(files) >= 2
+    for file in files:
         content = file.read_bytes()
+        assert content
         for place in range(len(content)):
             flipped = bytearray(content)
             flipped[place] ^= 1 << place % 8

@@ -235,7 +235,9 @@ def test_a_resized_window_has_one_view_that_fits_and_nothing_else_is_lost() -> N
             printed = [line for line in lines if line.startswith("print")]
             assert printed[-3:] == [f"print line {number}" for number in range(epoch - 2, epoch + 1)]
             assert len(printed) == len(set(printed))
-            assert all(len(line) <= min(columns, 78) for line in lines if line.startswith(NAMES))
+            view = [line for line in lines if line.startswith(NAMES)]
+            assert view
+            assert all(len(line) <= min(columns, 78) for line in view)
         shown.finish()
         assert shown.process.returncode == 0
 

@@ -174,8 +174,10 @@ def test_the_values_of_an_info_belong_to_the_step_and_not_to_the_reset_after_it(
     environment = make_vector(name, COUNT, {}, mode)
     environment.reset(3)
     steps = np.zeros(COUNT, np.int64)
+    episodes = 0
     for _ in range(40):
         step = environment.step(np.zeros(COUNT, np.int64))
+        episodes += len(step.infos)
         steps = np.where(step.valid, steps + 1, 0)
         np.testing.assert_array_equal(environment.info("steps", ()), steps)
         np.testing.assert_allclose(environment.info("nested/reward", ()), step.reward, rtol=1e-6)
@@ -186,6 +188,7 @@ def test_the_values_of_an_info_belong_to_the_step_and_not_to_the_reset_after_it(
         assert all(info["kind"] == "step" for info in step.infos)
         if environment.same_step:
             steps[ended] = 0
+    assert episodes
 
 
 @pytest.mark.parametrize(

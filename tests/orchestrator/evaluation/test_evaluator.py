@@ -98,6 +98,7 @@ def test_memory_is_forgotten_exactly_at_the_first_observation_of_an_episode(name
 
     environment = make_vector(name, 2, {"lengths": (2, 4)}, mode)
     evaluate(policy_for(environment, lambda spaces: Watching(2)), [environment], 8, [0])
+    assert calls
     for observation, episode_start in calls:
         assert episode_start.tolist() == (observation == 0).tolist()  # Counting observes the steps that were made
 

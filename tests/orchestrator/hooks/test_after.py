@@ -116,6 +116,7 @@ async def test_ending_while_hooks_wait_for_each_other_leaves_nobody_waiting() ->
         await publish_epochs(engine, 1)
         await quiet()
         runners: dict[str, HookRunner] = engine._runners  # pyright: ignore[reportPrivateUsage]
+        assert len(runners) == 4
         assert all(not runner.idle for runner in runners.values())
     assert all(runner.idle for runner in runners.values())
     assert [statistics.abandoned for statistics in engine.statistics().hooks.values()] == [1, 1, 1, 1]

@@ -30,7 +30,9 @@ def test_a_pass_over_steps_visits_each_valid_step_once_and_no_other() -> None:
 
 def test_the_fields_of_a_minibatch_belong_to_the_same_steps() -> None:
     valid = torch.ones(SEGMENTS, HORIZON, dtype=torch.bool)
-    for draw in StepDraws(batch(), valid, 3, generator()).one_pass():
+    draws = list(StepDraws(batch(), valid, 3, generator()).one_pass())
+    assert len(draws) == 3
+    for draw in draws:
         assert torch.equal(draw.fields["pair"], torch.stack([draw.fields["step"], -draw.fields["step"]], dim=1))
 
 

@@ -84,6 +84,7 @@ async def test_configured_sinks_are_added_also_to_a_hook_of_ones_own(tmp_path: P
     own = Recording()
     await Trainer(small_config(epochs=3, metrics=settings), hooks=[MetricsHook([own])]).run()
     first, second = MADE
+    assert first.records
     assert [record["epoch"] for record in first.records] == list(range(1, len(first.records) + 1))
     assert own.records == second.records
     assert own.records
@@ -118,6 +119,7 @@ async def test_a_cancelled_run_closes_its_sinks() -> None:
             scope.cancel()
             await anyio.sleep_forever()
     assert sink.closed
+    assert sink.records
     assert [record["epoch"] for record in sink.records] == list(range(1, len(sink.records) + 1))
 
 

@@ -48,6 +48,7 @@ def check_format(events: list[dict[str, Any]]) -> None:
     processes: set[int] = set()
     slices: dict[tuple[int, int], list[tuple[float, float, str]]] = defaultdict(list)
     arrows: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
+    assert events
     for event in events:
         assert event.keys() >= REQUIRED[event["ph"]], event
         place = event["pid"], event["tid"]

@@ -43,7 +43,7 @@ async def test_the_metrics_say_what_the_states_said(tmp_path: Path) -> None:
     seen = EveryState()
     await Trainer(small_config(epochs=4, run_dir=tmp_path / "run"), hooks=[seen]).run()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert len(lines) == len(seen.states)
+    assert len(lines) == len(seen.states) > 0
     for line, state in zip(lines, seen.states, strict=True):
         assert state.rollout_stats is not None
         assert state.loss_stats is not None
@@ -74,6 +74,7 @@ async def test_checkpoints_are_taken_on_time_and_at_the_end(tmp_path: Path) -> N
     final = await trainer.run()
     saved = saved_in(tmp_path / "run")
     epochs = [int(path.name) for path in saved]
+    assert len(epochs) >= 2
     assert all(epoch % 4 == 0 for epoch in epochs[:-1]), "where the disk is slow a newer one replaces one that waits"
     assert epochs[-1] == final.epoch
     assert committed == [path.as_uri() for path in saved]

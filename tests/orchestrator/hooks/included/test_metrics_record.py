@@ -77,6 +77,7 @@ async def test_the_records_of_a_run_are_what_its_experience_says(tmp_path: Path)
     )
     await Trainer(config, hooks=[witness]).run()
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert records
     assert [record["epoch"] for record in records] == list(range(1, len(records) + 1))
     steps = 0
     for record in records:

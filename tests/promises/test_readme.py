@@ -1,0 +1,61 @@
+"""What README.md shows and names."""
+
+from __future__ import annotations
+
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from orchestrator import (
+    Trainer,
+    TrainerConfig,
+)
+from tests.documentation import code_blocks
+from tests.orchestrator.training import small_config
+
+pytestmark = pytest.mark.anyio
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+async def at_once(seconds: float) -> None:
+    await anyio.lowlevel.checkpoint()
+
+
+def test_the_readmes_hook_runs_beside_the_training(capsys: pytest.CaptureFixture[str]) -> None:
+    code = next(block for block in code_blocks(README) if "class Announce" in block)
+    names: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(code, "README.md", "exec"), names)
+    hook = names["Announce"]()
+    hook.every = 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(names["anyio"], "sleep", at_once)
+        anyio.run(Trainer(small_config(epochs=3), hooks=[hook]).run)
+    assert re.search(r"^epoch \d+: return \d+$", capsys.readouterr().out, flags=re.MULTILINE)
+
+
+def test_the_readmes_embedded_training_stops_when_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    code = next(block for block in code_blocks(README) if "train_while_serving" in block)
+    names: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+    def small(environment: str) -> TrainerConfig:
+        return small_config(environment=environment, epochs=10**6)
+
+    names["TrainerConfig"] = small
+    anyio.run(names["train_while_serving"])
+    assert int(capsys.readouterr().out.split()[-2]) >= 20
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+
+def test_the_readme_names_only_what_is_there() -> None:
+    root = Path(__file__).parents[2]
+    named = re.findall(r"\]\(([\w/]+\.md)[)#]", README)
+    named += re.findall(r"(?:^\$ |`)(scripts/[\w./]+)", README, re.MULTILINE)
+    assert len(named) > 5
+    assert [path for path in named if not (root / path).exists()] == []
+    assert not re.search(r"\d+ passed", README), "how many tests there are is no promise"
