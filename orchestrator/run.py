@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from orchestrator.hooks.statistics import HookStatistics
     from orchestrator.snapshots.training_capture import CheckpointContent
     from orchestrator.workers.worker import Worker
+    from state.eval_rewards import EvalRewardSummary
 
 
 class RunCancelled(OrchestratorError, RuntimeError):
@@ -153,6 +154,14 @@ class Run:
     def hook_statistics(self) -> Mapping[str, HookStatistics]:
         """How each hook keeps up, by name."""
         return self.engine.statistics().hooks
+
+    def eval_scores(self) -> Mapping[int, EvalRewardSummary]:
+        """As `RunContext` says."""
+        return self.engine.eval_scores()
+
+    def epochs_in_hand(self) -> frozenset[int]:
+        """As `RunContext` says."""
+        return self.engine.epochs_in_hand()
 
     def checkpoint_content(self, state: TrainerState) -> CheckpointContent:
         """What a checkpoint of `state`, which has a policy, is made of; see `RunContext`."""

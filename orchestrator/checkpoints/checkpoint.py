@@ -5,11 +5,21 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-from dataclasses import dataclass
+import logging
+import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoints.filesystem import hash_regular, read_once, read_regular
-from orchestrator.checkpoints.manifest import MANIFEST, POLICY, CheckpointDamaged, CheckpointError, parse_manifest
+from orchestrator.checkpoints.manifest import (
+    MANIFEST,
+    POLICY,
+    SCORES,
+    CheckpointDamaged,
+    CheckpointError,
+    parse_manifest,
+    parse_scores,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping
@@ -24,6 +34,13 @@ class Checkpoint:
 
     path: Path
     manifest: Mapping[str, Any]
+    scores: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Metrics of its policy that came after it was committed."""
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """All metrics of the checkpoint's policy, whenever they came."""
+        return {**self.manifest["metrics"], **self.scores}
 
     @property
     def epoch(self) -> int:
@@ -75,14 +92,28 @@ class Checkpoint:
             raise CheckpointDamaged(f"{self.file(name)} is damaged: its hash is not what the manifest says")
 
 
+_log = logging.getLogger("orchestrator.checkpoints")
 _PIECE = 1024 * 1024
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at `path`, its manifest checked, its files not yet: see `verify`. Raises CheckpointError."""
-    with _readable(path / MANIFEST) as manifest:
-        content = read_regular(manifest)
-    return Checkpoint(path=path, manifest=parse_manifest(content, path / MANIFEST))
+    with _readable(path / MANIFEST) as file:
+        content = read_regular(file)
+    manifest = parse_manifest(content, path / MANIFEST)
+    return Checkpoint(path=path, manifest=manifest, scores=_scores(path, manifest))
+
+
+def _scores(path: Path, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What came late; nothing, with a warning in the log, where it can't be read: the checkpoint is whole without."""
+    if not os.path.lexists(path / SCORES):
+        return {}
+    try:
+        with _readable(path / SCORES) as file:
+            return parse_scores(read_regular(file), manifest, file)
+    except CheckpointError as error:
+        _log.warning("the scores of a checkpoint are left out: %s", error)
+        return {}
 
 
 def is_valid(checkpoint: Checkpoint) -> bool:

@@ -15,16 +15,18 @@ from orchestrator.checkpoints.filesystem import REAL, make_folders, remove_tree,
 from orchestrator.checkpoints.locks import hold, sole_writer, unheld
 from orchestrator.checkpoints.manifest import (
     MANIFEST,
+    SCORES,
     CheckpointDamaged,
     CheckpointError,
     CheckpointTooNew,
     is_plain_name,
     make_manifest,
+    make_scores,
 )
 from orchestrator.checkpoints.retention import KeepAll
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping
+    from collections.abc import Collection, Generator, Iterable, Mapping
     from pathlib import Path
 
     from orchestrator.checkpoints.filesystem import Content, FileSystem
@@ -63,7 +65,7 @@ class CheckpointFolder:
         self._files = files
         self._claimed = False
         self._anchored = False
-        self._opened: dict[Path, Checkpoint] = {}  # a checkpoint never changes
+        self._opened: dict[Path, Checkpoint] = {}  # only its scores ever change
 
     @contextlib.contextmanager
     def claim(self) -> Generator[None]:
@@ -97,17 +99,19 @@ class CheckpointFolder:
         facts: Mapping[str, Any],
         files: Mapping[str, Content],
         parent: str | None = None,
+        awaited: Collection[int] = (),
     ) -> Path:
         """Write a checkpoint: it exists, whole and on disk, once this returns, or not at all.
 
         `facts` are JSON and go into the manifest; of `metrics`, a table of numbers, `KeepBest` takes its own.
-        `parent` names the checkpoint that the run continued from. Raises CheckpointError: no space, no permission,
-        another run in this folder, a later epoch in it.
+        `parent` names the checkpoint that the run continued from. Checkpoints of the epochs in `awaited` stay: their
+        scores are yet to come. Raises CheckpointError: no space, no permission, another run in this folder, a later
+        epoch in it.
         """
         if epoch < 0:
             raise CheckpointError(f"a checkpoint's epoch must be at least 0, not {epoch}")
         for name in files:
-            if not is_plain_name(name) or name == MANIFEST:
+            if not is_plain_name(name) or name in (MANIFEST, SCORES):
                 raise CheckpointError(f"{name!r} cannot be the name of a file in a checkpoint")
         with self.claim():
             newest = next(reversed(self.list()), None)
@@ -125,7 +129,7 @@ class CheckpointFolder:
                 ) from error
             self._point_to(final)
             try:
-                self._prune(final)
+                self._prune(final, awaited=awaited)
             except OSError as error:
                 _log.warning("%s is committed, but old checkpoints cannot be deleted: %s", final, error)
         return final
@@ -184,9 +188,33 @@ class CheckpointFolder:
             newest = next((checkpoint.path for checkpoint in reversed(self._all()) if is_valid(checkpoint)), None)
             return self._prune(newest, dry_run=dry_run)
 
-    def _prune(self, newest: Path | None, *, dry_run: bool = False) -> list[Path]:
+    def score(self, scores: Mapping[int, Mapping[str, Any]]) -> list[Path]:
+        """Write metrics that came late, by policy version, beside the checkpoints of those policies that have none of
+        these names; which they are. What can't be written is left out, with a warning in the log."""
+        scored: list[Path] = []
+        with self.claim():
+            for checkpoint in self._all():
+                metrics = scores.get(checkpoint.manifest.get("policy_version", -1))
+                if metrics is None or metrics.keys() <= checkpoint.metrics.keys():
+                    continue
+                draft = self.path / f"{_UNFINISHED}{SCORES}"
+                try:
+                    with contextlib.suppress(FileNotFoundError):
+                        self._files.unlink(draft)
+                    self._files.write(draft, make_scores(checkpoint.manifest, metrics))
+                    self._files.rename(draft, checkpoint.path / SCORES)
+                    self._files.sync(checkpoint.path)
+                except OSError as error:
+                    _log.warning("the scores of %s, which came late, cannot be written: %s", checkpoint.path, error)
+                    continue
+                self._opened.pop(checkpoint.path, None)
+                scored.append(checkpoint.path)
+        return scored
+
+    def _prune(self, newest: Path | None, *, dry_run: bool = False, awaited: Collection[int] = ()) -> list[Path]:
         checkpoints = self._all()
         kept = self.retention.wanted(checkpoints) | {newest}
+        kept |= {checkpoint.path for checkpoint in checkpoints if checkpoint.epoch in awaited}
         paths = [checkpoint.path for checkpoint in checkpoints]
         unwanted = [path for path in paths if path not in kept and path.absolute() not in self.protect]
         if dry_run:

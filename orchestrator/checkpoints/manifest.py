@@ -14,6 +14,8 @@ from state.error import OrchestratorError
 
 FORMAT_VERSION = 2
 MANIFEST, POLICY = "manifest.json", "policy.safetensors"
+SCORES = "scores.json"
+"""Beside the manifest, which never changes: metrics of the checkpoint's policy that came after it was committed."""
 
 _OURS = frozenset({"format_version", "attempt", "parent", "created", "files", "folder", "checksum"})
 _PLAIN_NAME = re.compile(r"[\w-][\w.+-]*")
@@ -99,13 +101,31 @@ def parse_manifest(content: bytes, where: object) -> dict[str, Any]:
     return manifest
 
 
+def make_scores(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> bytes:
+    """The content of the file of scores that came late; `metrics` as in `make_manifest`."""
+    finite = {name: _finite(value) for name, value in metrics.items()}
+    return json.dumps({"attempt": manifest["attempt"], "metrics": finite}, indent=2, allow_nan=False).encode()
+
+
+def parse_scores(content: bytes, manifest: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """The metrics in such a file. Raises CheckpointDamaged where it is no such file, or another checkpoint's."""
+    try:
+        scores: Any = json.loads(content)
+        metrics: Any = scores["metrics"]
+        if scores["attempt"] != manifest["attempt"] or not isinstance(metrics, dict):
+            raise ValueError("it is not of this checkpoint")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointDamaged(f"{where} is damaged: {error!r}") from error
+    return cast("dict[str, Any]", metrics)
+
+
 def _check(manifest: Mapping[str, Any], where: object) -> None:
     if manifest["checksum"] is not None and manifest["checksum"] != _checksum(manifest):
         raise CheckpointDamaged(f"{where} is damaged: its checksum does not fit its content")
     if not isinstance(manifest["epoch"], int):
         raise CheckpointDamaged(f"{where} is damaged: epoch {manifest['epoch']!r}")
     for name in (*manifest["files"], manifest["attempt"], manifest.get("folder", "-")):
-        if not is_plain_name(name) or name == MANIFEST:
+        if not is_plain_name(name) or name in (MANIFEST, SCORES):
             raise CheckpointDamaged(f"{where} names a file outside of the checkpoint: {name!r}")
     for name, described in manifest["files"].items():
         if not isinstance(described["bytes"], int) or not isinstance(described["sha256"], str):

@@ -4,6 +4,7 @@
 <run>/LATEST                                     name of the newest: a hint
 <run>/checkpoints/<name>/manifest.json           written last: the checkpoint exists once this does
 <run>/checkpoints/<name>/<attempt>/<file>        the files of one attempt to commit it
+<run>/checkpoints/<name>/scores.json             scores of its policy that came later
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 import uuid
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.checkpoints.filesystem import REAL, make_folders, remove_tree
@@ -25,16 +26,19 @@ from orchestrator.checkpoints.folder import LATEST, NAME, order
 from orchestrator.checkpoints.locks import hold
 from orchestrator.checkpoints.manifest import (
     MANIFEST,
+    SCORES,
     CheckpointDamaged,
     CheckpointError,
     CheckpointTooNew,
     in_folder,
+    make_scores,
     parse_manifest,
+    parse_scores,
 )
 from orchestrator.checkpoints.objects import PART, AlreadyThere, Objects, StoreUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from orchestrator.checkpoints.retention import Retention
 
@@ -86,6 +90,17 @@ class RemoteCheckpoints:
         self._point_to(name)
         return self.address(name)
 
+    def upload_scores(self, path: Path) -> bool:
+        """Copy the scores that came after a local checkpoint was committed, if there are any, to its copy."""
+        if not (path / SCORES).is_file():
+            return False
+        checkpoint = open_checkpoint(path)
+        if self._committed_attempt(path.name) != checkpoint.manifest["attempt"]:
+            return False
+        content = make_scores(checkpoint.manifest, checkpoint.scores)
+        self.objects.put(f"{_FOLDER}{path.name}/{SCORES}", lambda: content)
+        return True
+
     def list(self) -> list[str]:
         """The names of the committed checkpoints, oldest first."""
         return _committed(listed.key for listed in self.objects.list(_FOLDER))
@@ -95,7 +110,8 @@ class RemoteCheckpoints:
         stored = self.objects.get(f"{_FOLDER}{name}/{MANIFEST}")
         if stored is None:
             raise CheckpointError(f"{self.address(name)} is not there")
-        return Checkpoint(path=Path(name), manifest=parse_manifest(stored.content, self.address(name)))
+        manifest = parse_manifest(stored.content, self.address(name))
+        return Checkpoint(path=Path(name), manifest=manifest, scores=self._scores(name, manifest))
 
     def verify(self, name: str) -> None:
         """Read all of a checkpoint and compare it with its manifest. Raises CheckpointDamaged."""
@@ -191,9 +207,19 @@ class RemoteCheckpoints:
         for entry in listed:
             name, _, rest = entry.key.removeprefix(_FOLDER).partition("/")
             unfinished = name not in names or (name in attempts and not rest.startswith(f"{attempts[name]}/"))
-            if unfinished and rest != MANIFEST and name not in unwanted and entry.written < oldest:
+            in_use = rest == MANIFEST or (rest == SCORES and name in names)
+            if unfinished and not in_use and name not in unwanted and entry.written < oldest:
                 self.objects.delete(entry.key)
         return unwanted
+
+    def _scores(self, name: str, manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+        key = f"{_FOLDER}{name}/{SCORES}"
+        stored = self.objects.get(key)
+        try:
+            return {} if stored is None else parse_scores(stored.content, manifest, f"{self.objects.address}/{key}")
+        except CheckpointDamaged as error:
+            _log.warning("the scores of a checkpoint are left out: %s", error)
+            return {}
 
     def _is_valid(self, checkpoint: Checkpoint) -> bool:
         try:
@@ -229,6 +255,8 @@ class RemoteCheckpoints:
         make_folders(REAL, target)
         for file in remote.manifest["files"]:
             self._compare(remote, file, *REAL.write(target / file, self._file(remote, file)))
+        if remote.scores:
+            REAL.write(target / SCORES, make_scores(remote.manifest, remote.scores))
         REAL.write(target / MANIFEST, in_folder(remote.manifest, None))
         config = self.objects.get(CONFIG)
         if config is not None:

@@ -52,7 +52,7 @@ class KeepBest:
         scored = [
             (sign * float(value), place, checkpoint.path)
             for place, checkpoint in enumerate(checkpoints)
-            if isinstance(value := checkpoint.manifest["metrics"].get(self.metric), (int, float))
+            if isinstance(value := checkpoint.metrics.get(self.metric), (int, float))
         ]
         return {path for _, _, path in sorted(scored, reverse=True)[: self.count]}
 

@@ -109,7 +109,7 @@ def _list(command: List) -> int:
         size = sum(file["bytes"] for file in manifest["files"].values())
         if command.json:
             facts = {name: value for name, value in manifest.items() if name not in ("files", "checksum", "folder")}
-            print(json.dumps({"name": checkpoint.path.name, "bytes": size, **facts}))
+            print(json.dumps({"name": checkpoint.path.name, "bytes": size, **facts, "metrics": checkpoint.metrics}))
         else:
             steps, created = manifest.get("agent_step", ""), manifest["created"] or ""
             name, epoch = checkpoint.path.name, checkpoint.epoch
@@ -133,7 +133,7 @@ def _show(where: str) -> int:
     found = _place(where)
     checkpoints = found.all()
     if checkpoints:
-        print(json.dumps(dict(checkpoints[-1].manifest), indent=2))
+        print(json.dumps({**checkpoints[-1].manifest, "metrics": checkpoints[-1].metrics}, indent=2))
     return found.report()
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.hooks.hook import Hook, RunContext, StateUpdate
     from orchestrator.hooks.meter import Observer
     from orchestrator.hooks.statistics import HookStatistics
+    from state.eval_rewards import EvalRewardSummary
     from state.trainer_state import TrainerState
 
 __all__ = ["EngineStatistics", "HookConfigurationError", "HookEngine", "check_hooks"]
@@ -79,6 +80,7 @@ class HookEngine:
         self.grace = grace
         self._events = 0
         self._updates = Updates()
+        self._eval_scores: dict[int, EvalRewardSummary] = {}
         self._newest_commit: str | None = None
         self._blocking = True
         self.over: set[HookRunner] = set()
@@ -152,6 +154,14 @@ class HookEngine:
             if runner.hook.saves
             for occurrence in runner.unfinished
         )
+
+    def epochs_in_hand(self) -> frozenset[int]:
+        """The epochs that hooks are not done with, and of which they may yet return something."""
+        return frozenset(one.state.epoch for runner in self._runners.values() for one in runner.unfinished)
+
+    def eval_scores(self) -> Mapping[int, EvalRewardSummary]:
+        """Every summary of scores that was returned, by policy version; of several of one version, the last."""
+        return dict(self._eval_scores)
 
     def save(self, state: TrainerState) -> None:
         """Have all hooks that take checkpoints take one of an epoch that has ended, whether one was due or not.
@@ -273,6 +283,9 @@ class HookEngine:
         changes = changes_of(update, name, occurrence.state)
         occurrence.changes[name] = changes
         self._updates.take((occurrence.number, self._order[name]), changes)
+        if update.eval_scores is not None:
+            version = update.eval_scores.policy_version
+            self._eval_scores[occurrence.state.policy_version if version is None else version] = update.eval_scores
         if update.stop:
             self.run.stop(f"hook {name!r} asked for it")
         if update.save_now:

@@ -170,6 +170,14 @@ class RunContext(Protocol):
         """How each hook keeps up, by name."""
         ...
 
+    def eval_scores(self) -> Mapping[int, EvalRewardSummary]:
+        """All scores that hooks have returned in this run so far, by the version of the policy that they speak of."""
+        ...
+
+    def epochs_in_hand(self) -> frozenset[int]:
+        """Epochs of which some hook has not handled everything yet."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class DeliveryInfo:

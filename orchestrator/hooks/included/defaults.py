@@ -13,11 +13,13 @@ from orchestrator.hooks.included.checkpoint import CheckpointHook
 from orchestrator.hooks.included.evaluation import EvaluationHook
 from orchestrator.hooks.included.heartbeat import Heartbeat
 from orchestrator.hooks.included.metrics import MetricsHook
+from orchestrator.hooks.included.metrics_record import score_metrics
 from orchestrator.hooks.included.trace import TraceHook
 from orchestrator.hooks.included.upload import UploadHook
 from orchestrator.hooks.included.wandb_artifacts import WandbCheckpointHook
 from orchestrator.metrics import Prometheus, Sink, TensorBoard, Wandb
 from orchestrator.metrics.sink import check_sink
+from state.eval_rewards import EvalRewardSummary
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,7 +51,16 @@ def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Seq
             protect=[] if resumed is None else [resumed],
         )
         parent = None if resumed is None else resumed.name
-        hooks.append(CheckpointHook(folder, config.checkpoints.every, parent))
+        hooks.append(
+            CheckpointHook(
+                folder,
+                config.checkpoints.every,
+                parent,
+                best_metric=config.checkpoints.best_metric,
+                expected=_scores_to_come(config),
+                others_may_score=any(not isinstance(hook, MetricsHook) for hook in given),
+            )
+        )
         if config.checkpoints.upload is not None:
             address = f"{config.checkpoints.upload.rstrip('/')}/{quote(config.run_dir.absolute().name)}"
             hooks.append(UploadHook(folder.path, address))
@@ -72,6 +83,14 @@ def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Seq
         own.configured = sinks
         own.settings = own.settings or _settings(config)
     return hooks
+
+
+def _scores_to_come(config: TrainerConfig) -> frozenset[str]:
+    """The metrics that evaluations will give."""
+    if not config.evaluation.every:
+        return frozenset()
+    keys = {plan.key: 0.0 for plan in evaluation_plans(config)}
+    return frozenset(score_metrics(EvalRewardSummary.from_simulations(keys)))
 
 
 def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from orchestrator.metrics.sink import Record
+    from state.eval_rewards import EvalRewardSummary
     from state.policy_snapshot import PolicySnapshot
     from state.stopwatch import StopwatchReading
     from state.trainer_state import TrainerState
@@ -50,7 +51,7 @@ def metrics(
     scores = state.eval_scores
     record["overview/reward"] = record.get("rollout/recent_return")
     record["overview/sps"] = record["sps"]
-    record["overview/score"] = None if scores is None else scores.avg_category_score
+    record["overview/score"] = None
     if state.loss_stats is not None:
         record |= _losses(state.loss_stats)
     record["policy/update_epochs"] = state.update_epoch
@@ -59,9 +60,7 @@ def metrics(
         # The epoch was learned from starting with the version before the one just published.
         record["experience/staleness"] = state.policy_version - 1 - state.experience.policy_version
     if scores is not None:
-        record |= scores.metrics()
-        record["eval/policy_version"] = scores.policy_version
-        record["eval/epoch"] = scores.epoch
+        record |= score_metrics(scores)
     if timer is not None:
         record |= _times(timer)
     for name, hook in (hooks or {}).items():
@@ -69,6 +68,16 @@ def metrics(
         record[f"hook/{name}/hidden_seconds"] = hook.hidden_seconds
     record |= extra or {}
     return {name: value if value is None or math.isfinite(value) else None for name, value in record.items()}
+
+
+def score_metrics(scores: EvalRewardSummary) -> Record:
+    """What a record says of an evaluation, and of which policy that was."""
+    return {
+        **scores.metrics(),
+        "overview/score": scores.avg_category_score,
+        "eval/policy_version": scores.policy_version,
+        "eval/epoch": scores.epoch,
+    }
 
 
 def _losses(stats: Mapping[str, float]) -> dict[str, float | None]:

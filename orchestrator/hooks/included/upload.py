@@ -39,6 +39,8 @@ class UploadHook(Hook):
         self._thread = FunctionThread("upload of checkpoints")
         self._failed: Path | None = None
         """The newest checkpoint, if it could not be copied."""
+        self._unscored: list[Path] = []
+        """What has been copied without its scores."""
 
     @asynccontextmanager
     async def resources(self) -> AsyncGenerator[None]:
@@ -55,7 +57,10 @@ class UploadHook(Hook):
         return None if path is None else await self._copy(path)
 
     async def on_training_end(self, state: TrainerState) -> StateUpdate | None:
-        return None if self._failed is None else await self._copy(self._failed)
+        update = None if self._failed is None else await self._copy(self._failed)
+        if self._unscored:
+            await self._thread.call(self._upload_scores)
+        return update
 
     async def _copy(self, path: Path) -> StateUpdate | None:
         self._failed = path
@@ -71,7 +76,10 @@ class UploadHook(Hook):
 
             self._remote = RemoteCheckpoints(Objects(self._address))
         try:
-            return self._remote.upload(path, config=self._folder.parent / "config.toml")
+            address = self._remote.upload(path, config=self._folder.parent / "config.toml")
+            self._unscored.append(path)
+            self._upload_scores()
+            return address
         except StoreUnavailable:
             raise
         except CheckpointError:
@@ -79,3 +87,10 @@ class UploadHook(Hook):
                 raise
             _log.info("checkpoint %s is not uploaded: it was deleted before its turn came", path)
             return None
+
+    def _upload_scores(self) -> None:
+        assert self._remote is not None
+        for path in list(self._unscored):
+            # One that is deleted here is not among the best.
+            if not path.exists() or self._remote.upload_scores(path):
+                self._unscored.remove(path)
