@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.companions import check_companions
+
 if TYPE_CHECKING:
     from orchestrator.config.error import ConfigurationError
     from orchestrator.config.settings import (
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from orchestrator.trainer import Trainer
     from orchestrator.workers.worker import WorkerCrashed
     from state.error import OrchestratorError
+
+check_companions()
 
 __all__ = [
     "CheckpointsConfig",

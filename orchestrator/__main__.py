@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from orchestrator.companions import hidden_in
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -13,6 +15,10 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command with `arguments` (by default those of the process) and returns its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    problem = hidden_in(Path.cwd())
+    if problem is not None:
+        print(f"orchestrator: {problem}", file=sys.stderr)
+        return 2
     here = str(Path.cwd())
     if here not in sys.path:  # code of one's own is named as package.module:function; it comes after installed code
         sys.path.append(here)

@@ -4,7 +4,6 @@ and replaces a collector that dies."""
 from __future__ import annotations
 
 import logging
-import os
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,6 +17,7 @@ from orchestrator.collection.experience_fields import experience_fields
 from orchestrator.collection.service import CollectorService, CollectRequest
 from orchestrator.learning.learner import Learner, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
 from orchestrator.policies import build_policy
+from orchestrator.workers.cores import available_cores
 from orchestrator.workers.slots import SlotSender
 from orchestrator.workers.worker import Worker, WorkerCrashed, close_workers, open_worker
 from state.experience import ExperienceSpec
@@ -275,11 +275,6 @@ async def crew(config: TrainerConfig, losses: Sequence[Loss], interrupt: Interru
 def _for_losses(state: TrainerState) -> TrainerState:
     """Without the views: the learner has the memory itself."""
     return replace(state, experience=None, policy=None)
-
-
-def available_cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resolve_device(device: str) -> str:
