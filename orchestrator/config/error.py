@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from state.error import OrchestratorError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 _WIDTH = 100
 _VALUE_WIDTH = 80
@@ -27,10 +27,18 @@ class Problem:
     cure: str
 
     def __str__(self) -> str:
-        value = repr(self.value)
+        value = shown(self.value)
         if len(value) > _VALUE_WIDTH:
             value = value[:_VALUE_WIDTH] + " ..."
         return f"{self.field} = {value}\n{_lines('expected: ', self.expected)}\n{_lines('cure:     ', self.cure)}"
+
+
+def shown(value: object, form: Callable[[object], str] = repr) -> str:
+    """A value as text, whatever it is: some numbers have too many digits for one, and objects may fail at it."""
+    try:
+        return form(value)
+    except Exception as error:
+        return f"<{type(value).__name__} that cannot be shown: {error}>"
 
 
 def _lines(label: str, text: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
+from orchestrator.config.error import shown
 from orchestrator.environments.native import NativeEnvironment
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
 from orchestrator.environments.serial import SerialEnvironment
@@ -62,7 +63,7 @@ def _make_native(
             " gymnasium); use the mode 'sync' or 'auto'"
         )
     try:
-        vector = gymnasium.make_vec(found, num_envs=count, vectorization_mode="vector_entry_point", **options)
+        vector = gymnasium.make_vec(found, num_envs=count, vectorization_mode="vector_entry_point", **_copied(options))
     except Exception as error:
         raise _cannot_make(environment, options, error) from error
     try:
@@ -92,8 +93,8 @@ def _make_one(
     try:
         if isinstance(found, EnvSpec):
             # SerialEnvironment checks what matters to it; gymnasium's checker warns about much that does not.
-            return gymnasium.make(found, **({"disable_env_checker": True} | options))
-        made = found(**options)
+            return gymnasium.make(found, **({"disable_env_checker": True} | _copied(options)))
+        made = found(**_copied(options))
     except Exception as error:
         raise _cannot_make(environment, options, error) from error
     if not isinstance(made, gymnasium.Env):
@@ -103,10 +104,19 @@ def _make_one(
     return cast("gymnasium.Env[Any, Any]", made)
 
 
+def _copied(options: Any) -> Any:
+    """Options of an environment's own, with which it may do what it likes: not those of its copies, or the settings."""
+    if type(options) is dict:
+        return {key: _copied(value) for key, value in options.items()}
+    if type(options) in (list, tuple):
+        return type(options)(map(_copied, options))
+    return options
+
+
 def _cannot_make(environment: str, options: dict[str, Any], error: Exception) -> InvalidEnvironment:
     if isinstance(error, (ImportError, gymnasium.error.DependencyNotInstalled)):
         return InvalidEnvironment(missing_package(environment, error))
-    given = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "none"
+    given = ", ".join(f"{key}={shown(value)}" for key, value in options.items()) or "none"
     return InvalidEnvironment(
         f"environment {environment!r} could not be made with the options ({given}): {type(error).__name__}: {error}"
     )

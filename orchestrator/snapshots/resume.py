@@ -59,12 +59,12 @@ def find_resume_source(
     Raises CheckpointError naming what is missing or damaged, ConfigurationError where config.toml changes a setting
     that must stay, and where settings from a URI name code, unless `trust_code`, or the user's `own` settings name it.
     """
-    folder = None if as_address(where) is not None else local_place(where)
+    folder = None if as_address(where) is not None else local_place(where).absolute()
     if folder is not None and holds_run(folder) and not (folder / MANIFEST).exists():
-        checkpoint = CheckpointFolder(folder.absolute() / "checkpoints").newest_valid()
+        checkpoint = CheckpointFolder(folder / "checkpoints").newest_valid()
         run_dir = home = folder
     else:
-        checkpoint = find_checkpoint(where if folder is None else folder.absolute())
+        checkpoint = find_checkpoint(where if folder is None else folder)
         siblings = checkpoint.path.parent
         home = siblings.parent if folder is not None and holds_run(siblings.parent) else None
         newest = home is not None and CheckpointFolder(siblings).list()[-1] == checkpoint.path
@@ -97,7 +97,7 @@ def _edited_settings(recorded: TrainerConfig, home: Path) -> TrainerConfig:
     if refused:
         raise ConfigurationError(refused)
     # A folder that was moved is where it is now.
-    return replace(config, run_dir=recorded.run_dir) if config.run_dir in (None, home, home.absolute()) else config
+    return replace(config, run_dir=recorded.run_dir) if config.run_dir in (None, home) else config
 
 
 def _differences(before: TrainerConfig, now: TrainerConfig) -> Iterator[tuple[str, object, object]]:

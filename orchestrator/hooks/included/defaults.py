@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 from urllib.parse import quote
 
 from orchestrator.checkpoints import CheckpointFolder, retention_of
+from orchestrator.config.error import shown
 from orchestrator.config.fields import leaves
 from orchestrator.config.own_code import import_function
 from orchestrator.evaluation.plan import evaluation_plans
@@ -116,4 +117,4 @@ def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:
 def _settings(config: TrainerConfig) -> Mapping[str, object]:
     """By dotted path, as plain data."""
     plain = (bool, int, float, str, type(None))
-    return {path: value if isinstance(value, plain) else str(value) for path, _, value in leaves(config)}
+    return {path: value if isinstance(value, plain) else shown(value, str) for path, _, value in leaves(config)}
