@@ -67,8 +67,7 @@ class LearningConfig:
     prioritization_correction: float = 1.0
     """Exponent of the importance weights that undo prioritization (1: fully, 0: not)."""
     threads: int | None = None
-    """CPU threads of the learner (none: as many as a minibatch is worth, at most the cores there are, by affinity and
-    the CPU quota of a container)."""
+    """CPU threads of the learner (none: as many as a minibatch is worth, at most the cores or CPU quota there is)."""
     nonfinite: Literal["fail", "skip"] = "fail"
     """What a loss or gradient that is NaN or infinite does: end the run, or skip the optimizer step."""
     profile_epochs: tuple[int, ...] = ()
