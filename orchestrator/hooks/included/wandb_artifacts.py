@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from state.trainer_state import TrainerState
 
-# Of a W&B run that is there for the checkpoints alone: neither the program's code or packages.
+# A W&B run that is there for the checkpoints alone tells nothing of the program's code and packages.
 _NOTHING_ELSE = {"disable_git": True, "save_code": False, "x_save_requirements": False}
 
 
