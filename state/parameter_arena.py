@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from state.error import OrchestratorError
 from state.module_tensors import named_tensors, tensor_places
 from state.policy_snapshot import PolicyLayout, TensorSpec
 
 
-class TensorsChanged(RuntimeError):
+class TensorsChanged(OrchestratorError, RuntimeError):
     """A module's parameters and buffers are no longer those that were laid out; the message names them."""
 
 

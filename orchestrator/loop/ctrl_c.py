@@ -11,12 +11,13 @@ import anyio
 import anyio.lowlevel
 
 from orchestrator.workers.event_loop import call_soon
+from state.error import OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 
-class CtrlC(RuntimeError):
+class CtrlC(OrchestratorError, RuntimeError):
     """The run was ended by Ctrl-C, in a program whose event loop makes nothing of it."""
 
 
