@@ -26,6 +26,7 @@ from orchestrator.loop.crew import crew
 from orchestrator.loop.ctrl_c import cancelled_by_ctrl_c
 from orchestrator.loop.training_loop import TrainingLoop
 from orchestrator.run import Run, RunStatistics, States
+from orchestrator.snapshots.initial_weights import check_weights, read_weights, with_pinned_weights
 from orchestrator.snapshots.resume import ResumeSource, check_resume, find_resume_source, lost_edits
 from orchestrator.snapshots.training_capture import read_checkpoint
 from orchestrator.workers.event_loop import in_thread
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from losses import Loss
     from orchestrator.hooks.hook import Hook
+    from orchestrator.snapshots.initial_weights import Weights
     from orchestrator.snapshots.training_capture import ResumePoint
     from state.trainer_state import TrainerState
 
@@ -51,7 +53,7 @@ class Trainer:
 
     `resume` is a run's folder, a checkpoint, or the URI of one: the training goes on there, by default with the
     recorded settings and in the folder it began in. The checkpoint is found and read while the trainer is made, which
-    blocks: a service does that in a thread, or gives what `find_resume_source` has found there.
+    blocks (as for `init_from`): a service does that in a thread, or gives what `find_resume_source` has found there.
 
     `trust_code` says whose code may run (environments, networks, losses and sinks that settings name): by default that
     of `config` and of a run on this machine, but not that of settings from a URI; True: also that; False: no code of
@@ -75,6 +77,7 @@ class Trainer:
             resume = find_resume_source(resume, trust_code=bool(trust_code), own=own)
         self._source = resume
         self.config = _settled(config or (self._source.config if self._source is not None else TrainerConfig()))
+        self.config = with_pinned_weights(self.config, None if resume is None else resume.config)
         if trust_code is False:
             check_trust(self.config, "a request")
         self.losses = tuple(losses) if losses is not None else None
@@ -109,11 +112,14 @@ class Trainer:
         resume = None
         if self._source is not None:
             resume = await in_thread(read_checkpoint, self._source.checkpoint, abandon_on_cancel=True)
+        weights = None
+        if self.config.init_from is not None and resume is None:
+            weights = await anyio.to_thread.run_sync(read_weights, self.config.init_from)
         run = self._run = Run(self.config, self.hooks, 0 if resume is None else resume.state.epoch)
         error: BaseException | None = None
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._train, run, losses, resume, name="train")
+                tasks.start_soon(self._train, run, losses, resume, weights, name="train")
                 yield run
         except BaseExceptionGroup as group:
             error = only_error(group)
@@ -154,13 +160,15 @@ class Trainer:
         """As `Run.statistics`, of the run that was started last."""
         return self.current_run.statistics()
 
-    async def _train(self, run: Run, losses: Sequence[Loss], resume: ResumePoint | None) -> None:
+    async def _train(
+        self, run: Run, losses: Sequence[Loss], resume: ResumePoint | None, weights: Weights | None
+    ) -> None:
         error: BaseException | None = None
         try:
             if resume is not None:
                 run.engine.load_hook_states(resume.hook_states)
             async with run.engine.running():
-                await self._train_with_hooks(run, losses, resume)
+                await self._train_with_hooks(run, losses, resume, weights)
             failure = run.engine.failure()
             if failure is not None:
                 raise HookFailed(f"the run was stopped: {run.control.reason}") from failure
@@ -177,9 +185,13 @@ class Trainer:
             finally:
                 run.end(error)
 
-    async def _train_with_hooks(self, run: Run, losses: Sequence[Loss], resume: ResumePoint | None) -> None:
+    async def _train_with_hooks(
+        self, run: Run, losses: Sequence[Loss], resume: ResumePoint | None, weights: Weights | None
+    ) -> None:
         try:
             async with crew(self.config, losses, run.control.interrupt) as workers:
+                if weights is not None:
+                    check_weights(workers.description.layout, weights, str(self.config.init_from))
                 if self.config.run_dir is not None:  # not earlier: a run that could not start leaves nothing behind
                     await in_thread(
                         _begin_folder, self.config, self.config.run_dir, self._goes_on, abandon_on_cancel=True
@@ -197,6 +209,7 @@ class Trainer:
                     run.captures,
                     resume,
                     run.trace,
+                    weights,
                 )
                 await loop.run()
             await self._finish(run, "on_training_end", loop.state)

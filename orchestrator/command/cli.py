@@ -149,6 +149,10 @@ def _go_on(arguments: Sequence[str], first: _FirstLook) -> int:
                 )
             ]
         )
+    if first.init_from is not None:
+        expected = "no other weights beside --resume, which brings the run's own"
+        cure = "leave it out to go on with the run, or leave out --resume to start a new run from these weights"
+        raise ConfigurationError([Problem(field="init_from", value=first.init_from, expected=expected, cure=cure)])
     from orchestrator.snapshots.resume import check_resume, find_resume_source
 
     assert first.resume is not None
@@ -185,6 +189,7 @@ class _FirstLook:
     config: Path | None = None
     resume: str | None = None
     trust_code: bool = False
+    init_from: str | None = None
 
 
 def _first_look(arguments: Sequence[str]) -> _FirstLook:
@@ -192,12 +197,13 @@ def _first_look(arguments: Sequence[str]) -> _FirstLook:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", type=Path)
     finder.add_argument("--resume")
+    finder.add_argument("--init-from", "--init_from")
     finder.add_argument("--trust-code", "--trust_code", action="store_true")
     try:
         found = finder.parse_known_args(arguments)[0]
     except argparse.ArgumentError:
         return _FirstLook()  # tyro will say so
-    return _FirstLook(found.config, found.resume, found.trust_code)
+    return _FirstLook(found.config, found.resume, found.trust_code, found.init_from)
 
 
 def _parse_train(arguments: Sequence[str], base: TrainerConfig) -> TrainerConfig:

@@ -50,6 +50,7 @@ RULES = {
     "environment": _Rule(lambda value: bool(value.strip()), "the name of an environment"),
     "total_agent_steps": _COUNT,
     "seed": _SEED,
+    "init_from": _Rule(_NAME.holds, "a run's folder, a checkpoint, or the URI of one"),
     "staleness": _PERIOD,
     "collection.environments": _COUNT,
     "collection.collectors": _COUNT,

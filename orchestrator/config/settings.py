@@ -224,6 +224,8 @@ class TrainerConfig:
     """Source of all randomness: weights, environments, actions, minibatches."""
     run_dir: Path | None = None
     """The run's folder; ~ is yours. None: runs/<environment>-<date-time> by the command, no files by a Trainer."""
+    init_from: str | None = None
+    """Run, checkpoint or URI of one whose policy's weights this one starts from (none: new weights)."""
     staleness: int = 1
     """Versions that the collecting policy is behind the learned one (0: collect and learn in turns)."""
     device: str = "auto"

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from orchestrator.loop.capturing import Saving
     from orchestrator.loop.control import RunControl
     from orchestrator.loop.crew import Crew
+    from orchestrator.snapshots.initial_weights import Weights
     from orchestrator.snapshots.training_capture import Captures, ResumePoint
     from orchestrator.tracing.trace import Trace
     from state.policy_snapshot import PolicySnapshot
@@ -77,6 +78,7 @@ class TrainingLoop:
         captures: Captures,
         resume: ResumePoint | None = None,
         trace: Trace | None = None,
+        weights: Weights | None = None,
     ) -> None:
         self._config = config
         self._crew = crew
@@ -86,6 +88,7 @@ class TrainingLoop:
         self._timeline = Timeline(stopwatch, trace)
         self._on_state = on_state
         self._resume = resume
+        self._weights = weights
         self._experience = SlotRing(crew.spec.nbytes, max_leased=config.collection.held_epochs, name=EXPERIENCE)
         self._versions = PolicyVersions(
             crew.description.layout,
@@ -129,7 +132,13 @@ class TrainingLoop:
 
     async def _begin(self) -> None:
         slot = self._versions.claim()
-        await self._crew.publish(slot)
+        if self._weights is None:
+            await self._crew.publish(slot)
+        else:
+            memory = slot.buffer.map_shared()
+            await anyio.to_thread.run_sync(fill_policy, self._crew.description.layout, memory, self._weights)
+            await self._crew.restore_learner(slot, None, None)
+            self._weights = None
         self._versions.add(0, slot)
         self._first_state(self.state, StatsTracker())
 

@@ -121,7 +121,10 @@ def _problems(source: ResumeSource, config: TrainerConfig) -> Iterator[Problem]:
     for path, before, now in _differences(source.config, config):
         if not _MAY_CHANGE.fullmatch(path):
             expected = f"{before!r}: a resumed run goes on with the settings of its checkpoint"
-            yield Problem(field=path, value=now, expected=expected, cure="leave it as it was, or start a new run")
+            cure = "leave it as it was, or start a new run"
+            if path == "init_from":
+                cure = "leave it out, since a resumed run has weights of its own; or start a new run from these"
+            yield Problem(field=path, value=now, expected=expected, cure=cure)
     done = int(source.checkpoint.manifest["agent_step"])
     if config.total_agent_steps <= done:
         expected = f"more than the {done} agent steps that the checkpoint has done"

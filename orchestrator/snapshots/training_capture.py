@@ -200,7 +200,7 @@ def read_checkpoint(checkpoint: Checkpoint) -> ResumePoint:
 def fill_policy(layout: PolicyLayout, memory: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Copy a policy's arrays into a slot's memory. Raises CheckpointError listing the tensors that differ."""
     own = layout.arrays(memory)
-    problems = _differences(own, arrays)
+    problems = weight_differences(_forms(own), arrays)
     if problems:
         raise CheckpointError(
             "the checkpoint is of another policy: " + "; ".join(problems) + ". Resume with the settings of "
@@ -214,21 +214,30 @@ def fill_moments(layout: PolicyLayout, memory: Any, moments: Mapping[str, Mappin
     """Copy the optimizer's moments into a slot's memory. Raises CheckpointError as `fill_policy`."""
     arrays = {f"{kind}/{name}": array for kind, named in moments.items() for name, array in named.items()}
     own = _moment_arrays(layout, memory)
-    problems = _differences(own, arrays)
+    problems = weight_differences(_forms(own), arrays)
     if problems:
         raise CheckpointError("the optimizer's state in the checkpoint is of another policy: " + "; ".join(problems))
     for name, array in own.items():
         array[...] = arrays[name]
 
 
-def _differences(own: Mapping[str, NDArray[Any]], saved: Mapping[str, NDArray[Any]]) -> list[str]:
+def weight_differences(own: Mapping[str, tuple[tuple[int, ...], str]], saved: Mapping[str, NDArray[Any]]) -> list[str]:
+    """What keeps saved arrays from being those of `own` shapes and dtypes, tensor by tensor, in words."""
     problems = [f"{name} is not in it" for name in own if name not in saved]
     problems += [f"it has {name}, which this one does not" for name in saved if name not in own]
-    for name, array in own.items():
-        if name in saved and (saved[name].shape, saved[name].dtype) != (array.shape, array.dtype):
-            mine, theirs = (f"{one.dtype}{list(one.shape)}" for one in (array, saved[name]))
+    for name, form in own.items():
+        if name in saved and _form(saved[name]) != form:
+            mine, theirs = (f"{dtype}{list(shape)}" for shape, dtype in (form, _form(saved[name])))
             problems.append(f"{name} is {theirs} there and {mine} here")
     return problems
+
+
+def _form(array: NDArray[Any]) -> tuple[tuple[int, ...], str]:
+    return array.shape, array.dtype.name
+
+
+def _forms(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[tuple[int, ...], str]]:
+    return {name: _form(array) for name, array in arrays.items()}
 
 
 def _moment_arrays(layout: PolicyLayout, memory: Any) -> dict[str, NDArray[Any]]:
