@@ -100,7 +100,9 @@ def test_every_number_has_a_range() -> None:
     def numeric(hint: Any) -> bool:
         return hint in (int, float) or any(numeric(argument) for argument in get_args(hint))
 
-    assert {path for path, hint, _ in leaves(TrainerConfig()) if numeric(hint)} | {"environment"} == set(RULES)
+    assert {path for path, hint, _ in leaves(TrainerConfig()) if numeric(hint)} | {"environment", "init_from"} == set(
+        RULES
+    )
 
 
 def test_every_number_of_a_table_has_a_range() -> None:
