@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import re
@@ -167,7 +168,8 @@ def _go_on(arguments: Sequence[str], first: _FirstLook) -> int:
 
 
 def _check_and_run(config: TrainerConfig, source: ResumeSource | None = None) -> int:
-    check_config(config, resuming=source is not None and source.goes_on_in(config.run_dir))
+    with contextlib.chdir(Path.cwd()):  # where run_dir is: modules that the check imports may leave it
+        check_config(config, resuming=source is not None and source.goes_on_in(config.run_dir))
     from orchestrator.command.run_script import run_training
 
     return run_training(config, resume=source)

@@ -46,12 +46,13 @@ def claimed(wanted: Path, *, may_exist: bool) -> Generator[Path, None, None]:
         yield wanted
         return
     folder = _make_first_free(wanted)
+    made = None if folder is None else folder.absolute()
     try:
         yield folder or wanted
     except BaseException:
-        if folder is not None:
+        if made is not None:
             with contextlib.suppress(OSError):
-                folder.rmdir()
+                made.rmdir()
         raise
 
 

@@ -348,3 +348,19 @@ def test_a_run_with_a_relative_folder_stays_there_when_the_process_goes_elsewher
     assert not list((tmp_path / "elsewhere").iterdir())
     names = {entry.name for entry in (tmp_path / "runs" / "a").iterdir()}
     assert {"config.toml", "metrics.jsonl", "checkpoints", "trace.json", "heartbeat.json", "tensorboard"} <= names
+
+
+def test_a_module_that_changes_the_folder_when_it_is_imported_does_not_move_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    module = f"import os\nfrom {HERE} import Counting as make\nos.chdir({str(tmp_path / 'elsewhere')!r})\n"
+    (tmp_path / "roaming_module.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    small = ["--collection.environments", "4", "--collection.horizon", "32", "--total-agent-steps", "128"]
+    inline = ["--collection.backend", "inline", "--metrics.progress", "off"]
+    words = ["train", "--environment", "roaming_module:make", "--run-dir", "runs/a", *small, *inline]
+    assert main(words) == 0
+    assert (tmp_path / "runs" / "a" / "config.toml").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
