@@ -30,6 +30,7 @@ from orchestrator.snapshots.initial_weights import check_weights, read_weights, 
 from orchestrator.snapshots.resume import ResumeSource, check_resume, find_resume_source, lost_edits
 from orchestrator.snapshots.training_capture import read_checkpoint
 from orchestrator.workers.event_loop import in_thread
+from orchestrator.workers.process import prepare_for_workers
 from state.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -107,6 +108,8 @@ class Trainer:
 
     @asynccontextmanager
     async def _started(self) -> AsyncGenerator[Run]:
+        if self.config.collection.backend == "process":
+            await in_thread(prepare_for_workers)
         # Checking imports the environment's package, which may take a while.
         losses = await in_thread(self._checked_losses, abandon_on_cancel=True)
         resume = None

@@ -215,4 +215,4 @@ def test_a_script_that_forgets_the_guard_is_told_so(tmp_path: Path) -> None:
     result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
     assert result.returncode == 1
     assert "if __name__ == '__main__':" in result.stderr
-    assert "WorkerCrashed" in result.stderr
+    assert "the program's main module starts a training while a worker imports it" in result.stderr

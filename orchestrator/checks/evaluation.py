@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from orchestrator.checks.imports import environment_problems
 from orchestrator.config.error import Problem
-from orchestrator.workers.fork_server import context, warm_up
+from orchestrator.workers.process import call_in_process
+from orchestrator.workers.reply import WorkerCrashed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,15 +77,13 @@ def _space_problems(config: TrainerConfig) -> Iterator[Problem]:
     if config.collection.backend == "inline":
         found = misfits(config)
     else:
-        warm_up()
-        with ProcessPoolExecutor(1, mp_context=context) as processes:
-            try:
-                found = processes.submit(misfits, config).result()
-            except BrokenProcessPool:
-                names = [task.environment or config.environment for task in config.evaluation.tasks]
-                cure = "see above, or below, what the process that made them died of"
-                yield Problem(field=_TASKS, value=names, expected=expected, cure=cure)
-                return
+        try:
+            found = call_in_process("evaluation-check", misfits, config)
+        except WorkerCrashed as error:
+            names = [task.environment or config.environment for task in config.evaluation.tasks]
+            cure = f"see above, or below, what the process that made them died of ({error})"
+            yield Problem(field=_TASKS, value=names, expected=expected, cure=cure)
+            return
     for index, environment, problem in found:
         yield Problem(field=f"{_TASKS}[{index}].environment", value=environment, expected=expected, cure=problem)
 

@@ -22,25 +22,27 @@ class FunctionThread:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._calls: queue.SimpleQueue[ThreadCall | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._calls: queue.SimpleQueue[ThreadCall | None] | None = None
 
     async def call(self, function: Callable[..., Any], *args: object) -> Any:
         """`function(*args)`, in a copy of the caller's context; raises what it raises."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-            self._thread.start()
+        if self._calls is None:
+            # Each thread has a queue of its own: one that was closed in the middle of a call has yet to find its end.
+            self._calls = queue.SimpleQueue()
+            threading.Thread(target=_serve, args=[self._calls], name=self._name, daemon=True).start()
         call = ThreadCall(function, *args)
         self._calls.put(call)
         return await call.result()
 
     def close(self) -> None:
-        """The thread ends after its present call."""
-        self._calls.put(None)
-        self._thread = None
+        """The thread ends after its present call; a further call gets a new one."""
+        if self._calls is not None:
+            self._calls.put(None)
+            self._calls = None
 
-    def _serve(self) -> None:
-        while (call := self._calls.get()) is not None:
-            if call.wanted:
-                call.run()
-            del call  # it holds the state that the function was given
+
+def _serve(calls: queue.SimpleQueue[ThreadCall | None]) -> None:
+    while (call := calls.get()) is not None:
+        if call.wanted:
+            call.run()
+        del call  # it holds the state that the function was given

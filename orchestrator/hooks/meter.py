@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -22,7 +23,11 @@ class Observer(Protocol):
 
 
 class Meter:
-    """Counts what happens to one hook's events, and measures how long it is busy and holds up its senders."""
+    """Counts what happens to one hook's events, and measures how long it is busy and holds up its senders.
+
+    It is written in the event loop's thread and read from any: whoever changes it, or what belongs to it, holds `lock`.
+    (Which can be taken again by who holds it: a signal handler may ask for statistics.)
+    """
 
     __slots__ = (
         "_blocked_seconds",
@@ -37,11 +42,13 @@ class Meter:
         "dropped",
         "failed",
         "handled",
+        "lock",
         "observe",
         "retried",
     )
 
     def __init__(self) -> None:
+        self.lock = threading.RLock()
         self.delivered = self.handled = self.failed = self.coalesced = self.abandoned = self.dropped = self.retried = 0
         self._busy_seconds = self._blocked_seconds = self._blocked_since = 0.0
         self._busy_since: float | None = None
@@ -51,39 +58,48 @@ class Meter:
         """An `Observer` that knows the hook."""
 
     def begin_work(self, doing: Occurrence | None = None) -> None:
-        self._busy_since = time.monotonic()
         self._doing = doing
+        with self.lock:
+            self._busy_since = time.monotonic()
 
     def end_work(self) -> None:
-        if self._busy_since is not None:
-            now = time.monotonic()
-            self._busy_seconds += now - self._busy_since
+        since, doing = self._busy_since, self._doing
+        if since is not None:
+            with self.lock:
+                now = time.monotonic()
+                self._busy_seconds += now - since
+                self._busy_since = None
+            self._doing = None
             if self.observe is not None:
-                self.observe("work", self._busy_since, now, self._doing)
-            self._busy_since = self._doing = None
+                self.observe("work", since, now, doing)
 
     def begin_block(self) -> None:
         """A sender begins to wait for room. Senders that wait at the same time count once."""
-        if not self._blocked_senders:
-            self._blocked_since = time.monotonic()
-        self._blocked_senders += 1
+        with self.lock:
+            if not self._blocked_senders:
+                self._blocked_since = time.monotonic()
+            self._blocked_senders += 1
 
     def end_block(self) -> None:
-        blocked_seconds = self.blocked_seconds
-        self._blocked_senders -= 1
-        if not self._blocked_senders:
+        with self.lock:
+            blocked_seconds = self.blocked_seconds
+            self._blocked_senders -= 1
+            if self._blocked_senders:
+                return
             self._blocked_seconds = blocked_seconds
-            if self.observe is not None:
-                self.observe("block", self._blocked_since, time.monotonic(), None)
+        if self.observe is not None:
+            self.observe("block", self._blocked_since, time.monotonic(), None)
 
     @property
     def busy_seconds(self) -> float:
-        since = self._busy_since
-        return self._busy_seconds + (0.0 if since is None else time.monotonic() - since)
+        with self.lock:
+            since = self._busy_since
+            return self._busy_seconds + (0.0 if since is None else time.monotonic() - since)
 
     @property
     def blocked_seconds(self) -> float:
-        return self._blocked_seconds + (time.monotonic() - self._blocked_since if self._blocked_senders else 0.0)
+        with self.lock:
+            return self._blocked_seconds + (time.monotonic() - self._blocked_since if self._blocked_senders else 0.0)
 
     def read(self, *, state: str, queue: int, lag: int) -> HookStatistics:
         return HookStatistics(

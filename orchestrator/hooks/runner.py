@@ -100,15 +100,20 @@ class HookRunner:
 
     def offer(self, occurrence: Occurrence) -> Offer:
         """Put an event into the mailbox, or settle it; what gives way to it is settled."""
-        offer = self.mailbox.offer(occurrence)
-        if offer is ACCEPTED or offer.verdict in ("accepted", "over"):
-            self.meter.delivered += 1
+        meter = self.meter
+        with meter.lock:
+            offer = self.mailbox.offer(occurrence)
+            accepted = offer is ACCEPTED or offer.verdict in ("accepted", "over")
+            if accepted:
+                meter.delivered += 1
+                meter.coalesced += len(offer.displaced)
+            else:
+                meter.dropped += 1
+        if accepted:
             self._mail.set()
             for displaced in offer.displaced:
-                self.meter.coalesced += 1
                 self._settle(displaced, "skipped")
         else:
-            self.meter.dropped += 1
             self._settle(occurrence, "skipped")
         return offer
 
@@ -130,9 +135,11 @@ class HookRunner:
         """Take no further events, and forget those that wait."""
         if self.mailbox.closed:
             return
-        self._closed = why
-        for waiting in self.mailbox.close():
-            self.meter.abandoned += 1
+        with self.meter.lock:
+            self._closed = why
+            abandoned = self.mailbox.close()
+            self.meter.abandoned += len(abandoned)
+        for waiting in abandoned:
             self._settle(waiting, "skipped")
         self._engine.forget(self)
         self._mail.set()
@@ -190,7 +197,8 @@ class HookRunner:
 
     async def _handle_all(self) -> None:
         while True:
-            occurrence = self.mailbox.take()
+            with self.meter.lock:
+                occurrence = self._at_work = self.mailbox.take()
             if occurrence is not None:
                 if self._engine.over:
                     self._engine.has_taken(self)
@@ -206,9 +214,8 @@ class HookRunner:
                     _log.warning("hook %r has cancelled the task that it runs in; it goes on", self.name)
 
     async def _handle(self, occurrence: Occurrence) -> None:
-        meter = self.meter
         outcome: Outcome = "skipped"
-        self._at_work = occurrence
+        abandoned = False
         try:
             if self._predecessors:
                 await occurrence.wait_for(self._predecessors)
@@ -217,20 +224,22 @@ class HookRunner:
                 self._forget_native_cancellation()
             if update is not None:
                 self._engine.take_update(occurrence, self.name, update)
-            meter.handled += 1
             outcome = "handled"
             self._failures_in_a_row = 0
         except BaseException as error:
             own = None if self._must_end(error) else self._hooks_own(error)
             if own is None:
-                meter.abandoned += 1
+                abandoned = True
                 raise
-            meter.failed += 1
             outcome = "failed"
             self._failures_in_a_row += 1
             self._fail(own, f"handle {occurrence.event} of epoch {occurrence.state.epoch}")
         finally:
-            self._at_work = None
+            with self.meter.lock:
+                self._at_work = None
+                self.meter.handled += outcome == "handled"
+                self.meter.failed += outcome == "failed"
+                self.meter.abandoned += abandoned
             self._settle(occurrence, outcome)
 
     async def _attempts(self, occurrence: Occurrence) -> StateUpdate | None:
@@ -346,11 +355,13 @@ class HookRunner:
     # What can be seen.
 
     def _state(self) -> str:
-        if self._at_work is not None:
-            return f"at {self._at_work.event} of epoch {self._at_work.state.epoch}"
+        at_work = self._at_work
+        if at_work is not None:
+            return f"at {at_work.event} of epoch {at_work.state.epoch}"
         return self._closed or ("idle" if self.idle else "behind")
 
     def statistics(self) -> HookStatistics:
-        at = self.oldest
-        lag = 0 if at is None else max(0, self._engine.newest_epoch - at.state.epoch)
-        return self.meter.read(state=self._state(), queue=len(self.mailbox), lag=lag)
+        with self.meter.lock:
+            at = self.oldest
+            lag = 0 if at is None else max(0, self._engine.newest_epoch - at.state.epoch)
+            return self.meter.read(state=self._state(), queue=len(self.mailbox), lag=lag)

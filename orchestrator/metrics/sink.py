@@ -115,12 +115,17 @@ class GuardedSink:
 
 
 class ThreadedSink:
-    """A guarded sink in a thread of its own: none of its methods waits for the sink, whatever the sink does."""
+    """A guarded sink in a thread of its own: none of its methods waits for the sink, whatever the sink does.
 
-    def __init__(self, sink: Sink) -> None:
+    `after` is the thread of an earlier run that is not done with the same sink: this one begins when that has ended.
+    """
+
+    def __init__(self, sink: Sink, after: ThreadedSink | None = None) -> None:
+        self.sink = sink
         self._guarded = GuardedSink(sink)
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._after = after
 
     @property
     def name(self) -> str:
@@ -151,6 +156,9 @@ class ThreadedSink:
         return self._thread is None or not self._thread.is_alive()
 
     def _serve(self, run: RunInfo) -> None:
+        if self._after is not None and self._after._thread is not None:
+            self._after._thread.join()
+        self._after = None
         self._guarded.open(run)
         while (action := self._work.get()) is not None:
             action()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import array
+import errno
 import os
+import resource
 import socket
 import struct
+from collections import deque
 from typing import Any
 
 from orchestrator.workers.message import MAX_DESCRIPTORS, decode, encode
 
 _HEADER = struct.Struct("!QI")  # payload bytes, descriptors
 _ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
+_CLOSE_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # where the system has it: nothing can come in between
 _BUFFER = 1 << 16
 """Bytes that are received at once; room for a longer message is made when its header is there."""
 
@@ -24,7 +28,7 @@ class Channel:
         # What has come of the next messages.
         self._buffer = bytearray(_BUFFER)
         self._filled = 0
-        self._descriptors: list[int] = []
+        self._descriptors: deque[list[int]] = deque()  # those of one message came together
 
     def send(self, message: object) -> None:
         """Blocks until the message is written."""
@@ -34,17 +38,25 @@ class Channel:
             sent += self._send_some(data, sent, descriptors)
 
     def receive(self) -> Any:
-        """Blocks until a message is there; EOFError when the other end is closed."""
+        """Blocks until a message is there. Raises as `take`, and EOFError when the other end is closed."""
         while not self._is_complete():
             self._receive_some()
         return self.take()
 
     def take(self) -> Any:
-        """The first of the messages that have come whole."""
+        """The first of the messages that have come whole.
+
+        Raises what unpickling it raises, and OSError where this process had no file descriptors left for its memory:
+        then the message is lost, and those that follow are not.
+        """
         size, count = _HEADER.unpack_from(self._buffer)
         end = _HEADER.size + size
-        descriptors, self._descriptors = self._descriptors[:count], self._descriptors[count:]
+        descriptors = self._descriptors.popleft() if count else []
         try:
+            if len(descriptors) < count:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                raise _too_many_open_files(count)
             return decode(memoryview(self._buffer)[_HEADER.size : end], descriptors)
         finally:  # also a message that cannot be unpickled is done with
             if self._filled == end and len(self._buffer) == _BUFFER:
@@ -75,12 +87,15 @@ class Channel:
         if self._filled == len(self._buffer):  # a whole message that nobody has taken yet
             self._replace_buffer(self._filled + _BUFFER, 0)
         room = memoryview(self._buffer)[self._filled :]
-        count, ancillary, _, _ = self.socket.recvmsg_into([room], _ANCILLARY)
+        count, ancillary, flags, _ = self.socket.recvmsg_into([room], _ANCILLARY, _CLOSE_ON_EXEC)
+        descriptors = array.array("i")
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                for descriptor in array.array("i", data):
-                    os.set_inheritable(descriptor, False)
-                    self._descriptors.append(descriptor)
+                descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
+        for descriptor in descriptors:
+            os.set_inheritable(descriptor, False)
+        if descriptors or flags & socket.MSG_CTRUNC:  # fewer have come than were sent, or none
+            self._descriptors.append(list(descriptors))
         if not count:
             raise EOFError
         self._filled += count
@@ -90,3 +105,12 @@ class Channel:
         rest = self._buffer[begin : self._filled]
         self._buffer = rest + bytes(size - len(rest))
         self._filled = len(rest)
+
+
+def _too_many_open_files(needed: int) -> OSError:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return OSError(
+        errno.EMFILE,
+        f"process {os.getpid()} was sent {needed} pieces of shared memory, and has fewer file descriptors left: at "
+        f"most {limit} may be open at a time; raise the limit (RLIMIT_NOFILE, `ulimit -n`), or have fewer files open",
+    )

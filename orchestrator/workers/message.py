@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import io
 import pickle
-import sys
 from typing import Any
 
 import cloudpickle
 
+from orchestrator.workers.program import main_is_known_to_workers
 from state.shared_memory import SharedBuffer
 
 MAX_DESCRIPTORS = 64
@@ -20,17 +20,11 @@ MAX_DESCRIPTORS = 64
 
 def encode(message: object) -> tuple[bytes, list[int]]:
     """The message's bytes and descriptors; the latter stay the buffers' own."""
-    if not _interactive():
-        try:
-            return pickle.dumps(message, pickle.HIGHEST_PROTOCOL), []
-        except _NOT_PLAIN:
-            pass  # most messages have no memory in them, and looking for it calls Python for every object
-        try:
-            return _encode_by(_Pickler, message)
-        except _NOT_PLAIN:
-            pass
+    plain = _encode_plainly(message)
     # Lambdas, closures and classes of a notebook's cells have no importable name: they travel by value.
-    return _encode_by(_ByValuePickler, message)
+    if plain is None or (b"__main__" in plain[0] and not main_is_known_to_workers()):
+        return _encode_by(_ByValuePickler, message)
+    return plain
 
 
 def decode(payload: memoryview, descriptors: list[int]) -> Any:
@@ -41,8 +35,15 @@ def decode(payload: memoryview, descriptors: list[int]) -> Any:
 _NOT_PLAIN = (pickle.PicklingError, AttributeError, TypeError)
 
 
-def _interactive() -> bool:
-    return not hasattr(sys.modules.get("__main__"), "__file__")
+def _encode_plainly(message: object) -> tuple[bytes, list[int]] | None:
+    try:
+        return pickle.dumps(message, pickle.HIGHEST_PROTOCOL), []
+    except _NOT_PLAIN:
+        pass  # most messages have no memory in them, and looking for it calls Python for every object
+    try:
+        return _encode_by(_Pickler, message)
+    except _NOT_PLAIN:
+        return None
 
 
 def _encode_by(kind: type[_Pickler | _ByValuePickler], message: object) -> tuple[bytes, list[int]]:

@@ -2,83 +2,127 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import logging
 import signal
-import threading
-from typing import TYPE_CHECKING
+import socket
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from orchestrator.workers.channel import Channel
 from orchestrator.workers.event_loop import in_thread
-from orchestrator.workers.fork_server import context, warm_up
+from orchestrator.workers.fork_server import NUMBER, fork_worker, warm_up
 from orchestrator.workers.host_channel import HostChannel
+from orchestrator.workers.program import check_not_entering, describe
+from orchestrator.workers.reply import WorkerCrashed, result_of
+from orchestrator.workers.serve import CONSTRUCT
 
 if TYPE_CHECKING:
-    import socket
-    from multiprocessing.context import ForkServerProcess
+    from collections.abc import Callable
+
+_log = logging.getLogger("orchestrator")
+KILL_SECONDS = 10.0
+"""Seconds that a killed process has to be gone; only one that waits in the system for a device stays longer."""
+
+
+def prepare_for_workers() -> None:
+    """Have what workers are forked from import torch, while the caller does something else.
+
+    Raises RuntimeError in a worker that is importing the host's main module.
+    """
+    check_not_entering()
+    warm_up()
 
 
 async def start(name: str, threads: int) -> tuple[HostChannel, ProcessBody]:
     """A worker process that waits for its object to be constructed."""
+    check_not_entering()
     channel, worker_socket = HostChannel.pair()
-    process = context.Process(target=_main, args=(worker_socket, threads), name=f"orchestrator-{name}", daemon=True)
 
-    def launch() -> None:
+    def launch() -> tuple[int, socket.socket]:
         with worker_socket:
-            warm_up()
-            process.start()
+            return fork_worker(worker_socket)
 
-    await in_thread(launch)
-    return channel, ProcessBody(process)
-
-
-def _main(worker_socket: socket.socket, threads: int) -> None:
-    # The host decides when a worker ends: a Ctrl-C or a service manager's SIGTERM goes to the whole group, and
-    # the host still needs its workers for the final checkpoint.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_the_host, name="host-watch", daemon=True).start()
-
-    from orchestrator.workers.serve import serve
-
-    serve(Channel(worker_socket), threads)
+    try:
+        body = ProcessBody(*await in_thread(launch))
+    except BaseException:
+        channel.hang_up()
+        raise
+    await channel.send_async((describe(name), threads))
+    return channel, body
 
 
-def _exit_with_the_host() -> None:
-    """A host that is killed takes its workers with it, also those in the middle of a computation."""
-    host = multiprocessing.parent_process()
-    if host is not None:
-        host.join()
-        os._exit(1)
+def call_in_process(name: str, function: Callable[..., Any], *args: object) -> Any:
+    """`function(*args)` in a new process, for a caller without an event loop; blocks.
+
+    Raises what the function raises, and WorkerCrashed when the process dies.
+    """
+    host, connection = socket.socketpair()
+    with host:
+        with connection:
+            _, leash = fork_worker(connection)
+        with leash:
+            channel = Channel(host)
+            try:
+                channel.send((describe(name), 1))
+                channel.send((CONSTRUCT, (_Call, ())))
+                result_of(channel.receive(), name)
+                channel.send(("run", (function, args)))
+                return result_of(channel.receive(), name)
+            except (EOFError, ConnectionError) as error:
+                raise WorkerCrashed(f"worker {name!r} died: {describe_end(_exit_code(leash))}") from error
+
+
+class _Call:
+    def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Any:
+        return function(*args)
+
+
+def _exit_code(leash: socket.socket) -> int | None:
+    """What the worker's keeper says of its end; None where the keeper has been killed, too. Blocks."""
+    data = leash.recv(NUMBER.size)
+    return NUMBER.unpack(data)[0] if data else None
+
+
+def describe_end(code: int | None) -> str:
+    if code is None:
+        return "it was killed together with the process that looked after it"
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (the system's out-of-memory killer ends processes so)" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}"
+    return f"it exited with code {code}"
 
 
 class ProcessBody:
-    """The process that a worker runs in."""
+    """The process `pid`, whose keeper is on the other end of `leash`."""
 
-    def __init__(self, process: ForkServerProcess) -> None:
-        self._process = process
+    def __init__(self, pid: int, leash: socket.socket) -> None:
+        leash.setblocking(False)
+        self._pid = pid
+        self._leash = leash
+        self._waiting = anyio.Lock(fast_acquire=True)  # several may wait for the end, and only one can read
+        self._ended = False
+        self._code: int | None = None
 
     async def wait(self, seconds: float) -> bool:
         with anyio.move_on_after(seconds):
-            await anyio.wait_readable(self._process.sentinel)
-        return await in_thread(self._reap, 0)
+            async with self._waiting:
+                while not self._ended:
+                    await anyio.wait_readable(self._leash)
+                    self._code = _exit_code(self._leash)
+                    self._ended = True
+                    self._leash.close()
+        return self._ended
 
     async def kill(self) -> None:
-        self._process.kill()
-        await in_thread(self._reap, None)
-
-    def _reap(self, timeout: float | None) -> bool:
-        self._process.join(timeout)
-        return self._process.exitcode is not None
+        if not self._ended:
+            # Also if a fork of this process has the other copy of it, for which closing would not be enough.
+            self._leash.shutdown(socket.SHUT_WR)
+            if not await self.wait(KILL_SECONDS):
+                _log.error("the worker process %d was killed, and is still there %g s later", self._pid, KILL_SECONDS)
 
     def describe_end(self) -> str:
-        code = self._process.exitcode
-        if code is None:
+        if not self._ended:
             return "its connection broke, yet the process still runs"
-        if code < 0:
-            name = signal.Signals(-code).name
-            hint = " (the system's out-of-memory killer ends processes so)" if name == "SIGKILL" else ""
-            return f"killed by {name}{hint}"
-        return f"it exited with code {code}"
+        return describe_end(self._code)

@@ -50,6 +50,12 @@ def serve(channel: Channel, threads: int) -> None:
             close()
 
 
+def refuse(channel: Channel, error: BaseException) -> None:
+    """Answer the first request, that for the object, with `error`: the worker could not begin."""
+    channel.receive()
+    _send(channel, _failure(error))
+
+
 def _send(channel: Channel, reply: tuple[Any, ...]) -> None:
     try:
         channel.send(reply)

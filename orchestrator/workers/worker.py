@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import anyio
 
+from orchestrator.workers.reply import WorkerCrashed, result_of
 from orchestrator.workers.serve import CONSTRUCT
-from state.error import OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
 CLOSE_GRACE = 5.0
 """Seconds that a worker has to end by itself once the host has hung up."""
-
-
-class WorkerCrashed(OrchestratorError, RuntimeError):
-    """A worker ended without an answer: killed, out of memory, or crashed in native code."""
 
 
 class Body(Protocol):
@@ -108,11 +104,7 @@ class Worker:
                     self.observe(self.name, method, begin, ended)
                 if self._state == "busy":
                     self._state = "idle"
-        if reply[0] == "error":
-            _, remote_error, text = reply
-            remote_error.add_note(f"raised in worker {self.name!r}:\n{text}")
-            raise remote_error
-        return reply[1]
+        return result_of(reply, self.name)
 
     async def aclose(self, grace: float = CLOSE_GRACE) -> None:
         """Hang up, wait up to `grace` seconds for the worker to end, then end it by force. Idempotent."""
@@ -181,10 +173,5 @@ async def open_worker(
         if worker is not None:
             # One that has answered ends by itself; one that is still constructing may never.
             await worker.aclose(CLOSE_GRACE if isinstance(error, Exception) else 0)
-        if isinstance(error, WorkerCrashed):
-            error.add_note(
-                "It died before it had begun; its own error is above. A script must start its training under "
-                "`if __name__ == '__main__':`, since workers import the script."
-            )
         raise
     return worker

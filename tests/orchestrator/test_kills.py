@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import random
 import shutil
 import signal
@@ -17,7 +18,6 @@ import pytest
 from orchestrator import CheckpointsConfig, Hook, Trainer
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.snapshots.resume import find_resume_source
-from orchestrator.workers.fork_server import context
 from tests.orchestrator.training import small_config
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from state.trainer_state import TrainerState
 
 KILLS = 50
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["orchestrator.trainer", "orchestrator.learning.learner"])
 
 
 class Announce(Hook):

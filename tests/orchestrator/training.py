@@ -4,6 +4,7 @@ fail."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -56,10 +57,14 @@ def small_config(
 
 
 def worker_processes() -> set[int]:
-    """The worker processes of this test process: children of the fork server."""
+    """The worker processes of this test process: each has a keeper, which is a child of the fork server."""
     own = psutil.Process()
-    servers = [child for child in own.children() if "forkserver" in " ".join(child.cmdline())]
-    return {worker.pid for server in servers for worker in server.children() if worker.status() != "zombie"}
+    servers = [child for child in own.children() if "orchestrator.workers.forking" in " ".join(child.cmdline())]
+    workers: set[int] = set()
+    for keeper in (keeper for server in servers for keeper in server.children()):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a keeper ends a moment after it has said that its worker has
+            workers.update(worker.pid for worker in keeper.children() if worker.status() != "zombie")
+    return workers
 
 
 STATE_FIELDS = (

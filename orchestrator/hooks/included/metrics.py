@@ -64,10 +64,13 @@ class MetricsHook(Hook):
         """The epoch whose policy plays in the newest videos."""
         self._file: GuardedSink | None = None
         self._others: list[ThreadedSink] = []
+        self._left: list[ThreadedSink] = []
+        """Those of earlier runs that have not finished."""
 
     @asynccontextmanager
     async def resources(self) -> AsyncGenerator[None]:
         self._weight_norm = None
+        self._videos_of = 0
         self._system = SystemUsage()
         self._thread = FunctionThread("metrics")
         self._system.start()
@@ -75,8 +78,11 @@ class MetricsHook(Hook):
             yield
         finally:
             self._system.stop()
-            await self._finish(CANCELLED_SECONDS)
-            self._thread.close()
+            try:
+                await self._finish(CANCELLED_SECONDS)
+            finally:
+                self._leave_sinks()  # also where the thread hangs, so that nobody has closed them
+                self._thread.close()
 
     async def on_new_training_run(self, state: TrainerState) -> None:
         await self._thread.call(self._open, state)
@@ -100,6 +106,12 @@ class MetricsHook(Hook):
         late = [sink.name for sink in self._others if not sink.done]
         if late:
             _log.warning("these metrics sinks have not finished in time, and are left: %s", ", ".join(late))
+        self._leave_sinks()
+
+    def _leave_sinks(self) -> None:
+        for sink in self._others:
+            sink.close()
+        self._left = [sink for sink in (*self._left, *self._others) if not sink.done]
         self._others = []
 
     # In the thread.
@@ -115,7 +127,8 @@ class MetricsHook(Hook):
         if self._jsonl and run.run_dir is not None:
             self._file = GuardedSink(JsonLines())
             self._file.open(run)
-        self._others = [ThreadedSink(sink) for sink in (*self.sinks, *self.configured)]
+        busy = {id(left.sink): left for left in self._left if not left.done}
+        self._others = [ThreadedSink(sink, after=busy.get(id(sink))) for sink in (*self.sinks, *self.configured)]
         for sink in self._others:
             sink.open(run)
 

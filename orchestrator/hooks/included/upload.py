@@ -35,7 +35,6 @@ class UploadHook(Hook):
     def __init__(self, folder: Path, address: str) -> None:
         self._folder = folder
         self._address = address
-        self._remote: RemoteCheckpoints | None = None
         self._thread = FunctionThread("upload of checkpoints")
         self._failed: Path | None = None
         """The newest checkpoint, if it could not be copied."""
@@ -44,13 +43,13 @@ class UploadHook(Hook):
 
     @asynccontextmanager
     async def resources(self) -> AsyncGenerator[None]:
+        self._failed = None
+        self._copying = _Copying(self._folder, self._address)
         try:
             yield
         finally:
             self._thread.close()
-            if self._remote is not None:
-                self._remote.objects.give_up()
-                self._remote = None
+            self._copying.give_up()
 
     async def on_checkpoint_committed(self, state: TrainerState) -> StateUpdate | None:
         path = local_path(state.latest_checkpoint_uri, self._folder)
@@ -64,17 +63,36 @@ class UploadHook(Hook):
 
     async def _copy(self, path: Path) -> StateUpdate | None:
         self._failed = path
-        address = await self._thread.call(self._upload, path)
+        address = await self._thread.call(self._copying.copy, path)
         self._failed = None
         return None if address is None else StateUpdate(latest_checkpoint_uri=address)
 
-    def _upload(self, path: Path) -> str | None:
+
+class _Copying:
+    """The copying of one run, which may still be at work in its thread when the next run begins."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self._folder = folder
+        self._address = address
+        self._remote: RemoteCheckpoints | None = None
+        self._given_up = False
+
+    def give_up(self) -> None:
+        """From now on no further request begins."""
+        self._given_up = True
+        if self._remote is not None:
+            self._remote.objects.give_up()
+
+    def copy(self, path: Path) -> str | None:
+        """The address of the copy; None where the checkpoint is gone. Blocks."""
         if self._remote is None:
             # Only now and here: it takes a moment to import, and may look for credentials over the network.
             from orchestrator.checkpoints.objects import Objects
             from orchestrator.checkpoints.remote import RemoteCheckpoints
 
             self._remote = RemoteCheckpoints(Objects(self._address))
+            if self._given_up:  # in the meantime
+                self._remote.objects.give_up()
         try:
             address = self._remote.upload(path, config=self._folder.parent / "config.toml")
             self._unscored.append(path)

@@ -51,8 +51,10 @@ class WandbCheckpointHook(Hook):
         try:
             yield
         finally:
-            await self._thread.call(self._wandb.leave, self)
-            self._thread.close()
+            try:
+                await self._thread.call(self._wandb.leave, self)
+            finally:
+                self._thread.close()
 
     async def on_new_training_run(self, state: TrainerState) -> None:
         self._first_epoch = state.epoch

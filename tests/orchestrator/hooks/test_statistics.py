@@ -1,9 +1,17 @@
 from __future__ import annotations
 
+import sys
+import threading
+from typing import TYPE_CHECKING
+
 import pytest
 
 from orchestrator.hooks.meter import Meter
 from orchestrator.hooks.statistics import HookStatistics
+from tests.orchestrator.hooks.driving import AtEpochEnd, publish_epochs, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @pytest.fixture
@@ -77,3 +85,43 @@ def test_an_observer_is_told_of_each_attempt_and_of_each_wait_once(clock: list[f
     meter.end_block()
     assert told == [("work", 0.0, 2.0), ("block", 1.0, 5.0)]
     assert (meter.busy_seconds, meter.blocked_seconds) == (2.0, 4.0)
+
+
+@pytest.fixture
+def impatient_threads() -> Iterator[None]:
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("impatient_threads")
+async def test_another_thread_always_reads_statistics_that_add_up() -> None:
+    read: list[HookStatistics] = []
+    errors: list[Exception] = []
+    over = threading.Event()
+    hook = AtEpochEnd("hook", max_lag=1)
+    async with running(hook) as engine:
+
+        def watch() -> None:
+            try:
+                while not over.is_set():
+                    read.append(engine.statistics().hooks["hook"])
+            except Exception as error:
+                errors.append(error)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        epoch = 0
+        while len(read) < 3000 and not errors:
+            await publish_epochs(engine, *range(epoch, epoch + 3))
+            await engine.drain(10)
+            epoch += 3
+        over.set()
+        watcher.join()
+    assert not errors
+    for one in read:
+        ended = one.handled + one.failed + one.coalesced + one.abandoned
+        assert one.delivered == ended + one.queue + one.state.startswith("at "), one
+    assert [one.busy_seconds for one in read] == sorted(one.busy_seconds for one in read)

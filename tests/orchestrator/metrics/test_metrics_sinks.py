@@ -20,7 +20,7 @@ from orchestrator.checks.configuration import check_config
 from orchestrator.hooks.included import metrics as metrics_module
 from orchestrator.metrics import Prometheus, Record, RunInfo
 from state.trainer_state import TrainerState
-from tests.orchestrator.hooks.driving import FakeRun, HookEngine, publish_epochs
+from tests.orchestrator.hooks.driving import FakeRun, HookEngine, publish_epochs, until
 from tests.orchestrator.training import small_config
 
 pytestmark = pytest.mark.anyio
@@ -88,6 +88,39 @@ async def test_configured_sinks_are_added_also_to_a_hook_of_ones_own(tmp_path: P
     assert [record["epoch"] for record in first.records] == list(range(1, len(first.records) + 1))
     assert own.records == second.records
     assert own.records
+
+
+async def test_a_sink_that_still_hangs_from_an_earlier_run_gets_the_next_runs_records_when_it_is_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics_module, "CLOSING_SECONDS", 0.1)
+    monkeypatch.setattr(metrics_module, "CANCELLED_SECONDS", 0.1)
+    calls: list[object] = []
+
+    class Noting(Recording):
+        def open(self, run: RunInfo) -> None:
+            calls.append(("open", run.run_id))
+
+        def write(self, record: Record) -> None:
+            self.gate.wait(60)
+            calls.append(record["epoch"])
+
+        def close(self) -> None:
+            calls.append("close")
+
+    sink = Noting()
+    sink.gate.clear()
+    trainer = Trainer(small_config(epochs=2), hooks=[MetricsHook([sink])])
+    runs: list[str] = []
+    for _ in range(2):
+        with anyio.fail_after(60):
+            final = await trainer.run()
+        runs.append(trainer.current_run.run_id)
+    sink.gate.set()
+    one_run = [*range(1, final.epoch + 1), "close"]
+    expected = [("open", runs[0]), *one_run, ("open", runs[1]), *one_run]
+    await until(lambda: len(calls) == len(expected))
+    assert calls == expected, "one after the other, in one thread at a time"
 
 
 async def test_a_sink_that_fails_or_hangs_harms_nobody(
@@ -180,7 +213,7 @@ def test_a_kill_loses_nothing_that_was_recorded(tmp_path: Path) -> None:
         "import anyio\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n"
         "from orchestrator import MetricsConfig, Trainer\n"
-        "from tests.orchestrator.test_metrics_sinks import Announce\n"
+        "from tests.orchestrator.metrics.test_metrics_sinks import Announce\n"
         "from tests.orchestrator.training import small_config\n"
         "if __name__ == '__main__':\n"
         "    metrics = MetricsConfig(tensorboard=True)\n"

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
+import subprocess
 import threading
+from pathlib import Path
 from typing import Any, Literal
 
 import anyio
@@ -63,8 +67,22 @@ class Accumulator:
     def die(self, signal_number: int) -> None:
         os.kill(os.getpid(), signal_number)
 
-    def exit(self, code: int) -> None:
+    def exit(self, code: int, leave_behind: bool = False) -> None:
+        if leave_behind:  # what ignores SIGTERM: until it is killed, the end of the worker takes a moment
+            left = subprocess.Popen(["sh", "-c", "trap '' TERM; echo; sleep 1000"], stdout=subprocess.PIPE)
+            assert left.stdout is not None
+            left.stdout.readline()
         os._exit(code)
+
+    def variable(self, name: str) -> tuple[str | None, bool]:
+        """Of the environment, and whether it was there when the process's libraries were loaded."""
+        initial = Path("/proc/self/environ").read_bytes().split(b"\0")
+        return os.environ.get(name), any(entry.startswith(f"{name}=".encode()) for entry in initial)
+
+    def open_at_most_further(self, descriptors: int) -> int:
+        limit = psutil.Process().num_fds() + descriptors
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        return limit
 
 
 async def until_set(buffer: SharedBuffer) -> None:
@@ -195,3 +213,48 @@ async def test_interrupts_and_terminations_meant_for_the_host_leave_the_worker_r
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
         assert await worker.call("add", 1) == 1
+
+
+@pytest.mark.parametrize("closers", [1, 2])
+async def test_a_worker_can_be_closed_while_a_call_waits_for_it_to_die(closers: int) -> None:
+    worker = await open_worker("process", "dying", Accumulator)
+    pid = await worker.call("pid")
+    crashes: list[str] = []
+
+    async def call() -> None:
+        with pytest.raises(WorkerCrashed) as caught:
+            await worker.call("exit", 3, True)
+        crashes.append(str(caught.value))
+
+    with anyio.fail_after(60):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(call)
+            while worker.statistics().state != "crashed":
+                await anyio.sleep(0.001)
+            assert not crashes, "it has yet to end what it has left behind"
+            for _ in range(closers):
+                tasks.start_soon(worker.aclose)
+    assert crashes == ["worker 'dying' died during 'exit': it exited with code 3"]
+    assert worker.ended
+    assert not psutil.pid_exists(pid)
+
+
+async def test_workers_have_the_programs_present_environment_and_what_openmp_must_know_from_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SET_BY_THE_PROGRAM", "late")
+    async with start_worker("process", "sum", Accumulator) as worker:
+        assert await worker.call("variable", "SET_BY_THE_PROGRAM") == ("late", False)
+        assert await worker.call("variable", "OMP_WAIT_POLICY") == ("PASSIVE", True)
+
+
+async def test_memory_for_which_a_worker_has_no_descriptor_left_is_an_error_that_names_the_limit() -> None:
+    buffers = [SharedBuffer.create(8) for _ in range(20)]
+    async with start_worker("process", "sum", Accumulator) as worker:
+        limit = await worker.call("open_at_most_further", 4)
+        with pytest.raises(OSError, match=rf"20 pieces of shared memory, .* at most {limit} may be open") as caught:
+            await worker.call("add", *buffers)
+        assert caught.value.errno == errno.EMFILE
+        assert await worker.call("add", 1) == 1, "what follows is not taken for what was lost"
+        await worker.call("fill", buffers[0], 42)
+    assert (np.frombuffer(buffers[0].map_shared(), dtype=np.int64) == 42).all()

@@ -158,6 +158,45 @@ async def test_a_run_that_is_cancelled_does_not_wait_for_a_store_that_hangs(
         released.set()
 
 
+async def test_a_run_after_one_that_was_cancelled_while_its_upload_hung_uploads_its_own(
+    address: str, server: ObjectStoreServer, tmp_path: Path
+) -> None:
+    reached, released = threading.Event(), threading.Event()
+
+    def hang(method: str, path: str) -> None:
+        reached.set()
+        released.wait(60)
+
+    server.on_request = hang
+    checkpoints = CheckpointsConfig(every=1, upload=address)
+    trainer = Trainer(small_config(epochs=3, run_dir=tmp_path / "run", checkpoints=checkpoints))
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(trainer.run)
+            await until(reached.is_set)
+            tasks.cancel_scope.cancel()
+        server.on_request = lambda method, path: None
+        shutil.rmtree(tmp_path / "run")
+        with anyio.fail_after(60):
+            final = await trainer.run()
+        assert not released.is_set(), "the first run's request still hangs"
+    finally:
+        released.set()
+    assert final.latest_checkpoint_uri is not None
+    assert final.latest_checkpoint_uri.startswith(f"{address}/run/checkpoints/")
+
+
+async def test_a_run_after_one_that_uploaded_nothing_uploads(address: str, tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    upload = UploadHook(folder.path, f"{address}/later")
+    async with running(upload) as engine:
+        await publish_epochs(engine, 1)
+    async with running(Saver(folder), upload) as engine:
+        await publish_epochs(engine, 1)
+        assert await engine.drain(20) == ()
+        assert engine.statistics().hooks["upload"].handled == 1
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_copying_never_blocks_the_event_loop(tmp_path: Path) -> None:
     blockbuster = pytest.importorskip("blockbuster")
