@@ -38,8 +38,6 @@ class UploadHook(Hook):
         self._thread = FunctionThread("upload of checkpoints")
         self._failed: Path | None = None
         """The newest checkpoint, if it could not be copied."""
-        self._unscored: list[Path] = []
-        """What has been copied without its scores."""
 
     @asynccontextmanager
     async def resources(self) -> AsyncGenerator[None]:
@@ -57,8 +55,8 @@ class UploadHook(Hook):
 
     async def on_training_end(self, state: TrainerState) -> StateUpdate | None:
         update = None if self._failed is None else await self._copy(self._failed)
-        if self._unscored:
-            await self._thread.call(self._upload_scores)
+        if self._copying.unscored:
+            await self._thread.call(self._copying.upload_scores)
         return update
 
     async def _copy(self, path: Path) -> StateUpdate | None:
@@ -76,6 +74,8 @@ class _Copying:
         self._address = address
         self._remote: RemoteCheckpoints | None = None
         self._given_up = False
+        self.unscored: list[Path] = []
+        """What has been copied without its scores."""
 
     def give_up(self) -> None:
         """From now on no further request begins."""
@@ -95,8 +95,8 @@ class _Copying:
                 self._remote.objects.give_up()
         try:
             address = self._remote.upload(path, config=self._folder.parent / "config.toml")
-            self._unscored.append(path)
-            self._upload_scores()
+            self.unscored.append(path)
+            self.upload_scores()
             return address
         except StoreUnavailable:
             raise
@@ -106,9 +106,10 @@ class _Copying:
             _log.info("checkpoint %s is not uploaded: it was deleted before its turn came", path)
             return None
 
-    def _upload_scores(self) -> None:
+    def upload_scores(self) -> None:
+        """Copy the scores that have come since. Blocks."""
         assert self._remote is not None
-        for path in list(self._unscored):
+        for path in list(self.unscored):
             # One that is deleted here is not among the best.
             if not path.exists() or self._remote.upload_scores(path):
-                self._unscored.remove(path)
+                self.unscored.remove(path)
