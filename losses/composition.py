@@ -102,6 +102,11 @@ class LossSet:
         for loss in self.losses:
             loss.stop_requested = False
 
+    def abandon_epoch(self) -> None:
+        """Tell every loss that the epoch has ended in an error."""
+        for loss in self.losses:
+            loss.abandon_epoch()
+
     @property
     def stop_requested(self) -> bool:
         """Whether a loss has asked to end this epoch's updates."""

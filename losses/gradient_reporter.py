@@ -57,6 +57,10 @@ class GradientReporter(Loss):
             self._squares.clear()
 
     def on_train_phase_end(self, state: TrainerState) -> None:
+        self.abandon_epoch()
+
+    def abandon_epoch(self) -> None:
+        self._squares.clear()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

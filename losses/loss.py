@@ -128,6 +128,9 @@ class Loss:
         """Ask the learner to end this epoch's updates after the current minibatch."""
         self.stop_requested = True
 
+    def abandon_epoch(self) -> None:
+        """An epoch has ended in an error, at any point: take back what was set up for it, such as autograd's hooks."""
+
     # What a checkpoint keeps of it.
 
     def state_dict(self) -> dict[str, StateValue]:

@@ -55,7 +55,11 @@ class SharedBuffer:
         else:  # macOS: an unlinked file behaves the same, only that the system may write it back
             with tempfile.TemporaryFile(prefix=f"orchestrator-{name}-") as file:
                 fd = os.dup(file.fileno())
-        os.ftruncate(fd, nbytes)
+        try:
+            os.ftruncate(fd, nbytes)
+        except BaseException:
+            os.close(fd)
+            raise
         return cls(fd, nbytes)
 
     def map_shared(self) -> mmap.mmap:

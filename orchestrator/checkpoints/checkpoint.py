@@ -77,12 +77,19 @@ class Checkpoint:
         return self.path / self.manifest.get("folder", "") / name
 
     def load_into(self, module: nn.Module) -> None:
-        """Give `module` the saved weights. Raises ValueError listing the tensors that do not fit."""
+        """Give `module` the saved weights. Raises ValueError listing the tensors that do not fit, and CheckpointError
+        for what is no safetensors file."""
+        from safetensors import SafetensorError
         from safetensors.numpy import load
 
         from state.policy_snapshot import load_arrays
 
-        load_arrays(module, load(self.read(POLICY)))
+        content = self.read(POLICY)
+        try:
+            arrays = load(content)
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise CheckpointError(f"{self.file(POLICY)} can't be understood: {error!r}") from error
+        load_arrays(module, arrays)
 
     def _compare(self, name: str, size: int, sha256: str) -> None:
         expected = self.manifest["files"][name]

@@ -164,10 +164,15 @@ def _export(command: Export) -> int:
             REAL.write(output, content)
         else:
             import torch
+            from safetensors import SafetensorError
             from safetensors.torch import load
 
+            try:
+                weights = load(content)
+            except (SafetensorError, KeyError, ValueError) as error:
+                raise CheckpointError(f"{checkpoint.file(POLICY)} can't be understood: {error!r}") from error
             with output.open("xb") as file:
-                torch.save(load(content), file)
+                torch.save(weights, file)
     except OSError as error:
         raise CheckpointError(f"{output} cannot be written: {error.strerror}") from error
     print(f"{output}: weights of {checkpoint.path.name}, epoch {checkpoint.epoch}")

@@ -12,7 +12,7 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import anyio
 
@@ -234,7 +234,9 @@ class HookEngine:
         states: dict[str, Mapping[str, object]] = {}
         for name, runner in self._runners.items():
             try:
-                state = json.loads(json.dumps(dict(runner.hook.state_dict())))
+                given = dict(runner.hook.state_dict())
+                _check_keys(given, "the state")
+                state = json.loads(json.dumps(given))
             except (Exception, SystemExit) as error:
                 _log.error(
                     "a checkpoint is without the state of hook %r, which failed to give it", name, exc_info=error
@@ -375,6 +377,18 @@ def _overflow(event: str, state: TrainerState, names: Sequence[str]) -> HookOver
         f"hook {', '.join(map(repr, names))} is too far behind when {event} of epoch {state.epoch} comes, and its "
         "`overflow` is 'error'; make it faster, raise its `max_lag`, or choose another `overflow`"
     )
+
+
+def _check_keys(value: object, where: str) -> None:
+    """Raises TypeError for a key that is no text: JSON would make text of it in silence."""
+    if isinstance(value, dict):
+        for key, item in cast("dict[object, object]", value).items():
+            if type(key) is not str:
+                raise TypeError(f"the key {key!r} of {where} must be text, or else it would come back as text")
+            _check_keys(item, f"{where}[{key!r}]")
+    elif isinstance(value, (list, tuple)):
+        for place, item in enumerate(cast("list[object]", value)):
+            _check_keys(item, f"{where}[{place}]")
 
 
 def _named(hooks: Sequence[Hook]) -> list[tuple[str, Hook]]:

@@ -244,7 +244,8 @@ class Hook:
         return nullcontext()
 
     def state_dict(self) -> Mapping[str, object]:
-        """What a checkpoint keeps of this hook: anything that JSON can say. Called between two steps of a callback."""
+        """What a checkpoint keeps of this hook: anything that JSON can say, where keys are text
+        (tuples come back as lists). Called between two steps of a callback."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:

@@ -198,11 +198,15 @@ class Learner:
     def learn(self, request: LearnRequest) -> LearnReport:
         """One epoch. Raises NonFiniteLossError naming epoch, loss and minibatch."""
         plan, epoch = self._plan, request.state.epoch + 1
-        if plan.folder is None or epoch not in plan.learning.profile_epochs:
-            report = self._learn(request)
-        else:
-            with profiled(profile_path(plan.folder, epoch), plan.device):
+        try:
+            if plan.folder is None or epoch not in plan.learning.profile_epochs:
                 report = self._learn(request)
+            else:
+                with profiled(profile_path(plan.folder, epoch), plan.device):
+                    report = self._learn(request)
+        except BaseException:
+            self._losses.abandon_epoch()
+            raise
         self._lender.settle()  # a loss may have kept a state, but the slots are used again
         return report
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_origin
 
-from orchestrator.checkpoints import MANIFEST, Checkpoint, CheckpointFolder, find_checkpoint
+from orchestrator.checkpoints import Checkpoint, CheckpointFolder, find_checkpoint
 from orchestrator.checkpoints.find import as_address, local_place
 from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.fields import leaves
@@ -60,7 +60,7 @@ def find_resume_source(
     that must stay, and where settings from a URI name code, unless `trust_code`, or the user's `own` settings name it.
     """
     folder = None if as_address(where) is not None else local_place(where).absolute()
-    if folder is not None and holds_run(folder) and not (folder / MANIFEST).exists():
+    if folder is not None and holds_run(folder) and (folder / "checkpoints").is_dir():
         checkpoint = CheckpointFolder(folder / "checkpoints").newest_valid()
         run_dir = home = folder
     else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from orchestrator.checkpoints import CheckpointError
+from orchestrator.checkpoints import MANIFEST, CheckpointError
 from orchestrator.checkpoints.find import as_address
 from orchestrator.checkpoints.tensor_file import tensor_file
+from orchestrator.config.error import ConfigurationError
 from orchestrator.config.file import config_text, parse_config, read_config
 from orchestrator.config.trust import check_trust
 from orchestrator.learning.learner_state import LearnerState
@@ -137,7 +139,13 @@ def read_config_of(checkpoint: Checkpoint) -> TrainerConfig:
     Raises CheckpointError where there are none, ConfigurationError where they are not of this release.
     """
     if CONFIG in checkpoint.manifest["files"]:
-        return parse_config(checkpoint.read(CONFIG), checkpoint.path / CONFIG)
+        content = checkpoint.read(CONFIG)
+        try:
+            return parse_config(content, checkpoint.path / CONFIG)
+        except ConfigurationError as error:
+            if isinstance(error.__cause__, ValueError):  # it is no TOML at all
+                raise CheckpointError(f"{checkpoint.path / CONFIG} can't be understood: {error.__cause__}") from error
+            raise
     file = checkpoint.path.parent.parent / CONFIG
     if not file.is_file():
         raise CheckpointError(f"neither {checkpoint.path} nor its run has a {CONFIG}, so its settings are not known")
@@ -163,38 +171,55 @@ def read_checkpoint(checkpoint: Checkpoint) -> ResumePoint:
     """Everything in a checkpoint. Raises CheckpointError for what is missing or can't be understood."""
     manifest = checkpoint.manifest
     config = read_config_of(checkpoint)
-    version = int(manifest["policy_version"])
-    policies = {version: load(checkpoint.read(POLICY))}
-    state = TrainerState(epoch=manifest["epoch"], agent_step=manifest["agent_step"], policy_version=version)
+    with _understood(checkpoint, MANIFEST):
+        version = int(manifest["policy_version"])
+        state = TrainerState(epoch=manifest["epoch"], agent_step=manifest["agent_step"], policy_version=version)
+    policies = {version: _tensors(checkpoint, POLICY)}
     uri = checkpoint.path.absolute().as_uri()
     point = ResumePoint(uri=uri, config=config, state=state, stopwatch=None, policies=policies)
     if TRAINING not in manifest["files"]:
         return point
-    try:
+    with _understood(checkpoint, ARRAYS), np.load(io.BytesIO(checkpoint.read(ARRAYS)), allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    with _understood(checkpoint, TRAINING):
         training = json.loads(checkpoint.read(TRAINING))
-        with np.load(io.BytesIO(checkpoint.read(ARRAYS)), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
         counters = decode(training["state"], arrays)
         point = replace(point, state=_state_from(counters), stopwatch=counters["timer"], hook_states=training["hooks"])
         if "learner" not in training:
             return point
-        for older in training["behaviour"]:
-            policies[older] = load(checkpoint.read(_policy_file(older)))
-        moments: dict[str, dict[str, NDArray[Any]]] = {kind: {} for kind in _MOMENTS}
-        for name, array in load(checkpoint.read(OPTIMIZER)).items():
-            kind, _, parameter = name.partition("/")
-            moments[kind][parameter] = array
-        return replace(
+        behaviour = [int(older) for older in training["behaviour"]]
+        point = replace(
             point,
-            moments=moments,
             learner=LearnerState(**decode(training["learner"], arrays)),
             collectors=tuple(decode(collector, arrays) for collector in training["collectors"]),
             learning_rate_scale=training["learning_rate_scale"],
         )
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{checkpoint.path} can't be understood: {error!r}") from error
+    for older in behaviour:
+        policies[older] = _tensors(checkpoint, _policy_file(older))
+    moments: dict[str, dict[str, NDArray[Any]]] = {kind: {} for kind in _MOMENTS}
+    tensors = _tensors(checkpoint, OPTIMIZER)
+    with _understood(checkpoint, OPTIMIZER):
+        for name, array in tensors.items():
+            kind, _, parameter = name.partition("/")
+            moments[kind][parameter] = array
+    return replace(point, moments=moments)
+
+
+@contextlib.contextmanager
+def _understood(checkpoint: Checkpoint, name: str) -> Generator[None]:
+    """Whatever a file's content makes the libraries that read it raise, as a CheckpointError that names the file."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        where = checkpoint.path / name if name == MANIFEST else checkpoint.file(name)
+        raise CheckpointError(f"{where} can't be understood: {error!r}") from error
+
+
+def _tensors(checkpoint: Checkpoint, name: str) -> dict[str, NDArray[Any]]:
+    with _understood(checkpoint, name):
+        return load(checkpoint.read(name))
 
 
 def fill_policy(layout: PolicyLayout, memory: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
@@ -263,7 +288,7 @@ def _plain(
     if capture is not None:
         learner = {name: getattr(capture.learner, name) for name in LearnerState.__dataclass_fields__}
         training["behaviour"] = [older.version for older in capture.behaviour]
-        training["learner"] = encode(learner, arrays)
+        training["learner"] = encode(learner, arrays, "learner")
         training["learning_rate_scale"] = capture.learning_rate_scale
         training["collectors"] = [encode(collector, arrays) for collector in capture.collectors]
     return training, arrays

@@ -98,3 +98,26 @@ def test_a_part_without_gradients_is_not_reported() -> None:
 def test_an_impossible_interval_is_refused() -> None:
     with pytest.raises(ValueError, match="every must be at least 1"):
         GradientReporter(every=0)
+
+
+class Raising(Loss):
+    """Fails after the first backward pass; the hooks that the policy has then are what it was given to look at."""
+
+    left: list[int] = []  # noqa: RUF012
+
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> torch.Tensor:
+        if minibatch.mb_idx == 1:
+            raise ArithmeticError("the loss gave up")
+        return evaluation.value.sum()
+
+    def abandon_epoch(self) -> None:
+        hooks = [one._post_accumulate_grad_hooks for one in self.context.policy.parameters()]  # type: ignore[attr-defined]
+        self.left.append(sum(len(hook or ()) for hook in hooks))
+
+
+def test_an_epoch_that_fails_leaves_no_hooks_on_the_policy() -> None:
+    Raising.left.clear()
+    losses = (*ppo_losses(), GradientReporter(every=1), Raising())
+    with pytest.raises(ArithmeticError, match="the loss gave up"):
+        anyio.run(Trainer(small_config(), losses=losses).run)
+    assert Raising.left == [0]

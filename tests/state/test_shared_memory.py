@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import pickle
 
 import numpy as np
@@ -123,3 +125,17 @@ def test_fields_do_not_overlap_and_an_unknown_one_is_named() -> None:
     assert arrays["image"].shape == (3, 5, 2, 2)
     with pytest.raises(KeyError, match="no field 'y'"):
         spec.array(memory, "y")
+
+
+def test_memory_that_cannot_be_had_leaves_no_descriptor_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def fail(descriptor: int, size: int) -> None:
+        opened.append(descriptor)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "ftruncate", fail)
+    with pytest.raises(OSError, match="No space left"):
+        SharedBuffer.create(1)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])
