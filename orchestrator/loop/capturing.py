@@ -90,7 +90,7 @@ class Capturing:
         capture = TrainingCapture(
             learner=learner,
             moments=lease,
-            behaviour=tuple(self._versions.view(version) or self._versions.copy(version) for version in behaviour),
+            behaviour=tuple(self._versions.view_or_copy(version) for version in behaviour),
             collectors=collectors,
             learning_rate_scale=self._control.learning_rate_scale,
         )

@@ -67,6 +67,10 @@ class PolicyVersions:
         lease = self._ring.lease(self._slots[version])
         return None if lease is None else PolicySnapshot(version, self._layout, self._factory, lease)
 
+    def view_or_copy(self, version: int) -> PolicySnapshot:
+        """For what must not come without: a view, or where too many are held, a copy."""
+        return self.view(version) or self.copy(version)
+
     def copy(self, version: int) -> PolicySnapshot:
         """As `view`, in memory of its own."""
         copy = self._slots[version].buffer.copy("policy-copy")

@@ -260,7 +260,8 @@ class TrainingLoop:
             if not control.stopping:
                 control.take_checkpoint_request()
                 await self._capturing.capture(self.state.epoch, finished=True)
-                self._engine.save(self._engine.fold(self.state))
+                policy = self.state.policy or self._versions.copy(self.state.policy_version)
+                self._engine.save(self._engine.fold(replace(self.state, policy=policy)))
 
     async def _version_is_there(self, version: int) -> bool:
         """Wait for a published version; False when the run stops first."""
@@ -338,7 +339,7 @@ class TrainingLoop:
                 known,
                 epoch=batch.epoch + 1,
                 loss_stats=FrozenMapping(report.loss_stats),
-                policy=self._view_policy(version),
+                policy=self._view_policy(version) if saving is None else self._versions.view_or_copy(version),
                 timer=self._timeline.lap(batch.epoch),
                 **counters,
             )

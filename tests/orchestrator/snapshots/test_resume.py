@@ -188,6 +188,31 @@ class _Pace(Hook):
         self.slots.update(name for name in names if "orchestrator-moments" in name)
 
 
+class Hoarder(Hook):
+    """Keeps every state, as metrics do that a slow disk holds up."""
+
+    overflow = "block"
+
+    def __init__(self) -> None:
+        self.states: list[TrainerState] = []
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        self.states.append(state)
+
+
+async def test_checkpoints_are_whole_however_many_states_are_held(tmp_path: Path) -> None:
+    config = config_in(tmp_path, epochs=6, every=2)
+    config = replace(config, collection=replace(config.collection, held_epochs=2))
+    hoarder = Hoarder()
+    final = await Trainer(config, hooks=[hoarder]).run()
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    assert [open_checkpoint(path).epoch for path in folder.list()] == [2, 4, 6]
+    held = {state.epoch: state.policy for state in hoarder.states}
+    assert held[5] is None, "too many were held for a state that nobody saves"
+    assert held[4] is not None
+    assert_same(final, await Trainer(replace(config, run_dir=None)).run())
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="looks for the memory where Linux shows it")
 async def test_memory_for_the_optimizers_state_is_used_again_once_it_is_saved(tmp_path: Path) -> None:
     gc.collect()  # what earlier tests have left
