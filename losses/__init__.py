@@ -6,7 +6,7 @@ from losses.advantage import discounted_scan, gae
 from losses.composition import LossSet
 from losses.gradient_reporter import GradientReporter
 from losses.loss import CALLBACKS, Loss, LossContext
-from losses.minibatch import Minibatch, PolicyEvaluation
+from losses.minibatch import Minibatch, PolicyEvaluation, Rows
 from losses.ppo import PPOActor, PPOCritic, ppo_losses
 from losses.prioritization import importance_weights, segment_probabilities
 from losses.schedule import Schedule
@@ -25,6 +25,7 @@ __all__ = [
     "PPOActor",
     "PPOCritic",
     "PolicyEvaluation",
+    "Rows",
     "Schedule",
     "UpdateEpochsTuner",
     "VTraceActor",

@@ -116,13 +116,23 @@ class LossSet:
         """The weighted sum over the losses active in the minibatch's epoch, and each of them alone.
 
         Returns a scalar with gradients, and `[active]` without gradients or weights, in the order of
-        `active(epoch)`. Raises `ValueError` where a loss is no scalar, and `RuntimeError` where none is active.
+        `active(epoch)`. Raises `ValueError` where a loss is no scalar, or changes the `evaluation` that the next one
+        is given, and `RuntimeError` where none is active.
         """
         active = self.active(minibatch.epoch)
+        alone = len(active) == 1
+        evaluated = (evaluation.log_prob, evaluation.entropy, evaluation.value, evaluation.action_parameters)
+        versions = [tensor._version for tensor in evaluated]
         total: Tensor | None = None
         components: list[Tensor] = []
         for loss in active:
-            value = loss.compute(minibatch, evaluation)
+            # No loss sees what another does to its minibatch.
+            value = loss.compute(minibatch if alone else minibatch.again(), evaluation)
+            if loss is not active[-1] and [tensor._version for tensor in evaluated] != versions:
+                raise ValueError(
+                    f"the loss {loss.name!r} changed a tensor of the policy's evaluation in place, which the losses"
+                    " after it are given too: change a clone() of it"
+                )
             if value.dim() != 0:
                 raise ValueError(
                     f"the loss {loss.name!r} returned a tensor of shape {tuple(value.shape)}, but must return "

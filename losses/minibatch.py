@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -9,8 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import Tensor
 
 # Keeps the division finite where all advantages of a minibatch are equal.
@@ -29,6 +28,31 @@ class PolicyEvaluation:
     entropy: Tensor
     value: Tensor
     action_parameters: Tensor
+
+
+class Rows(Mapping[str, "Tensor"]):
+    """The rows `index` of every tensor of `source`, taken when first asked for: a loss pays for what it reads."""
+
+    def __init__(self, source: Mapping[str, Tensor], index: Tensor) -> None:
+        self._source = source
+        self._index = index
+        self._taken: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        taken = self._taken.get(name)
+        if taken is None:
+            taken = self._taken[name] = self._source[name].index_select(0, self._index)
+        return taken
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def again(self) -> Rows:
+        """The same rows in memory of their own."""
+        return Rows(self._source, self._index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +82,18 @@ class Minibatch:
                 f"the minibatch has no field {name!r}, only {sorted(self.fields)}; "
                 "a loss gets more by naming them in experience_fields()"
             ) from None
+
+    def again(self) -> Minibatch:
+        """The same in memory of its own, for a reader that may change it."""
+        fields = self.fields
+        return Minibatch(
+            fields=fields.again() if isinstance(fields, Rows) else {name: fields[name].clone() for name in fields},
+            valid=None if self.valid is None else self.valid.clone(),
+            weight=None if self.weight is None else self.weight.clone(),
+            epoch=self.epoch,
+            update_epoch=self.update_epoch,
+            mb_idx=self.mb_idx,
+        )
 
     def mean(self, per_step: Tensor) -> Tensor:
         """Mean over the valid steps of `per_step` times the weight: a scalar, 0 where no step is valid."""

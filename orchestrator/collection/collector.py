@@ -13,6 +13,7 @@ from torch import Tensor
 
 from orchestrator.collection.episodes import EpisodeCounter
 from orchestrator.collection.experience_fields import RECURRENT_STATE, experience_fields, observation_field
+from orchestrator.collection.observation_scales import ObservationScales
 from orchestrator.collection.rollout import Rollout
 from orchestrator.config.settings import PolicyConfig
 from orchestrator.environments import EnvironmentFailed, Step, make_vector
@@ -23,7 +24,11 @@ from orchestrator.policies.acting import Actor, PolicyFailed, as_tensors, check_
 from orchestrator.policies.network import Spaces
 from orchestrator.policies.policy import Policy, build_policy
 from state.experience import ExperienceSpec, FieldSpec
-from state.stats_tracker import EPISODE_LENGTH, EPISODE_RETURN, accumulate_rollout_stats
+from state.stats_tracker import EPISODE_LENGTH, EPISODE_RETURN
+
+_STEPS_OF = "rollout"
+_SCALES_LOOKED_AT = 5
+"""The first rollouts, in which scales of observations are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +60,8 @@ class CollectReport(NamedTuple):
     ended: float
     interrupted: bool
     """Whether `stop` cut the rollout short, so that the slot holds nothing of use."""
+    warnings: Mapping[str, str] = {}
+    """What the user should know of the environment, by what it is about; each only once."""
 
 
 class Collector:
@@ -70,7 +77,7 @@ class Collector:
         self._generator.manual_seed(_derived_seed(plan.seed, 0))
         self._rollouts = 0
         self._actor: Actor | None = None
-        self._extras: tuple[FieldSpec, ...] = ()
+        self._scales: ObservationScales | None = None
         self._rollout = Rollout(plan.horizon, plan.count)
         # What is acted on next lives in arrays that stay, so that their tensors do too.
         self._current = {key: array.copy() for key, array in arrays_of(self._reset()).items()}
@@ -90,13 +97,16 @@ class Collector:
         own = experience_fields(self.spaces(), policy.state_size)
         names = {one.name for one in own}
         self._check_spec(spec, own)
-        self._extras = tuple(one for one in spec.fields if one.name not in names)
-        for extra in self._extras:
+        extras = [one for one in spec.fields if one.name not in names]
+        for extra in extras:
             if extra.per != "step":
                 raise ValueError(
                     f"the experience field {extra.name!r} is per {extra.per}; a field that environments fill from"
                     " their infos must be per step"
                 )
+        self._environment.record(extras)
+        if policy.observation_normalizer is None:
+            self._scales = ObservationScales(self.spaces().observation)
         self._actor = Actor(policy, self._plan.count)
 
     def collect(
@@ -105,7 +115,7 @@ class Collector:
         """Fill this collector's rows of `experience` (writable, `[segments, horizon, ...]`) with one rollout.
 
         `load` gives the policy its parameters; `stop` is asked before every step, and ends the rollout early.
-        Raises EnvironmentFailed when an environment fails or gives rewards or observations that are not finite, and
+        Raises EnvironmentFailed when an environment fails, or gives what is not of its spaces or not finite, and
         PolicyFailed when the policy's numbers make no distribution.
         """
         began = time.monotonic()
@@ -124,17 +134,18 @@ class Collector:
                 rollout.write(slot, actor, as_tensors(observation_of(observations)), following)
                 if np.isnan(slot["log_prob"]).any():
                     self._check_policy(actor, slot)
-                self._check_finite(slot)
+                self._check_values(slot)
+                if self._scales is not None and self._rollouts < _SCALES_LOOKED_AT:
+                    self._look_at_scales(self._scales, observations)
         self._rollouts += 1
         returns, lengths = self._episodes.add(rollout.reward, rollout.ended, rollout.valid)
-        stats: dict[str, list[float]] = {}
-        accumulate_rollout_stats(rollout.infos, stats)
         return CollectReport(
             agent_steps=int(np.count_nonzero(rollout.valid)),
-            rollout_stats=stats | {EPISODE_RETURN: returns, EPISODE_LENGTH: lengths},
+            rollout_stats=rollout.stats | {EPISODE_RETURN: returns, EPISODE_LENGTH: lengths},
             began=began,
             ended=time.monotonic(),
             interrupted=not rollout.complete,
+            warnings=self._environment.take_warnings(),
         )
 
     def state(self) -> dict[str, object]:
@@ -247,7 +258,11 @@ class Collector:
                 break
             for rows, array in recorded:
                 rows[:, time_step] = array
-            parameters, value = actor.act(observation, start_tensor)
+            try:
+                parameters, value = actor.act(observation, start_tensor)
+            except Exception:
+                self._check_current(time_step)
+                raise  # the observation is not to blame
             action = distribution.sample(parameters, noise)
             step = self._step(parameters, action)
             rollout.add(actor, start, parameters, value, action, step)
@@ -256,8 +271,8 @@ class Collector:
                 np.logical_or(step.terminated, step.truncated, out=start)
             else:
                 np.logical_not(step.valid, out=start)
-            for extra in self._extras:
-                slot[extra.name][:, time_step] = environment.info(extra.name, extra.shape)
+            for name, values in step.fields.items():
+                slot[name][:, time_step] = values
 
     def _step(self, parameters: Tensor, action: Tensor) -> Step:
         try:
@@ -273,36 +288,34 @@ class Collector:
         try:
             check_defined(actor.policy.distribution, self._rollout.parameters, valid, self._environment.name)
         except PolicyFailed as error:
-            self._check_observations(slot, error.step + 1)  # of which the policy can make nothing
+            self._check_recorded(slot, error.step + 1)  # of which the policy can make nothing
             raise
 
-    def _check_finite(self, slot: Mapping[str, Array]) -> None:
+    def _check_values(self, slot: Mapping[str, Array]) -> None:
         """Of all that values are computed from: what was recorded, final observations, and what the next rollout
         begins with."""
-        copies = np.arange(self._plan.count)
-        self._check("reward", slot["reward"].swapaxes(0, 1), copies, 0)
-        self._check_observations(slot, self._plan.horizon)
+        self._check_recorded(slot, self._plan.horizon)
         for cut in self._rollout.cut:
-            for key, array in cut.final_observation.items():
-                self._check(observation_field(key), array[None], cut.copies, cut.step)
-        for key, array in self._current.items():
-            self._check(observation_field(key), array[None], copies, self._plan.horizon)
+            self._environment.check(_one_step(cut.final_observation), None, cut.copies, cut.step, _STEPS_OF)
+        self._check_current(self._plan.horizon)
 
-    def _check_observations(self, slot: Mapping[str, Array], steps: int) -> None:
-        for name in map(observation_field, self._current):
-            self._check(name, slot[name][:, :steps].swapaxes(0, 1), np.arange(self._plan.count), 0)
+    def _look_at_scales(self, scales: ObservationScales, observations: Mapping[str, Array]) -> None:
+        scales.add(observations)
+        problem = scales.problem()
+        if problem is not None:
+            self._environment.warn("scales of observations", problem)
 
-    def _check(self, name: str, array: Array, copies: Array, first_step: int) -> None:
-        """`array` is `[steps, len(copies), ...]`."""
-        if array.dtype.kind != "f":  # images are integers, which are finite
-            return
-        # The extremes are NaN if anything is, and need no temporary of the array's size.
-        if not np.isfinite(array.min()) or not np.isfinite(array.max()):
-            index = tuple(np.argwhere(~np.isfinite(array))[0])
-            raise EnvironmentFailed(
-                f"environment {self._environment.name!r} gave {array[index]} in the {name} of copy"
-                f" {copies[index[1]]}, step {first_step + index[0]} of the rollout; expected finite numbers"
-            )
+    def _check_recorded(self, slot: Mapping[str, Array], steps: int) -> None:
+        observations = {key: slot[observation_field(key)][:, :steps].swapaxes(0, 1) for key in self._current}
+        reward = slot["reward"][:, :steps].swapaxes(0, 1)
+        self._environment.check(observations, reward, np.arange(self._plan.count), 0, _STEPS_OF)
+
+    def _check_current(self, step: int) -> None:
+        self._environment.check(_one_step(self._current), None, np.arange(self._plan.count), step, _STEPS_OF)
+
+
+def _one_step(observation: Mapping[str, Array]) -> dict[str, Array]:
+    return {key: array[None] for key, array in observation.items()}
 
 
 def _derived_seed(seed: int, stream: int) -> int:

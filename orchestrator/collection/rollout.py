@@ -40,8 +40,8 @@ class Rollout:
 
     def begin(self) -> None:
         self.steps = 0
-        self.infos: list[Mapping[str, object]] = []
-        """Of the episodes that ended."""
+        self.stats: dict[str, list[float]] = {}
+        """The numbers in the last infos of the episodes that ended."""
         self._parameters: list[Tensor] = []
         self._actions: list[Tensor] = []
         self._values: list[Tensor] = []
@@ -90,8 +90,8 @@ class Rollout:
                 final = {key: array[copies] for key, array in arrays_of(step.final_observation).items()}
                 state = None if actor.state is None else actor.state[torch.from_numpy(copies)]
                 self.cut.append(CutEpisodes(index, copies, final, state))
-        if step.infos:
-            self.infos.extend(step.infos)
+        for name, values in step.stats.items():
+            self.stats.setdefault(name, []).extend(values)
         self.steps += 1
 
     def write(self, slot: Mapping[str, Array], actor: Actor, observations: Observation, following: Observation) -> None:

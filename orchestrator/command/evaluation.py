@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.evaluation.evaluator import EpisodeScores
+
+_log = logging.getLogger("orchestrator")
 
 
 def evaluate_checkpoint(
@@ -67,6 +70,8 @@ def evaluate_checkpoint(
 
 
 def _report(plan: EvaluationPlan, scores: EpisodeScores) -> dict[str, Any]:
+    for text in scores.warnings.values():
+        _log.warning("%s", text)
     return {
         "environment": plan.environment,
         "episodes": len(scores.returns),

@@ -9,16 +9,25 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from orchestrator.environments.capture import EnvironmentState
+from orchestrator.environments.observations import ObservationReader
+from orchestrator.environments.returned import (
+    WrongReturn,
+    check_info,
+    flags_of,
+    reset_observation,
+    rewards_of,
+    step_parts,
+)
 from orchestrator.environments.spaces import (
     ActionConverter,
     Array,
     InvalidEnvironment,
     Observation,
-    ObservationConverter,
     arrays_of,
     observation_of,
 )
 from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment
+from state.stats_tracker import accumulate_rollout_stats
 
 
 class NativeEnvironment(VectorEnvironment):
@@ -43,28 +52,27 @@ class NativeEnvironment(VectorEnvironment):
         self._environment = environment
         self._state = EnvironmentState([environment])
         self._to_environment = ActionConverter(environment.single_action_space)
-        self._to_agent = ObservationConverter(environment.single_observation_space)
+        self._reader = ObservationReader(environment.single_observation_space, self.warn)
         self._all_valid = np.ones(self.count, np.bool_)
         self._resetting: Array | None = None
-        self._infos: Mapping[str, Any] = {}
-        self._valid = self._all_valid
-        self._ended = np.zeros(self.count, np.bool_)
 
     def reset(self, seed: int | None = None) -> Observation:
         try:
-            observation, _ = self._environment.reset(seed=seed)
+            observation = self._reader.read(reset_observation(self._environment.reset(seed=seed)), self.count)
         except Exception as error:
             raise self._failed("reset", error) from error
         self._resetting = None
-        return self._to_agent(observation)
+        return observation
 
     def step(self, actions: Array) -> Step:
+        self._steps += 1
         try:
-            raw, gain, done, cut, infos = self._environment.step(self._to_environment(actions))
-            observation = self._to_agent(raw)
-            reward = np.asarray(gain, np.float32)
-            terminated = np.asarray(done, np.bool_)
-            truncated = np.asarray(cut, np.bool_)
+            raw, gain, done, cut, infos = step_parts(self._environment.step(self._to_environment(actions)))
+            observation = self._reader.read(raw, self.count)
+            reward = rewards_of(gain, self.count, self.warn)
+            terminated = flags_of("terminated", done, self.count, self.warn)
+            truncated = flags_of("truncated", cut, self.count, self.warn)
+            check_info(infos)
         except Exception as error:
             raise self._failed("step", error) from error
         valid = self._all_valid
@@ -76,30 +84,17 @@ class NativeEnvironment(VectorEnvironment):
             truncated = truncated & valid
         ended = terminated | truncated
         any_ended = np.count_nonzero(ended) > 0
-        self._infos, self._valid, self._ended = infos, valid, ended
         final_observation: Observation | None = None
-        if self.same_step:
-            if any_ended:
-                final_observation = self._final_observation(observation, ended)
-        else:
+        stats: dict[str, list[float]] = {}
+        if any_ended:
+            if self.same_step:
+                final_observation = self._final_observation(infos, observation, ended)
+            accumulate_rollout_stats(self._episode_infos(infos, ended), stats)
+        if not self.same_step:
             self._resetting = ended if any_ended else None
-        return Step(
-            observation,
-            reward,
-            terminated,
-            truncated,
-            valid,
-            final_observation,
-            self._episode_infos() if any_ended else (),
-        )
-
-    def info(self, name: str, shape: tuple[int, ...]) -> Array:
-        values: list[Array] = []
-        for index in range(self.count):
-            infos = self._last_infos() if self._ended[index] else self._infos
-            value = _row_at(infos, name, index) if self._valid[index] else np.zeros(shape)
-            values.append(self.info_array(name, value, shape, infos))
-        return np.stack(values)
+        if self._fields:
+            self._read_fields(infos, valid, ended)
+        return Step(observation, reward, terminated, truncated, valid, final_observation, stats, self._fields)
 
     def get_state(self) -> dict[str, object]:
         resetting = None if self._resetting is None else self._resetting.copy()
@@ -112,31 +107,48 @@ class NativeEnvironment(VectorEnvironment):
     def close(self) -> None:
         self._environment.close()
 
-    def _final_observation(self, observation: Observation, ended: Array) -> Observation:
-        given: Any = self._infos.get("final_obs")
+    def _final_observation(self, infos: Mapping[str, Any], observation: Observation, ended: Array) -> Observation:
+        given: Any = infos.get("final_obs")
         if given is None:
             raise EnvironmentFailed(
                 f"environment {self.name!r} resets in the step that ends an episode, so its infos must hold the"
-                f" episode's last observation as 'final_obs'; they hold {sorted(map(str, self._infos))}"
+                f" episode's last observation as 'final_obs'; they hold {sorted(map(str, infos))}"
             )
         finals = {key: array.copy() for key, array in arrays_of(observation).items()}
         for index in np.flatnonzero(ended):
             row = {key: given[key][index] for key in given} if isinstance(given, Mapping) else given[index]
-            for key, array in arrays_of(self._to_agent(row)).items():
+            try:
+                final = self._reader.read(row)
+            except WrongReturn as error:
+                raise EnvironmentFailed(
+                    f"environment {self.name!r}: step {self._steps} gave the final_obs of copy {index} {error}"
+                ) from error
+            for key, array in arrays_of(final).items():
                 finals[key][index] = array
         return observation_of(finals)
 
-    def _last_infos(self) -> Mapping[str, Any]:
+    def _last_infos(self, infos: Mapping[str, Any]) -> Mapping[str, Any]:
         """The infos that belong to the last step of the episodes that ended in it."""
-        return self._infos.get("final_info", {}) if self.same_step else self._infos
+        return infos.get("final_info", {}) if self.same_step else infos
 
-    def _episode_infos(self) -> list[Mapping[str, object]]:
-        infos = self._last_infos()
-        return [_row(infos, int(index)) for index in np.flatnonzero(self._ended)] if infos else []
+    def _episode_infos(self, infos: Mapping[str, Any], ended: Array) -> list[Mapping[str, object]]:
+        last = self._last_infos(infos)
+        return [_row(last, int(index)) for index in np.flatnonzero(ended)] if last else []
+
+    def _read_fields(self, infos: Mapping[str, Any], valid: Array, ended: Array) -> None:
+        for name, array in self._fields.items():
+            array.fill(0)
+            for index in np.flatnonzero(valid):
+                given = self._last_infos(infos) if ended[index] else infos
+                array[index] = self._field(name, _row_at(given, name, int(index)), given)
 
     def _failed(self, what: str, error: Exception) -> EnvironmentFailed:
+        name, copies = self.name, f"its {self.count} copies"
+        if isinstance(error, WrongReturn):
+            when = f" {self._steps}" if what == "step" else f" after step {self._steps}" if self._steps else ""
+            return EnvironmentFailed(f"environment {name!r}: {what}{when} of {copies} returned {error}")
         return EnvironmentFailed(
-            f"environment {self.name!r}: {what} of its {self.count} copies failed with {type(error).__name__}: {error}"
+            f"environment {name!r}: {what} of {copies} failed with {type(error).__name__}: {error}"
         )
 
 

@@ -9,21 +9,22 @@ import gymnasium
 import numpy as np
 
 from orchestrator.environments.capture import EnvironmentState
-from orchestrator.environments.spaces import (
-    ActionConverter,
-    Array,
-    InvalidEnvironment,
-    Observation,
-    ObservationConverter,
-    array_specs,
-    arrays_of,
-    observation_of,
+from orchestrator.environments.observations import ObservationReader, ObservationRows
+from orchestrator.environments.returned import (
+    WrongReturn,
+    check_info,
+    flag_of,
+    reset_observation,
+    reward_of,
+    step_parts,
 )
+from orchestrator.environments.spaces import ActionConverter, Array, InvalidEnvironment, Observation
 from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment, copy_seeds
+from state.stats_tracker import accumulate_rollout_stats
 
 
 class SerialEnvironment(VectorEnvironment):
-    """Steps `environments` in order. An observation is copied at once: environments may reuse their arrays.
+    """Steps `environments` in order. What a step returns is copied at once: environments may reuse arrays and infos.
 
     gymnasium's SyncVectorEnv does the same in a quarter more time, most of it spent on batching infos that
     nobody reads.
@@ -48,14 +49,13 @@ class SerialEnvironment(VectorEnvironment):
         self._environments = tuple(environments)
         self._state = EnvironmentState(environments)
         self._to_environment = ActionConverter(first.action_space)
-        self._to_agent = ObservationConverter(first.observation_space)
-        self._observations = _Rows(self, self._to_agent.offsets)
-        self._final_observations = _Rows(self, self._to_agent.offsets)
+        reader = ObservationReader(first.observation_space, self.warn)
+        self._observations = ObservationRows(reader, self.count)
+        self._final_observations = ObservationRows(reader, self.count)
         self._reward = np.zeros(self.count, np.float32)
         self._terminated = np.zeros(self.count, np.bool_)
         self._truncated = np.zeros(self.count, np.bool_)
         self._all_valid = np.ones(self.count, np.bool_)
-        self._infos: list[Mapping[str, object]] = [{}] * self.count
 
     def reset(self, seed: int | None = None) -> Observation:
         seeds = [None] * self.count if seed is None else copy_seeds(seed, self.count)
@@ -64,35 +64,52 @@ class SerialEnvironment(VectorEnvironment):
         return self._observations.observation
 
     def step(self, actions: Array) -> Step:
-        observations, reward, infos = self._observations, self._reward, self._infos
+        observations, reward = self._observations, self._reward
         terminated, truncated = self._terminated, self._truncated
+        terminated.fill(False)
+        truncated.fill(False)
         final_observation: Observation | None = None
-        ended_infos: list[Mapping[str, object]] = []
+        stats: dict[str, list[float]] = {}
         index = 0
+        self._steps += 1
         converted = self._to_environment(actions)
+        # Every line below runs once per agent step: the usual types are recognised here, all others elsewhere.
         for index, environment in enumerate(self._environments):
             try:
-                observation, gain, done, cut, info = environment.step(converted[index])
+                result = environment.step(converted[index])
+                if type(result) is not tuple or len(result) != 5:
+                    result = step_parts(result)
+                observation, gain, done, cut, info = result
                 observations.write(index, observation)
-                if gain is None:  # pyright: ignore[reportUnnecessaryComparison] - numpy would store NaN
-                    raise TypeError("the reward is None")
-                reward[index] = gain
+                reward[index] = gain if isinstance(gain, (float, int)) else reward_of(gain, self.warn)
+                if type(info) is not dict:
+                    check_info(info)
+                for name, array in self._fields.items():
+                    array[index] = self._field(name, _lookup(info, name), info)
+                if done is False and cut is False:
+                    continue
+                terminated[index] = done = flag_of("terminated", done, self.warn)
+                truncated[index] = cut = flag_of("truncated", cut, self.warn)
+                if done or cut:
+                    accumulate_rollout_stats((info,), stats)
+            except EnvironmentFailed:
+                raise
             except Exception as error:
                 raise self._failed("step", index, error) from error
-            terminated[index] = done
-            truncated[index] = cut
-            infos[index] = info
             if done or cut:
                 self._final_observations.copy_row(index, observations)
                 final_observation = self._final_observations.observation
-                ended_infos.append(info)
                 self._reset_copy(index, environment, None)
         return Step(
-            observations.observation, reward, terminated, truncated, self._all_valid, final_observation, ended_infos
+            observations.observation,
+            reward,
+            terminated,
+            truncated,
+            self._all_valid,
+            final_observation,
+            stats,
+            self._fields,
         )
-
-    def info(self, name: str, shape: tuple[int, ...]) -> Array:
-        return np.stack([self.info_array(name, _lookup(info, name), shape, info) for info in self._infos])
 
     def get_state(self) -> dict[str, object]:
         return self._state.capture()
@@ -106,53 +123,19 @@ class SerialEnvironment(VectorEnvironment):
 
     def _reset_copy(self, index: int, environment: gymnasium.Env[Any, Any], seed: int | None) -> None:
         try:
-            observation, _ = environment.reset(seed=seed)
-            self._observations.check(observation)
-            self._observations.write(index, observation)
+            self._observations.write(index, reset_observation(environment.reset(seed=seed)))
         except Exception as error:
             raise self._failed("reset", index, error) from error
 
     def _failed(self, what: str, index: int, error: Exception) -> EnvironmentFailed:
+        copy = f"copy {index} of {self.count}"
+        if isinstance(error, WrongReturn):
+            place = f"step {self._steps} of {copy}" if what == "step" else f"reset of {copy}"
+            when = f" after step {self._steps}" if what == "reset" and self._steps else ""
+            return EnvironmentFailed(f"environment {self.name!r}: {place}{when} returned {error}")
         return EnvironmentFailed(
-            f"environment {self.name!r}: {what} of copy {index} of {self.count} failed with"
-            f" {type(error).__name__}: {error}"
+            f"environment {self.name!r}: {what} of {copy} failed with {type(error).__name__}: {error}"
         )
-
-
-class _Rows:
-    """A batch of observations that is written copy by copy."""
-
-    def __init__(self, environment: VectorEnvironment, offsets: Mapping[str, Any]) -> None:
-        self._specs = array_specs(environment.observation_space)
-        self._arrays = {
-            key: np.zeros((environment.count, *spec.shape), spec.dtype) for key, spec in self._specs.items()
-        }
-        self._offsets = {key: offset for key, offset in offsets.items() if offset is not None}
-        self.observation = observation_of(self._arrays)
-
-    def write(self, index: int, observation: Any) -> None:
-        if isinstance(self.observation, dict):
-            for key, array in self._arrays.items():
-                array[index] = observation[key]
-        else:
-            self.observation[index] = observation
-        for key, offset in self._offsets.items():
-            self._arrays[key][index] -= offset
-
-    def copy_row(self, index: int, source: _Rows) -> None:
-        for key, array in self._arrays.items():
-            array[index] = source._arrays[key][index]
-
-    def check(self, observation: Any) -> None:
-        """Raise for an observation that is not of the space's shape: assignment would broadcast it in silence."""
-        arrays: Mapping[str, Any] = arrays_of(observation)
-        for key, spec in self._specs.items():
-            if np.shape(arrays[key]) != spec.shape:
-                of_key = f" of key {key!r}" if key else ""
-                raise ValueError(
-                    f"the observation{of_key} has the shape {list(np.shape(arrays[key]))},"
-                    f" the observation space says {list(spec.shape)}"
-                )
 
 
 def _lookup(info: Mapping[str, object], name: str) -> object:

@@ -39,15 +39,23 @@ class ArraySpec:
 
 
 def agent_observation_space(space: Space, environment: str) -> Space:
-    """The space of the observations that agents get: floats are float32, and what is discrete begins at 0.
+    """The space of the observations that agents get: floats are float32, what is discrete begins at 0, keys are texts.
 
     Raises InvalidEnvironment naming the `environment`, its space and what is supported.
     """
-    if isinstance(space, spaces.Dict):
-        if not space.spaces:
-            raise InvalidEnvironment(f"environment {environment!r} has an empty Dict as its observation space")
-        return spaces.Dict({key: _agent_leaf(leaf, environment, f" of key {key!r}") for key, leaf in space.items()})
-    return _agent_leaf(space, environment, "")
+    if not isinstance(space, spaces.Dict):
+        return _agent_leaf(space, environment, "")
+    parts = agent_parts(space)
+    if not parts:
+        raise InvalidEnvironment(f"environment {environment!r} has an empty Dict as its observation space")
+    if len(parts) < len(space.spaces) or _SINGLE in parts:
+        raise InvalidEnvironment(
+            f"environment {environment!r} has the keys {list(space.spaces)} in its observation space; expected keys"
+            " that are different as texts, and none that is empty"
+        )
+    return spaces.Dict(
+        {name: _agent_leaf(leaf, environment, f" of key {key!r}") for name, (key, leaf) in parts.items()}
+    )
 
 
 def agent_action_space(space: Space, environment: str) -> Space:
@@ -63,6 +71,17 @@ def agent_action_space(space: Space, environment: str) -> Space:
             f" supported are {_SUPPORTED_ACTIONS}"
         )
     return _float_box(space) if isinstance(space, spaces.Box) else _agent_leaf(space, environment, "")
+
+
+def agent_parts(space: Space) -> dict[str, tuple[Any, Space]]:
+    """The environment's key and space of each array of an observation, by the agent's key.
+
+    Agents' keys are texts, as names of experience fields must be: str() of the environment's. Where the space is not a
+    Dict, there is one array with the key "".
+    """
+    if not isinstance(space, spaces.Dict):
+        return {_SINGLE: (_SINGLE, space)}
+    return {str(key): (key, leaf) for key, leaf in space.spaces.items()}
 
 
 def array_specs(space: Space) -> dict[str, ArraySpec]:
@@ -81,32 +100,15 @@ def observation_of(arrays: Mapping[str, Array]) -> Observation:
     return arrays[_SINGLE] if _SINGLE in arrays else dict(arrays)
 
 
-class ObservationConverter:
-    """Turns an environment's own observations, single or batched, into those of `agent_observation_space`."""
-
-    def __init__(self, space: Space) -> None:
-        leaves = space.spaces if isinstance(space, spaces.Dict) else {_SINGLE: space}
-        self.offsets = {key: _start(leaf) for key, leaf in leaves.items()}
-        self._is_dict = isinstance(space, spaces.Dict)
-        self._dtypes = {key: np.dtype(_agent_dtype(leaf)) for key, leaf in leaves.items()}
-
-    def __call__(self, observation: Any) -> Observation:
-        if self._is_dict:
-            return {key: self._convert(key, observation[key]) for key in self._dtypes}
-        return self._convert(_SINGLE, observation)
-
-    def _convert(self, key: str, value: Any) -> Array:
-        offset = self.offsets[key]
-        array = np.asarray(value) if offset is None else np.asarray(value) - offset
-        return array.astype(self._dtypes[key], copy=False)
-
-
 class ActionConverter:
     """Turns a batch of agents' actions into actions that are in the environment's own space: offset, or of its dtype
-    (rounded where that is of integers) and clipped to its bounds."""
+    (rounded where that is of integers) and clipped to its bounds.
+
+    They have memory of their own: environments may change the actions that they are given, or keep them.
+    """
 
     def __init__(self, space: Space) -> None:
-        self._offset = _start(space)
+        self._offset = start_of(space)
         self._dtype = np.dtype(space.dtype)
         self._shape = tuple(space.shape or ())
         self._low: Array | None = None
@@ -125,6 +127,8 @@ class ActionConverter:
         if actions.dtype != self._dtype:
             with np.errstate(over="ignore"):  # what is beyond float16 becomes infinite, and then a bound
                 actions = actions.astype(self._dtype)
+        else:
+            actions = actions.copy()
         if self._low is not None:
             actions = np.maximum(actions, self._low)
         if self._high is not None:
@@ -145,7 +149,7 @@ def _agent_leaf(space: Space, environment: str, where: str) -> Space:
         case spaces.Box() if np.issubdtype(space.dtype, np.floating):
             return _float_box(space)
         case spaces.Box():
-            dtype = np.dtype(_agent_dtype(space))
+            dtype = np.dtype(agent_dtype(space))
             low, high = (
                 np.minimum(bound, np.iinfo(np.int64).max).astype(dtype) if space.dtype == np.uint64 else bound
                 for bound in (space.low, space.high)
@@ -156,7 +160,7 @@ def _agent_leaf(space: Space, environment: str, where: str) -> Space:
         case spaces.MultiDiscrete():
             return spaces.MultiDiscrete(space.nvec)
         case spaces.MultiBinary():
-            return space
+            return spaces.MultiBinary(space.n)
         case _:
             raise InvalidEnvironment(
                 f"environment {environment!r} has the observation space {space}{where}, which is not supported;"
@@ -174,7 +178,8 @@ def _float_box(space: spaces.Box) -> spaces.Box:
     return spaces.Box(low, high, dtype=np.float32)
 
 
-def _agent_dtype(space: Space) -> str:
+def agent_dtype(space: Space) -> str:
+    """The dtype that agents get the numbers of a supported space in."""
     if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)):
         return "int64"
     if np.issubdtype(space.dtype, np.floating):
@@ -183,7 +188,8 @@ def _agent_dtype(space: Space) -> str:
     return _AGENT_INTEGERS.get(name, name)
 
 
-def _start(space: Space) -> Any:
+def start_of(space: Space) -> Any:
+    """What agents' numbers of a supported space are less than the environment's; None where they are the same."""
     if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) or not np.any(space.start):
         return None
     return space.start

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from orchestrator.environments.returned import WrongReturn, exact
 from orchestrator.environments.spaces import (
     Array,
     Observation,
@@ -16,7 +17,11 @@ from orchestrator.environments.spaces import (
     agent_action_space,
     agent_observation_space,
 )
+from orchestrator.environments.values import ValueCheck, not_finite
 from state.error import OrchestratorError
+
+if TYPE_CHECKING:
+    from state.experience import FieldSpec
 
 
 class EnvironmentFailed(OrchestratorError, RuntimeError):
@@ -37,8 +42,10 @@ class Step:
     """False where this call only reset the copy: not a transition."""
     final_observation: Observation | None
     """Only where resets happen in the same step, and an episode ended: its last observation, in its row."""
-    infos: Sequence[Mapping[str, object]]
-    """The last step's info of each episode that ended, in the order of the copies."""
+    stats: Mapping[str, list[float]]
+    """The numbers in the last infos of the episodes that ended, in the order of the copies."""
+    fields: Mapping[str, Array]
+    """What `record` asked for, `[n, *shape]` each; 0 where not valid."""
 
 
 class VectorEnvironment(ABC):
@@ -57,6 +64,11 @@ class VectorEnvironment(ABC):
         self.count = count
         self.observation_space = agent_observation_space(observation_space, name)
         self.action_space = agent_action_space(action_space, name)
+        self._values = ValueCheck(observation_space, self.warn)
+        self._fields: dict[str, Array] = {}
+        self._steps = 0
+        self._warned: set[str] = set()
+        self._warnings: dict[str, str] = {}
 
     @abstractmethod
     def reset(self, seed: int | None = None) -> Observation:
@@ -67,13 +79,6 @@ class VectorEnvironment(ABC):
         """Take the agent's `actions` `[n, ...]`, Box actions clipped to their bounds.
 
         Raises EnvironmentFailed from whatever the environment raised.
-        """
-
-    @abstractmethod
-    def info(self, name: str, shape: tuple[int, ...]) -> Array:
-        """The value `[n, *shape]` of `name` ("a/b" is `info["a"]["b"]`) in the latest step's info; 0 if not valid.
-
-        Raises EnvironmentFailed naming it when a copy did not give it.
         """
 
     @abstractmethod
@@ -94,16 +99,54 @@ class VectorEnvironment(ABC):
     def close(self) -> None:
         """Release what the copies hold; closing twice is allowed."""
 
-    def info_array(self, name: str, value: Any, shape: tuple[int, ...], info: Mapping[str, object]) -> Array:
-        """The `value` of `name` as an array; raises EnvironmentFailed if it is not numbers of the `shape`."""
-        array = np.asarray(value)
-        if array.shape != shape or array.dtype.kind not in "biuf":
-            given = f"only {sorted(map(str, info))}" if value is None else f"{value!r}"
+    def record(self, fields: Sequence[FieldSpec]) -> None:
+        """Have each step give these values of the infos; the name "a/b" stands for `info["a"]["b"]`.
+
+        A step whose infos lack them raises EnvironmentFailed.
+        """
+        self._fields = {one.name: np.zeros((self.count, *one.shape), one.dtype) for one in fields}
+
+    def check(
+        self, observation: Mapping[str, Array], reward: Array | None, copies: Array, first_step: int, of: str
+    ) -> None:
+        """Raise EnvironmentFailed for values in agents' arrays `[steps, len(copies), ...]` that nothing can be learned
+        from; the message numbers the steps from `first_step`, and says what they are steps of."""
+        found = {
+            f"observation/{key}" if key else "observation": self._values.observation(key, array)
+            for key, array in observation.items()
+        }
+        if reward is not None:
+            found["reward"] = not_finite(reward)
+        for name, problem in found.items():
+            if problem is not None:
+                raise EnvironmentFailed(
+                    f"environment {self.name!r} gave {problem.value} in the {name} of copy {copies[problem.place[1]]},"
+                    f" step {first_step + problem.place[0]} of the {of}; expected {problem.expected}"
+                )
+
+    def warn(self, about: str, text: str) -> None:
+        """Keep a warning for `take_warnings`, the first about each thing; `text` follows the environment's name."""
+        if about not in self._warned:
+            self._warned.add(about)
+            self._warnings[about] = f"environment {self.name!r} {text}"
+
+    def take_warnings(self) -> dict[str, str]:
+        """What there was to warn of since the last call, by what it is about."""
+        warnings, self._warnings = self._warnings, {}
+        return warnings
+
+    def _field(self, name: str, value: Any, info: Mapping[str, object]) -> Array:
+        """The `value` of the field `name`; raises EnvironmentFailed if it is not numbers of its shape and dtype."""
+        array = self._fields[name]
+        try:
+            return exact(value, array.shape[1:], array.dtype)
+        except WrongReturn as error:
+            given = f"only {sorted(map(str, info))}" if value is None else str(error)
             raise EnvironmentFailed(
-                f"environment {self.name!r}: a loss asks for the experience field {name!r} of shape {list(shape)},"
-                f" which the environment must give as numbers in the info of every step; it gave {given}"
-            )
-        return array
+                f"environment {self.name!r}: a loss asks for the experience field {name!r} of shape"
+                f" {list(array.shape[1:])} and {array.dtype}, which the environment must give in the info of every"
+                f" step; it gave {given}"
+            ) from None
 
 
 def copy_seeds(seed: int, count: int) -> list[int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from orchestrator.environments import VectorEnvironment
+from orchestrator.environments.spaces import Array, arrays_of, observation_of
 from orchestrator.policies.acting import Actor, as_tensors, check_defined
 from orchestrator.policies.policy import Policy
 
@@ -26,6 +27,8 @@ class EpisodeScores:
     """Agent steps."""
     cut: int
     """Episodes that were still going on at the limit, and count with what they had earned."""
+    warnings: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What the user should know of the environment, by what it is about."""
 
     @property
     def mean_return(self) -> float:
@@ -82,12 +85,14 @@ def _play(
     distribution = policy.distribution
     generator = torch.Generator().manual_seed(seed)
     start, ended = np.ones(count, np.bool_), np.zeros(count, np.bool_)
-    steps = 0
-    observation = environment.reset(seed)
+    # Memory of its own, as networks may change what they are given.
+    current = {key: array.copy() for key, array in arrays_of(environment.reset(seed)).items()}
+    observation, steps = as_tensors(observation_of(current)), 0
+    _check(environment, current, None, steps)
     while quotas.any():
         if stop():
             raise EvaluationInterrupted
-        parameters, _ = actor.act(as_tensors(observation), torch.from_numpy(start))
+        parameters, _ = actor.act(observation, torch.from_numpy(start))
         if deterministic:
             action = distribution.mode(parameters)
         else:
@@ -95,8 +100,10 @@ def _play(
         acted = np.logical_or(environment.same_step, ~ended)  # the others are only reset now
         check_defined(distribution, parameters[None], torch.from_numpy(acted)[None], environment.name, steps)
         step = environment.step(action.numpy())
+        for key, array in arrays_of(step.observation).items():
+            current[key][...] = array
         steps += 1
-        observation = step.observation
+        _check(environment, current, step.reward, steps)
         ended = step.terminated | step.truncated
         running_return += np.where(step.valid, step.reward, 0.0)
         running_length += step.valid
@@ -117,4 +124,11 @@ def _play(
         returns=tuple(value for played in returns for value in played),
         lengths=tuple(value for played in lengths for value in played),
         cut=cut,
+        warnings=environment.take_warnings(),
     )
+
+
+def _check(environment: VectorEnvironment, observation: Mapping[str, Array], reward: Array | None, step: int) -> None:
+    one_step = {key: array[None] for key, array in observation.items()}
+    one_reward = None if reward is None else reward[None]
+    environment.check(one_step, one_reward, np.arange(environment.count), step, "evaluation")

@@ -19,11 +19,22 @@ class EvaluatorService:
     def __init__(self, plans: Sequence[EvaluationPlan]) -> None:
         self._plans = tuple(plans)
         self._policy: Policy | None = None
+        self._warnings: dict[tuple[str, str], str] = {}
 
     def evaluate(self, snapshot: PolicySnapshot) -> dict[tuple[str, str], float]:
         """Mean returns by category and name."""
-        # Loaded for each plan: a network may change its buffers by acting.
-        return {plan.key: plan.play(self._load(snapshot)).mean_return for plan in self._plans}
+        scores: dict[tuple[str, str], float] = {}
+        for plan in self._plans:
+            # Loaded for each plan: a network may change its buffers by acting.
+            played = plan.play(self._load(snapshot))
+            scores[plan.key] = played.mean_return
+            for about, text in played.warnings.items():
+                self._warnings.setdefault((plan.environment, about), text)
+        return scores
+
+    def warnings(self) -> dict[tuple[str, str], str]:
+        """What the user should know of the environments, by environment and what it is about, of all evaluations."""
+        return self._warnings
 
     def record(self, snapshot: PolicySnapshot, index: int, path: Path) -> None:
         """Play an episode of the plan at `index` and write it to `path` as a video."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from losses import CALLBACKS, LossContext, LossSet, LossStatistics, Minibatch, gae
 from orchestrator.learning.learner_state import LearnerMemory
-from orchestrator.learning.minibatches import SegmentDraws, StepDraws
+from orchestrator.learning.minibatches import Draw, SegmentDraws, StepDraws
 from orchestrator.learning.optimization import Optimization
 from orchestrator.learning.profiling import profile_path, profiled
 from orchestrator.learning.statistics import batch_statistics, loss_statistics
@@ -254,7 +254,7 @@ class Learner:
                     update_epoch=passes,
                     mb_idx=mb_idx,
                 )
-                total, components = self._losses.compute(minibatch, self._evaluate(minibatch))
+                total, components = self._losses.compute(minibatch, self._evaluate(draw))
                 self._optimization.backward(total, components, 1.0 / config.accumulate_minibatches)
                 done += 1
                 waiting += 1
@@ -339,14 +339,14 @@ class Learner:
         per_segment = {spec.name for spec in self._spec.fields if spec.per == "segment"}
         return {name: tensor for name, tensor in batch.items() if name not in per_segment}
 
-    def _evaluate(self, minibatch: Minibatch) -> Any:
-        fields = minibatch.fields
+    def _evaluate(self, draw: Draw) -> Any:
+        fields = draw.fields.again()  # a network may change what it is given
         observation = self._observation(fields)
         if self.policy.recurrent:
             return self.policy.evaluate(
-                observation, fields["action"], fields["recurrent_state"], fields["episode_start"], minibatch.valid
+                observation, fields["action"], fields["recurrent_state"], fields["episode_start"], draw.valid
             )
-        return self.policy.evaluate(observation, fields["action"], valid=minibatch.valid)
+        return self.policy.evaluate(observation, fields["action"], valid=draw.valid)
 
     def _observation(self, fields: Any) -> Any:
         if "observation" in fields:

@@ -8,28 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from losses import importance_weights, segment_probabilities
-
-
-class Rows(Mapping[str, Tensor]):
-    """The rows `index` of every tensor of `source`, taken when first asked for: a loss pays for what it reads."""
-
-    def __init__(self, source: Mapping[str, Tensor], index: Tensor) -> None:
-        self._source = source
-        self._index = index
-        self._taken: dict[str, Tensor] = {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        taken = self._taken.get(name)
-        if taken is None:
-            taken = self._taken[name] = self._source[name].index_select(0, self._index)
-        return taken
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._source)
-
-    def __len__(self) -> int:
-        return len(self._source)
+from losses import Rows, importance_weights, segment_probabilities
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ class Crew:
         self._collectors: list[_Collector] = []
         self._learner: Worker
         self._learner_slots = SlotSender()
+        self._warned: set[str] = set()
         self.spaces: Spaces
         self.spec: ExperienceSpec
         self.description: LearnerDescription
@@ -217,7 +218,9 @@ class Crew:
                 experience=collector.slots.ref(EXPERIENCE, experience), policy=collector.slots.ref(POLICY, policy)
             )
             try:
-                return await collector.worker.call("collect", request)
+                report: CollectReport = await collector.worker.call("collect", request)
+                self._warn(report.warnings)
+                return report
             except WorkerCrashed as error:
                 collector.restarts += 1
                 if collector.restarts > MAX_RESTARTS:
@@ -232,6 +235,13 @@ class Crew:
                 collector.worker = await self._start_collector(collector.index, collector.restarts)
                 collector.slots = SlotSender()
                 await self._prepare(collector.worker)
+
+    def _warn(self, warnings: Mapping[str, str]) -> None:
+        """Once about each thing, whichever collector says it first."""
+        for about, text in warnings.items():
+            if about not in self._warned:
+                self._warned.add(about)
+                _log.warning("%s", text)
 
     async def _start_collector(self, index: int, restarts: int) -> Worker:
         config = self._config.collection

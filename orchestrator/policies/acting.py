@@ -1,4 +1,8 @@
-"""A policy that acts for several copies of an environment, and carries their recurrent state."""
+"""A policy that acts for several copies of an environment, and carries their recurrent state.
+
+Networks may change what they are given, and keep what they return: `Actor` gives away nothing that is still needed, and
+keeps nothing but copies. Only the observations that `act` gets are not copied: their caller needs them no more.
+"""
 
 from __future__ import annotations
 
@@ -40,24 +44,26 @@ class Actor:
     def act(self, observation: Observation, episode_start: Tensor) -> tuple[Tensor, Tensor | None]:
         """Action parameters `[count, P]` and, where they come along, values `[count]`; moves the state on.
 
-        `episode_start` `[count]` tells whose state is to be forgotten first.
+        `episode_start` `[count]` tells whose state is to be forgotten first. The observation may be another afterwards.
         """
         if self.policy.separate:
             return self.policy.action_parameters(observation), None
         if self.state is None:
             parameters, value, _ = self.policy(observation)
             return parameters, value
-        parameters, value, self.state = self.policy(_one_step(observation), self.state, episode_start[:, None])
+        parameters, value, state = self.policy(_one_step(observation), self.state, episode_start[:, None].clone())
+        self.state = state.clone()
         return parameters[:, 0], value[:, 0]
 
     def value(self, observation: Observation, state: Tensor | None = None) -> Tensor:
         """Values `[n]` of observations within an episode, after which `state` `[n, state_size]` came."""
+        observation = _copy(observation)
         if self.policy.separate:
             return self.policy.value(observation)
         if state is None:
             return self.policy(observation)[1]
         no_start = torch.zeros(len(state), 1, dtype=torch.bool)
-        return self.policy(_one_step(observation), state, no_start)[1][:, 0]
+        return self.policy(_one_step(observation), state.clone(), no_start)[1][:, 0]
 
     def values(self, observations: Observation) -> Tensor:
         """Values `[n, time]` of observations `[n, time, ...]`, for a policy whose `act` gives none."""
@@ -70,7 +76,7 @@ class Actor:
         else:
             flat = list(observations.flatten(0, 1).split(_PART))
             shape = observations.shape[:2]
-        return torch.cat([self.policy.value(part) for part in flat]).view(shape)
+        return torch.cat([self.policy.value(_copy(part)) for part in flat]).view(shape)
 
 
 def check_defined(
@@ -102,6 +108,12 @@ def as_tensors(observation: Arrays) -> Observation:
     if isinstance(observation, dict):
         return {key: torch.from_numpy(array) for key, array in observation.items()}
     return torch.from_numpy(observation)
+
+
+def _copy(observation: Observation) -> Observation:
+    if isinstance(observation, dict):
+        return {key: tensor.clone() for key, tensor in observation.items()}
+    return observation.clone()
 
 
 def _one_step(observation: Observation) -> Observation:

@@ -44,7 +44,14 @@ def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Seq
         sinks = tuple(sink for sink in sinks if not isinstance(sink, Wandb))  # a run has one W&B run
     if config.evaluation.every:
         settings = config.evaluation
-        hooks.append(EvaluationHook(evaluation_plans(config), settings.every, video_every=settings.video_every))
+        hooks.append(
+            EvaluationHook(
+                evaluation_plans(config),
+                settings.every,
+                video_every=settings.video_every,
+                trained_on=config.environment,
+            )
+        )
     if config.run_dir is not None and config.checkpoints.enabled:
         folder = CheckpointFolder(
             config.run_dir / "checkpoints",

@@ -33,7 +33,8 @@ class EvaluationHook(Hook):
     The scores say which policy version they speak of. A crash of the worker is retried once, in a new one, and then
     reported; the training does not notice. The first evaluation in every `video_every` epochs (0: none) also
     records an episode of each plan, as `videos/<epoch>-<name>.mp4` in the run's folder; the paths are the result
-    `videos`, by `category/name`. A recording that fails is reported and changes no score.
+    `videos`, by `category/name`. A recording that fails is reported and changes no score. What there is to warn of
+    an environment is logged once; not of the one that is `trained_on`, of which the collectors tell.
     """
 
     name = "evaluation"
@@ -41,11 +42,15 @@ class EvaluationHook(Hook):
     retries = 1
     transient = (WorkerCrashed,)
 
-    def __init__(self, plans: Sequence[EvaluationPlan], every: int, *, video_every: int = 0) -> None:
+    def __init__(
+        self, plans: Sequence[EvaluationPlan], every: int, *, video_every: int = 0, trained_on: str | None = None
+    ) -> None:
         self.every = every
         self._plans = tuple(plans)
         self._video_every = video_every
         self._video_epoch = 0
+        self._trained_on = trained_on
+        self._warned: set[tuple[str, str]] = set()
         self._worker: Worker | None = None
 
     @asynccontextmanager
@@ -59,9 +64,17 @@ class EvaluationHook(Hook):
         if state.policy is None:
             return None
         scores: dict[tuple[str, str], float] = await self._call("evaluate", state.policy)
+        await self._warn()
         summary = EvalRewardSummary.from_simulations(scores, policy_version=state.policy.version, epoch=state.epoch)
         videos = await self._record(state.policy, state.epoch) if self._wants_video(state.epoch) else {}
         return StateUpdate(eval_scores=summary, results={"videos": videos} if videos else {})
+
+    async def _warn(self) -> None:
+        warnings: dict[tuple[str, str], str] = await self._call("warnings")
+        for (environment, about), text in warnings.items():
+            if environment != self._trained_on and (environment, about) not in self._warned:
+                self._warned.add((environment, about))
+                _log.warning("%s", text)
 
     def state_dict(self) -> Mapping[str, object]:
         return {"video_epoch": self._video_epoch}

@@ -14,6 +14,7 @@ from orchestrator.environments.native import NativeEnvironment
 from orchestrator.environments.serial import SerialEnvironment
 from orchestrator.environments.spaces import array_specs, arrays_of
 from orchestrator.environments.vector import copy_seeds
+from state.experience import FieldSpec
 from tests.environments import OBSERVATION_SPACES, Counting
 
 COUNT = 3
@@ -73,7 +74,7 @@ def test_serial_copies_give_what_single_environments_give(observation: str) -> N
                 assert_row(arrays_of(step.final_observation), row, expected_observation(observation, last))
                 last, _ = single.reset()
             assert_row(arrays_of(step.observation), row, expected_observation(observation, last))
-        assert [info["steps"] for info in step.infos] == [info["steps"] for info in expected_infos]
+        assert step.stats.get("steps", []) == [info["steps"] for info in expected_infos]
     assert ends > 10
 
 
@@ -172,6 +173,8 @@ def test_box_actions_are_clipped_and_the_callers_array_is_left_alone() -> None:
 )
 def test_the_values_of_an_info_belong_to_the_step_and_not_to_the_reset_after_it(name: str, mode: Any) -> None:
     environment = make_vector(name, COUNT, {}, mode)
+    shapes = {"steps": (), "nested/reward": (), "nested/pair": (2,)}
+    environment.record([FieldSpec(name, shape, "float32") for name, shape in shapes.items()])
     environment.reset(3)
     steps = np.zeros(COUNT, np.int64)
     episodes = 0
@@ -179,13 +182,12 @@ def test_the_values_of_an_info_belong_to_the_step_and_not_to_the_reset_after_it(
         step = environment.step(np.zeros(COUNT, np.int64))
         episodes += len(step.infos)
         steps = np.where(step.valid, steps + 1, 0)
-        np.testing.assert_array_equal(environment.info("steps", ()), steps)
-        np.testing.assert_allclose(environment.info("nested/reward", ()), step.reward, rtol=1e-6)
-        pair = environment.info("nested/pair", (2,))
-        np.testing.assert_array_equal(pair[:, 1], step.valid.astype(np.float64))
+        np.testing.assert_array_equal(step.fields["steps"], steps)
+        np.testing.assert_allclose(step.fields["nested/reward"], step.reward, rtol=1e-6)
+        np.testing.assert_array_equal(step.fields["nested/pair"][:, 1], step.valid.astype(np.float64))
         ended = step.terminated | step.truncated
-        assert [info["steps"] for info in step.infos] == steps[ended].tolist()
-        assert all(info["kind"] == "step" for info in step.infos)
+        assert step.stats.get("steps", []) == steps[ended].tolist()
+        assert set(step.stats) <= {"steps", "nested/reward"}
         if environment.same_step:
             steps[ended] = 0
     assert episodes
@@ -197,10 +199,10 @@ def test_the_values_of_an_info_belong_to_the_step_and_not_to_the_reset_after_it(
 @pytest.mark.parametrize("field", ["absent", "nested/absent", "nested", "nested/pair", "kind", "kind/of"])
 def test_an_info_that_is_not_given_as_asked_for_is_named(name: str, mode: Any, field: str) -> None:
     environment = make_vector(name, COUNT, {"terminate": 0.0, "truncate": 0.0}, mode)
+    environment.record([FieldSpec(field, (), "float32")])
     environment.reset(3)
-    environment.step(np.zeros(COUNT, np.int64))
     with pytest.raises(EnvironmentFailed, match=f"field '{field}'"):
-        environment.info(field, ())
+        environment.step(np.zeros(COUNT, np.int64))
 
 
 @pytest.mark.parametrize("mode", ["sync", "native"])
@@ -219,9 +221,9 @@ def test_the_same_seed_gives_the_same_episodes_and_another_seed_others(mode: Any
     [
         ("step", "step of copy 0 of 2 failed with OSError: the simulator is gone"),
         ("reset", "reset of copy 0 of 2 failed with OSError: the simulator is gone"),
-        ("reward", "step of copy 0 of 2 failed with ValueError: could not convert string to float: 'much'"),
-        ("no reward", "step of copy 0 of 2 failed with TypeError: the reward is None"),
-        ("shape", r"the observation has the shape \[2\], the observation space says \[1\]"),
+        ("reward", "step 1 of copy 0 of 2 returned the text 'much' as the reward, expected one number"),
+        ("no reward", "step 1 of copy 0 of 2 returned None as the reward, expected one number"),
+        ("shape", r"reset of copy 0 of 2 returned as the observation an array of shape \[2\], expected \[1\]"),
     ],
 )
 def test_what_an_environment_does_wrong_is_reported_with_its_name(fault: str, message: str) -> None:

@@ -1,0 +1,163 @@
+"""Observations on their way from an environment to its agent: checked against the space, and converted where that loses
+nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+from gymnasium import spaces
+
+from orchestrator.environments.returned import Warn, WrongReturn, exact
+from orchestrator.environments.spaces import (
+    Array,
+    Observation,
+    Space,
+    agent_dtype,
+    agent_parts,
+    observation_of,
+    start_of,
+)
+
+_CURE = "return what the environment's observation_space says, or correct the space"
+
+
+class ObservationReader:
+    """Reads an environment's own observations into those of `agent_observation_space`.
+
+    What is not of the space raises WrongReturn, unless a conversion loses nothing: then there is one warning.
+    """
+
+    def __init__(self, space: Space, warn: Warn) -> None:
+        self.parts = {name: ObservationPart(name, key, leaf, warn) for name, (key, leaf) in agent_parts(space).items()}
+        self._is_dict = isinstance(space, spaces.Dict)
+        self._warn = warn
+
+    def values(self, observation: Any) -> Mapping[str, Any]:
+        """The values of the parts of an observation, not checked yet, by the agent's keys."""
+        if not self._is_dict:
+            return dict.fromkeys(self.parts, observation)
+        if not isinstance(observation, Mapping):
+            raise WrongReturn(f"a {type(observation).__name__} as the observation, expected a dict; {_CURE}")
+        given = cast("Mapping[Any, Any]", observation)
+        missing = [part.key for part in self.parts.values() if part.key not in given]
+        if missing:
+            raise WrongReturn(f"an observation without the keys {missing}, which its space has; {_CURE}")
+        if len(given) > len(self.parts):
+            known = {part.key for part in self.parts.values()}
+            more = [key for key in given if key not in known]
+            self._warn("observation keys", f"returns observations with the keys {more}, which its space lacks")
+        return {name: given[part.key] for name, part in self.parts.items()}
+
+    def read(self, observation: Any, *leading: int) -> Observation:
+        """An observation, or a batch of them with the dimensions `leading`, for the agent; may share its memory."""
+        values = self.values(observation)
+        return observation_of({name: part.read(values[name], leading) for name, part in self.parts.items()})
+
+
+class ObservationPart:
+    """One array of an observation: the value of one `key`, or all of it where the space is not a Dict."""
+
+    def __init__(self, name: str, key: Any, space: Space, warn: Warn) -> None:
+        self.key = key
+        self.shape = tuple(space.shape or ())
+        self.dtype = np.dtype(agent_dtype(space))
+        self.start = start_of(space)
+        self._of_key = f" of key {key!r}" if name else ""
+        self._warn = warn
+        own = np.dtype(space.dtype)
+        # What can be assigned to an array of the agent's without another look.
+        self.accepted = {self.dtype} | ({own} if np.can_cast(own, self.dtype, "same_kind") else set())
+        if own == np.uint64:
+            self.accepted = {self.dtype}
+        box = isinstance(space, spaces.Box)
+        self._expected = {*self.accepted, own} if box else None
+        self.numbers: set[type] = set() if box else {int, np.int64}
+        """As `accepted`, types of scalars, where the shape is ()."""
+        self._seen: set[type] = set()
+
+    def read(self, value: Any, leading: tuple[int, ...] = ()) -> Array:
+        array = self.convert(value, leading)
+        return array if self.start is None else array - self.start
+
+    def convert(self, value: Any, leading: tuple[int, ...] = ()) -> Array:
+        """`value` `[*leading, *shape]` in the agent's dtype, still with its own start. Raises WrongReturn."""
+        try:
+            array = exact(value, (*leading, *self.shape), self.dtype)
+        except WrongReturn as error:
+            raise WrongReturn(f"as the observation{self._of_key} {error}; {_CURE}") from None
+        self._look_at(value)
+        return array
+
+    def _look_at(self, value: Any) -> None:
+        """Remember what needs no further look, and warn of what is converted."""
+        known = isinstance(value, (np.ndarray, np.generic))
+        if not known and type(value) in self._seen:
+            return
+        self._seen.add(type(value))
+        dtype = np.asarray(value).dtype
+        if known and (self.dtype.kind == "f" or np.can_cast(dtype, self.dtype)):
+            self.accepted.add(dtype)
+            if isinstance(value, np.generic):
+                self.numbers.add(type(value))
+        # Any integer says a choice.
+        usual = known or type(value) is int if self._expected is None else known and dtype in self._expected
+        if not usual:
+            given = f"{dtype}" if known else f"a {type(value).__name__} of {dtype}"
+            self._warn(
+                f"observation{self._of_key}",
+                f"returns the observation{self._of_key} as {given}, which is converted to {self.dtype} at every step;"
+                f" {_CURE}",
+            )
+
+
+class ObservationRows:
+    """A batch of observations that is written copy by copy."""
+
+    def __init__(self, reader: ObservationReader, count: int) -> None:
+        self._reader = reader
+        self._rows = {name: _Rows(part, count) for name, part in reader.parts.items()}
+        self._only = self._rows.get("")
+        self.observation = observation_of({name: rows.array for name, rows in self._rows.items()})
+
+    def write(self, index: int, observation: Any) -> None:
+        """Copy the `observation` of the copy `index`. Raises WrongReturn."""
+        if self._only is not None:
+            self._only.write(index, observation)
+            return
+        values = self._reader.values(observation)
+        for name, rows in self._rows.items():
+            rows.write(index, values[name])
+
+    def copy_row(self, index: int, source: ObservationRows) -> None:
+        for name, rows in self._rows.items():
+            rows.array[index] = source._rows[name].array[index]
+
+
+class _Rows:
+    def __init__(self, part: ObservationPart, count: int) -> None:
+        self.array = np.zeros((count, *part.shape), part.dtype)
+        self._part = part
+        # Assigning to a memoryview checks shape and dtype, and still takes half the time of assigning to an array; it
+        # only knows vectors.
+        vectors = len(part.shape) == 1 and part.start is None and self.array.size > 0
+        self._views = [memoryview(row) for row in self.array] if vectors else None
+
+    def write(self, index: int, value: Any) -> None:
+        if self._views is not None:
+            try:
+                self._views[index][:] = value
+            except (ValueError, TypeError):
+                self.array[index] = self._part.convert(value)
+                self._views = None  # an exception at every step would cost more than a look at its dtype
+            return
+        part = self._part
+        fits = (
+            value.shape == part.shape and value.dtype in part.accepted
+            if type(value) is np.ndarray
+            else not part.shape and type(value) in part.numbers
+        )
+        self.array[index] = value if fits else part.convert(value)
+        if part.start is not None:
+            self.array[index] -= part.start

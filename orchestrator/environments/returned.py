@@ -1,0 +1,155 @@
+"""What environments return beside observations, taken apart and checked: tuples, rewards, flags, infos, and values that
+must become arrays of a given shape and dtype without becoming other numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import numpy as np
+
+from orchestrator.environments.spaces import Array
+
+Warn = Callable[[str, str], None]
+"""Takes what a warning is about, of which there is one, and its text, which goes on from the environment's name."""
+
+_NUMBERS = "biuf"
+_STEP = "observation, reward, terminated, truncated, info"
+
+
+class WrongReturn(ValueError):
+    """Says what an environment returned, what is expected instead, and what to do; goes on from "returned"."""
+
+
+def step_parts(result: object) -> tuple[Any, ...]:
+    """The five parts of what `step` returned. Raises WrongReturn."""
+    if not isinstance(result, (tuple, list)):
+        raise WrongReturn(f"a {type(result).__name__}, expected a tuple: {_STEP}")
+    parts = tuple(cast("tuple[Any, ...]", result))
+    if len(parts) == 5:
+        return parts
+    if len(parts) == 4:
+        raise WrongReturn(
+            f"4 values, as old versions of Gym did, expected 5: {_STEP}; return terminated and truncated in the place"
+            " of done, truncated being True where only a time limit ended the episode"
+        )
+    raise WrongReturn(f"{len(parts)} values, expected 5: {_STEP}")
+
+
+def reset_observation(result: object) -> Any:
+    """The observation in what `reset` returned. Raises WrongReturn."""
+    if isinstance(result, (tuple, list)):
+        parts = tuple(cast("tuple[Any, ...]", result))
+        if len(parts) == 2 and isinstance(parts[1], Mapping):
+            return parts[0]
+        given = f"{len(parts)} values ({', '.join(type(part).__name__ for part in parts[:5])})"
+    else:
+        given = f"a {type(result).__name__}"
+    raise WrongReturn(
+        f"{given}, expected 2: observation, info; return the info too, an empty dict if there is nothing to say"
+        " (old versions of Gym returned the observation alone)"
+    )
+
+
+def check_info(info: object) -> None:
+    """Raises WrongReturn for what is no mapping."""
+    if not isinstance(info, Mapping):
+        raise WrongReturn(
+            f"{_described(info)} as the info, expected a dict; return an empty one if there is nothing to say"
+        )
+
+
+def reward_of(value: object, warn: Warn) -> float:
+    """One copy's reward. An array of one number is taken for it, with a warning. Raises WrongReturn."""
+    if isinstance(value, (np.floating, np.integer)):
+        return float(value)
+    array = _array(value)
+    if array is None or array.dtype.kind not in _NUMBERS or array.size != 1:
+        raise WrongReturn(f"{_described(value)} as the reward, expected one number; return float(reward)")
+    if array.ndim:
+        warn(
+            "reward", f"returns rewards of shape {list(array.shape)}, which are taken for numbers; return float(reward)"
+        )
+    return float(array.item())
+
+
+def flag_of(name: str, value: object, warn: Warn) -> bool:
+    """One copy's `terminated` or `truncated`. What is 0 or 1 is taken for it, with a warning. Raises WrongReturn."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    array = _array(value)
+    if array is None or array.dtype.kind not in _NUMBERS or array.size != 1 or array.item() not in (0, 1):
+        raise WrongReturn(f"{_described(value)} as {name}, expected True or False; return bool({name})")
+    warn(name, f"returns {_described(value)} as {name}, which is taken for True or False; return bool({name})")
+    return bool(array.item())
+
+
+def rewards_of(value: object, count: int, warn: Warn) -> Array:
+    """The rewards `[count]` of all copies, float32. Raises WrongReturn."""
+    array = _column("rewards", value, count, warn)
+    return array.astype(np.float32, copy=False)
+
+
+def flags_of(name: str, value: object, count: int, warn: Warn) -> Array:
+    """`terminated` or `truncated` `[count]` of all copies. Raises WrongReturn."""
+    array = _column(name, value, count, warn)
+    if array.dtype != np.bool_:
+        if not np.isin(array, (0, 1)).all():
+            raise WrongReturn(f"{array.tolist()} as {name}, expected True or False for each copy")
+        warn(name, f"returns {name} of {array.dtype}, which are taken for True or False; return bool")
+    return array.astype(np.bool_, copy=False)
+
+
+def exact(value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """`value` as an array `[*shape]` of `dtype`; floats may be rounded to fewer digits, nothing else may change.
+
+    Raises WrongReturn saying what it is instead.
+    """
+    array = _array(value)
+    if array is None or array.dtype.kind not in _NUMBERS:
+        raise WrongReturn(f"{_described(value)}, expected {dtype} of shape {list(shape)}")
+    if array.shape != shape:
+        raise WrongReturn(f"an array of shape {list(array.shape)}, expected {list(shape)}")
+    if array.dtype == dtype or dtype.kind == "f":
+        return array.astype(dtype, copy=False)
+    if array.dtype.kind == "f":
+        raise WrongReturn(f"{array.dtype} where {dtype} is expected, which would cut off fractions")
+    if not np.can_cast(array.dtype, dtype):
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        outside = (array < low) | (array > high)
+        if outside.any():
+            raise WrongReturn(f"the number {array[outside][0]} where {dtype} is expected: {low} to {high}")
+    return array.astype(dtype)
+
+
+def _column(name: str, value: object, count: int, warn: Warn) -> Array:
+    array = _array(value)
+    if array is None or array.dtype.kind not in _NUMBERS:
+        raise WrongReturn(f"{_described(value)} as {name}, expected an array of shape [{count}]")
+    if array.shape == (count, 1):
+        warn(
+            name, f"returns {name} of shape [{count}, 1], which are taken for [{count}]; return them without that axis"
+        )
+        return array[:, 0]
+    if array.shape != (count,):
+        raise WrongReturn(f"{name} of shape {list(array.shape)}, expected [{count}], one for each copy")
+    return array
+
+
+def _array(value: object) -> Array | None:
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError, RuntimeError):  # rows of several lengths, tensors with gradients or elsewhere
+        return None
+
+
+def _described(value: object) -> str:
+    if value is None or isinstance(value, (bool, int, float)):
+        return repr(value)
+    if isinstance(value, str):
+        return f"the text {value[:20]!r}"
+    if isinstance(value, (np.ndarray, np.generic)):
+        return f"{value.dtype} of shape {list(value.shape)}"
+    if isinstance(value, (list, tuple)) and value:
+        return f"a {type(value).__name__} of {type(cast('list[object]', value)[0]).__name__}"
+    return f"a {type(value).__name__}"
