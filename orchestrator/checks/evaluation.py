@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from orchestrator.checks.imports import environment_problems
 from orchestrator.config.error import Problem
-from orchestrator.workers.process import call_in_process
 from orchestrator.workers.reply import WorkerCrashed
 
 if TYPE_CHECKING:
@@ -77,6 +76,8 @@ def _space_problems(config: TrainerConfig) -> Iterator[Problem]:
     if config.collection.backend == "inline":
         found = misfits(config)
     else:
+        from orchestrator.workers.process import call_in_process  # with numpy, for which --help need not wait
+
         try:
             found = call_in_process("evaluation-check", misfits, config)
         except WorkerCrashed as error:
