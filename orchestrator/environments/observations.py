@@ -31,13 +31,11 @@ class ObservationReader:
 
     def __init__(self, space: Space, warn: Warn) -> None:
         self.parts = {name: ObservationPart(name, key, leaf, warn) for name, (key, leaf) in agent_parts(space).items()}
-        self._is_dict = isinstance(space, spaces.Dict)
+        self._only = self.parts.get("")
         self._warn = warn
 
     def values(self, observation: Any) -> Mapping[str, Any]:
-        """The values of the parts of an observation, not checked yet, by the agent's keys."""
-        if not self._is_dict:
-            return dict.fromkeys(self.parts, observation)
+        """The values of the parts of a Dict's observation, not checked yet, by the agent's keys."""
         if not isinstance(observation, Mapping):
             raise WrongReturn(f"a {type(observation).__name__} as the observation, expected a dict; {_CURE}")
         given = cast("Mapping[Any, Any]", observation)
@@ -52,6 +50,8 @@ class ObservationReader:
 
     def read(self, observation: Any, *leading: int) -> Observation:
         """An observation, or a batch of them with the dimensions `leading`, for the agent; may share its memory."""
+        if self._only is not None:
+            return self._only.read(observation, leading)
         values = self.values(observation)
         return observation_of({name: part.read(values[name], leading) for name, part in self.parts.items()})
 
@@ -78,7 +78,8 @@ class ObservationPart:
         self._seen: set[type] = set()
 
     def read(self, value: Any, leading: tuple[int, ...] = ()) -> Array:
-        array = self.convert(value, leading)
+        usual = type(value) is np.ndarray and value.dtype in self.accepted and value.shape == (*leading, *self.shape)
+        array = value.astype(self.dtype, copy=False) if usual else self.convert(value, leading)
         return array if self.start is None else array - self.start
 
     def convert(self, value: Any, leading: tuple[int, ...] = ()) -> Array:

@@ -23,6 +23,8 @@ class WrongReturn(ValueError):
 
 def step_parts(result: object) -> tuple[Any, ...]:
     """The five parts of what `step` returned. Raises WrongReturn."""
+    if type(result) is tuple and len(cast("tuple[Any, ...]", result)) == 5:
+        return cast("tuple[Any, ...]", result)
     if not isinstance(result, (tuple, list)):
         raise WrongReturn(f"a {type(result).__name__}, expected a tuple: {_STEP}")
     parts = tuple(cast("tuple[Any, ...]", result))
@@ -53,7 +55,7 @@ def reset_observation(result: object) -> Any:
 
 def check_info(info: object) -> None:
     """Raises WrongReturn for what is no mapping."""
-    if not isinstance(info, Mapping):
+    if type(info) is not dict and not isinstance(info, Mapping):
         raise WrongReturn(
             f"{_described(info)} as the info, expected a dict; return an empty one if there is nothing to say"
         )
@@ -86,12 +88,16 @@ def flag_of(name: str, value: object, warn: Warn) -> bool:
 
 def rewards_of(value: object, count: int, warn: Warn) -> Array:
     """The rewards `[count]` of all copies, float32. Raises WrongReturn."""
+    if type(value) is np.ndarray and value.shape == (count,) and value.dtype.kind == "f":
+        return value.astype(np.float32, copy=False)
     array = _column("rewards", value, count, warn)
     return array.astype(np.float32, copy=False)
 
 
 def flags_of(name: str, value: object, count: int, warn: Warn) -> Array:
     """`terminated` or `truncated` `[count]` of all copies. Raises WrongReturn."""
+    if type(value) is np.ndarray and value.shape == (count,) and value.dtype.kind == "b":
+        return value
     array = _column(name, value, count, warn)
     if array.dtype != np.bool_:
         if not np.isin(array, (0, 1)).all():

@@ -73,6 +73,7 @@ class SerialEnvironment(VectorEnvironment):
         index = 0
         self._steps += 1
         converted = self._to_environment(actions)
+        fields = self._fields
         # Every line below runs once per agent step: the usual types are recognised here, all others elsewhere.
         for index, environment in enumerate(self._environments):
             try:
@@ -84,8 +85,9 @@ class SerialEnvironment(VectorEnvironment):
                 reward[index] = gain if isinstance(gain, (float, int)) else reward_of(gain, self.warn)
                 if type(info) is not dict:
                     check_info(info)
-                for name, array in self._fields.items():
-                    array[index] = self._field(name, _lookup(info, name), info)
+                if fields:
+                    for name, array in fields.items():
+                        array[index] = self._field(name, _lookup(info, name), info)
                 if done is False and cut is False:
                     continue
                 terminated[index] = done = flag_of("terminated", done, self.warn)
@@ -108,7 +110,7 @@ class SerialEnvironment(VectorEnvironment):
             self._all_valid,
             final_observation,
             stats,
-            self._fields,
+            fields,
         )
 
     def get_state(self) -> dict[str, object]:
