@@ -79,6 +79,7 @@ class Collector:
         self._actor: Actor | None = None
         self._scales: ObservationScales | None = None
         self._rollout = Rollout(plan.horizon, plan.count)
+        self._copies = np.arange(plan.count)
         # What is acted on next lives in arrays that stay, so that their tensors do too.
         self._current = {key: array.copy() for key, array in arrays_of(self._reset()).items()}
         self._episode_start = np.ones(plan.count, np.bool_)
@@ -288,13 +289,15 @@ class Collector:
         try:
             check_defined(actor.policy.distribution, self._rollout.parameters, valid, self._environment.name)
         except PolicyFailed as error:
-            self._check_recorded(slot, error.step + 1)  # of which the policy can make nothing
+            # Of wrong ones the policy can make nothing; the rewards are of its own actions.
+            self._environment.check(self._recorded(slot, error.step + 1), None, self._copies, 0, _STEPS_OF)
             raise
 
     def _check_values(self, slot: Mapping[str, Array]) -> None:
         """Of all that values are computed from: what was recorded, final observations, and what the next rollout
         begins with."""
-        self._check_recorded(slot, self._plan.horizon)
+        reward = slot["reward"].swapaxes(0, 1)
+        self._environment.check(self._recorded(slot, self._plan.horizon), reward, self._copies, 0, _STEPS_OF)
         for cut in self._rollout.cut:
             self._environment.check(_one_step(cut.final_observation), None, cut.copies, cut.step, _STEPS_OF)
         self._check_current(self._plan.horizon)
@@ -305,13 +308,12 @@ class Collector:
         if problem is not None:
             self._environment.warn("scales of observations", problem)
 
-    def _check_recorded(self, slot: Mapping[str, Array], steps: int) -> None:
-        observations = {key: slot[observation_field(key)][:, :steps].swapaxes(0, 1) for key in self._current}
-        reward = slot["reward"][:, :steps].swapaxes(0, 1)
-        self._environment.check(observations, reward, np.arange(self._plan.count), 0, _STEPS_OF)
+    def _recorded(self, slot: Mapping[str, Array], steps: int) -> dict[str, Array]:
+        """The observations of the first steps, `[steps, count, ...]`."""
+        return {key: slot[observation_field(key)][:, :steps].swapaxes(0, 1) for key in self._current}
 
     def _check_current(self, step: int) -> None:
-        self._environment.check(_one_step(self._current), None, np.arange(self._plan.count), step, _STEPS_OF)
+        self._environment.check(_one_step(self._current), None, self._copies, step, _STEPS_OF)
 
 
 def _one_step(observation: Mapping[str, Array]) -> dict[str, Array]:

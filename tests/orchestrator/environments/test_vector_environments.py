@@ -180,7 +180,7 @@ def test_the_values_of_an_info_belong_to_the_step_and_not_to_the_reset_after_it(
     episodes = 0
     for _ in range(40):
         step = environment.step(np.zeros(COUNT, np.int64))
-        episodes += len(step.infos)
+        episodes += len(step.stats.get("steps", []))
         steps = np.where(step.valid, steps + 1, 0)
         np.testing.assert_array_equal(step.fields["steps"], steps)
         np.testing.assert_allclose(step.fields["nested/reward"], step.reward, rtol=1e-6)
