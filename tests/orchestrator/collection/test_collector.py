@@ -468,7 +468,7 @@ def test_a_collector_with_loaded_state_goes_on_bitwise_the_same(environment: str
     expected = [run.collect() for _ in range(2)]
     other = Run(environment, mode, network)
     other.collect()
-    assert other.collector.load_state(state) is True
+    assert other.collector.load_state(state) is None
     for arrays, report in expected:
         same, same_report = other.collect()
         for name in arrays:
@@ -500,7 +500,7 @@ def test_new_episodes_begin_where_the_environments_cannot_tell_their_state() -> 
     first = run.collect()[0]
     state = run.collector.state()
     assert state["environment"] is None
-    assert other.collector.load_state(state) is False
+    assert ".hidden" in (other.collector.load_state(state) or "")
     arrays, _ = other.collect()
     assert arrays["episode_start"][:, 0].all()
     assert not arrays["recurrent_state"].any()

@@ -260,7 +260,7 @@ def test_wrong_settings_are_errors_at_the_start(monkeypatch: pytest.MonkeyPatch,
     assert "a run with a folder" in problems_of(heartbeat=2.0)["metrics.heartbeat"]
     assert "0 (any free one) to 65535" in problems_of(prometheus_port=65536)["metrics.prometheus_port"]
     assert "package.module:function" in problems_of(sinks=("nothing",))["metrics.sinks"]
-    assert "has no nothing" in problems_of(sinks=("json:nothing",))["metrics.sinks"]
+    assert "has no nothing" in problems_of(sinks=("tests.environments:nothing",))["metrics.sinks"]
     for module in ("tensorboard", "wandb", "prometheus_client"):
         monkeypatch.setitem(sys.modules, module, None)
     missing = problems_of(run_dir=tmp_path / "run", tensorboard=True, wandb="offline", prometheus=True)
