@@ -39,16 +39,16 @@ async def start(name: str, threads: int) -> tuple[HostChannel, ProcessBody]:
     check_not_entering()
     channel, worker_socket = HostChannel.pair()
 
-    def launch() -> tuple[int, socket.socket]:
+    def launch() -> tuple[dict[str, Any], ProcessBody]:
         with worker_socket:
-            return fork_worker(worker_socket)
+            return describe(name), ProcessBody(*fork_worker(worker_socket))
 
     try:
-        body = ProcessBody(*await in_thread(launch))
+        described, body = await in_thread(launch)
     except BaseException:
         channel.hang_up()
         raise
-    await channel.send_async((describe(name), threads))
+    await channel.send_async((described, threads))
     return channel, body
 
 
