@@ -189,7 +189,9 @@ class Run:
         """For the trainer: a scope that ends when hooks have had their time."""
         now = anyio.current_time()
         self._drain_scope = anyio.CancelScope(
-            deadline=now + self._drain_seconds if deadline is None else max(deadline, now + 1.0)
+            deadline=now + self._drain_seconds
+            if deadline is None
+            else max(deadline, now + max(1.0, min(5.0, self._drain_seconds / 2)))
         )
         return self._drain_scope
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import anyio
@@ -22,17 +24,20 @@ if TYPE_CHECKING:
     from orchestrator.snapshots.resume import ResumeSource
     from state.trainer_state import TrainerState
 
-GRACE = 10.0
-"""Seconds that hooks have to finish after a signal."""
-EPOCH_GRACE = 5.0
+GRACE = 6.0
+"""Seconds that hooks have to finish after a signal, before the last event and half as long after it."""
+EPOCH_GRACE = 4.0
 """Seconds that the epochs in progress have to finish after a signal: then a resumed run goes on exactly there."""
+END_SECONDS = 22.0
+"""Seconds after a signal by which the program has ended, whatever hangs: a thread cannot be ended in any other way."""
 
 
 def run_training(config: TrainerConfig, *, resume: ResumeSource | None = None) -> int:
     """Train to the end and say what came of it. Returns 0, or 128 + the signal's number after a signal.
 
-    SIGINT and SIGTERM: the first ends the run after the epochs in progress, or where these take long after a
+    SIGINT, SIGTERM and SIGHUP: the first ends the run after the epochs in progress, or where these take long after a
     minibatch, with a final checkpoint; the second cancels; the third exits at once. Errors of the run are raised.
+    SIGUSR1: a checkpoint at the end of the present epoch.
     """
     try:
         return anyio.run(_run, config, resume)
@@ -71,20 +76,35 @@ async def _stop_long_epochs(run: Run, name: str) -> None:
 
 
 async def _obey_signals(run: Run, training: anyio.CancelScope, received: list[int], tasks: TaskGroup) -> None:
-    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        numbers.append(signal.SIGHUP)
+    with anyio.open_signal_receiver(*numbers) as signals:
         async for number in signals:
+            if number == signal.SIGUSR1:
+                run.request_checkpoint()
+                continue
             received.append(number)
             name = signal.Signals(number).name
             if len(received) == 1:
                 say(f"{name}: stopping after this epoch; once more to stop at once", sys.stderr)
                 run.stop(name)
                 run.limit_drain(GRACE)
+                threading.Thread(target=_exit_late, args=[run, number], name="end of the run", daemon=True).start()
                 tasks.start_soon(_stop_long_epochs, run, name)
             elif len(received) == 2:
                 say(f"{name}: stopping at once", sys.stderr)
                 training.cancel()
             else:
                 os._exit(128 + number)
+
+
+def _exit_late(run: Run, number: int) -> None:
+    """In a thread: end a program that something keeps from ending."""
+    time.sleep(END_SECONDS)
+    hooks = ", ".join(run.engine.holders()) or "none"
+    say(f"the run has not ended {END_SECONDS:g} s after a signal; hooks still at work: {hooks}; exiting", sys.stderr)
+    os._exit(128 + number)
 
 
 def _summarise(config: TrainerConfig, state: TrainerState) -> None:

@@ -3,7 +3,8 @@ command line alike."""
 
 from __future__ import annotations
 
-from contextlib import closing
+import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,25 @@ from orchestrator.evaluation.evaluator import EpisodeScores, evaluate
 from orchestrator.policies import Spaces
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
 
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.policies import Policy
+
+
+_log = logging.getLogger("orchestrator")
+
+
+@contextmanager
+def closed_in_any_case(environment: VectorEnvironment) -> Generator[None]:
+    """Closes an environment afterwards; that it fails to close is reported, and loses no result."""
+    try:
+        yield
+    finally:
+        try:
+            environment.close()
+        except Exception as error:
+            _log.error("environment %r failed to close", environment.name, exc_info=error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +61,8 @@ class EvaluationPlan:
         """
         # New copies each time: what an environment keeps beside its seed would make the scores depend on the last ones.
         copies = min(self.copies, self.episodes)
-        with closing(make_vector(self.environment, copies, self.options, "sync")) as environment:
+        environment = make_vector(self.environment, copies, self.options, "sync")
+        with closed_in_any_case(environment):
             check_spaces(policy.spaces, environment)
             return evaluate(policy, [environment], self.episodes, [self.seed], self.deterministic)[0]
 
@@ -80,7 +97,8 @@ def evaluation_plans(config: TrainerConfig) -> tuple[EvaluationPlan, ...]:
 
 def spaces_of(environment: str, options: Mapping[str, object]) -> Spaces:
     """What an agent sees and does in an environment. Makes one. Raises InvalidEnvironment."""
-    with closing(make_vector(environment, 1, options, "sync")) as vector:
+    vector = make_vector(environment, 1, options, "sync")
+    with closed_in_any_case(vector):
         return Spaces(vector.observation_space, vector.action_space)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
+
+from orchestrator.workers.global_generators import seed_global_generators
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,11 +23,15 @@ class EvaluatorService:
         self._plans = tuple(plans)
         self._policy: Policy | None = None
         self._warnings: dict[tuple[str, str], str] = {}
+        # In a thread of the host, the generators are those of the whole program.
+        self._own_process = threading.current_thread() is threading.main_thread()
 
     def evaluate(self, snapshot: PolicySnapshot) -> dict[tuple[str, str], float]:
         """Mean returns by category and name."""
         scores: dict[tuple[str, str], float] = {}
         for plan in self._plans:
+            if self._own_process:  # environments may draw from them, and each evaluation is to be the same
+                seed_global_generators(plan.seed)
             # Loaded for each plan: a network may change its buffers by acting.
             played = plan.play(self._load(snapshot))
             scores[plan.key] = played.mean_return

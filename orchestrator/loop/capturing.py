@@ -104,5 +104,6 @@ class Capturing:
             return  # what was planned before the next rollout was cut short knows its episodes
         moments = self.claim_moments()
         learner = await self._crew.capture_learner(moments)
-        collectors = await self._crew.capture_collectors()
-        self.keep(epoch, learner, moments, collectors if finished else (None,) * len(collectors))
+        # Where a rollout was cut short its collector may hang.
+        collectors = await self._crew.capture_collectors() if finished else (None,) * self._crew.collectors
+        self.keep(epoch, learner, moments, collectors)

@@ -4,8 +4,10 @@ and replaces a collector that dies."""
 from __future__ import annotations
 
 import logging
+import time
+from collections import deque
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("orchestrator")
 EXPERIENCE, POLICY, MOMENTS = "experience", "policy", "moments"
-MAX_RESTARTS = 3
-"""Times that one collector is replaced before its death ends the run."""
+MAX_RESTARTS, RESTART_SECONDS = 3, 3600.0
+"""Times that one collector is replaced within so many seconds before its death ends the run."""
 
 
 @dataclass(slots=True)
@@ -45,6 +47,9 @@ class _Collector:
     worker: Worker
     slots: SlotSender
     restarts: int = 0
+    """In all."""
+    recent: deque[float] = field(default_factory=deque[float])
+    """When it was restarted (`time.monotonic()`), as far back as counts."""
 
 
 class Crew:
@@ -55,6 +60,7 @@ class Crew:
         self._interrupt = interrupt
         self._own_processes = config.collection.backend == "process"
         self._opened: list[Worker] = []
+        self._given_up: list[Worker] = []
         self._collectors: list[_Collector] = []
         self._learner: Worker
         self._learner_slots = SlotSender()
@@ -62,6 +68,10 @@ class Crew:
         self.spaces: Spaces
         self.spec: ExperienceSpec
         self.description: LearnerDescription
+
+    @property
+    def collectors(self) -> int:
+        return len(self._collectors)
 
     @property
     def policy_factory(self) -> Callable[[], Policy]:
@@ -223,12 +233,16 @@ class Crew:
                 return report
             except WorkerCrashed as error:
                 collector.restarts += 1
-                if collector.restarts > MAX_RESTARTS:
+                now = time.monotonic()
+                collector.recent.append(now)
+                while collector.recent[0] < now - RESTART_SECONDS:
+                    collector.recent.popleft()
+                if len(collector.recent) > MAX_RESTARTS:
                     raise
                 _log.warning(
-                    "%s; starting it again (%d of %d): its episodes begin anew",
+                    "%s; starting it again (%d of %d within an hour): its episodes begin anew",
                     error,
-                    collector.restarts,
+                    len(collector.recent),
                     MAX_RESTARTS,
                 )
                 await collector.worker.aclose(0)
@@ -266,7 +280,13 @@ class Crew:
         self._opened.append(worker)
         return worker
 
+    def give_up(self) -> tuple[str, ...]:
+        """Wait no more for workers that are at work: `aclose` ends them by force. Their names."""
+        self._given_up = [worker for worker in self._opened if worker.statistics().state == "busy"]
+        return tuple(worker.name for worker in self._given_up)
+
     async def aclose(self) -> None:
+        await close_workers(self._given_up, grace=0)
         await close_workers(self._opened)
 
 

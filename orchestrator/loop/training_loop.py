@@ -7,7 +7,7 @@ import itertools
 import logging
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
@@ -26,7 +26,7 @@ from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from state.stopwatch import Stopwatch
 
 _log = logging.getLogger("orchestrator")
+Answer = TypeVar("Answer")
+ANSWER_SECONDS = 2.0
+"""What workers have for their present step or minibatch when the run is to end now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +102,13 @@ class TrainingLoop:
         self._capturing = Capturing(crew, engine, control, self._versions, captures)
         self._newest = Wakeup()
         self._collected_steps = 0
-        self._collected_epochs = 0 if resume is None else resume.state.epoch
+        self._first_epoch = self._collected_epochs = 0 if resume is None else resume.state.epoch
         self._rollout_cut = False
+        self._failure: Exception | None = None
+        """What the collection has failed with."""
+        self._calls: dict[str, anyio.CancelScope] = {}
+        """What is waited for from workers."""
+        self._learner_hangs = False
         self._warned = False
         self.state = TrainerState()
 
@@ -124,11 +132,15 @@ class TrainingLoop:
                 tasks.start_soon(self._learn, receive, name="learn")
             watch.cancel()
         self._timeline.end()
-        if self.state.epoch:
+        if self.state.epoch and not self._learner_hangs:
             finished = self._collected_epochs == self.state.epoch and not self._rollout_cut
             await self._capturing.capture(self.state.epoch, finished=finished)
         if self.state.policy is None:  # hooks hold so much that there was no view: the last state has its own
             self.state = replace(self.state, policy=self._versions.copy(self.state.policy_version))
+        if self._failure is not None:
+            if self.state.epoch > self._first_epoch:
+                self._engine.save(self._engine.fold(self.state))
+            raise self._failure
 
     async def _begin(self) -> None:
         slot = self._versions.claim()
@@ -187,6 +199,28 @@ class TrainingLoop:
         with scope:
             await self._control.wait_until(lambda: self._control.stop_requested == "now")
             self._engine.unblock()
+            await anyio.sleep(ANSWER_SECONDS)
+            if self._calls:
+                names = ", ".join(self._crew.give_up())
+                _log.error(
+                    "%s: no answer within %g s after the end was asked for (while %s); the run ends after epoch %d",
+                    names,
+                    ANSWER_SECONDS,
+                    " and ".join(self._calls),
+                    self.state.epoch,
+                )
+            for scope in self._calls.values():
+                scope.cancel()
+
+    async def _answer(self, what: str, call: Awaitable[Answer]) -> Answer | None:
+        """What workers answer; None where a run that is to end now has waited long enough for it."""
+        with anyio.CancelScope() as scope:
+            self._calls[what] = scope
+            try:
+                return await call
+            finally:
+                del self._calls[what]
+        return None
 
     # The collect task.
 
@@ -213,7 +247,15 @@ class TrainingLoop:
                 lane.now("host")
                 slot = self._experience.claim()
                 lane.now("work")
-                reports = await self._crew.collect(slot, self._versions.slot(version))
+                try:
+                    call = self._crew.collect(slot, self._versions.slot(version))
+                    reports = await self._answer("collecting", call)
+                except Exception as error:  # what has been collected is still learned from, and saved
+                    self._failure = error
+                    reports = None
+                if reports is None:
+                    self._rollout_cut = True
+                    return
                 self._timeline.collected(epoch, version, reports)
                 self._versions.forget(self._capturing.oldest_version(self._versions.of_epoch(epoch + 1)))
                 if any(report.interrupted for report in reports):
@@ -302,7 +344,7 @@ class TrainingLoop:
             known = replace(known, loss_stats=self.state.loss_stats, policy=self.state.policy)
             known = self._engine.fold(known)
         lane.now("work")
-        report = await self._crew.learn(
+        call = self._crew.learn(
             known,
             batch.slot,
             batch.behaviour_version,
@@ -313,6 +355,10 @@ class TrainingLoop:
             learning_rate_scale=self._control.learning_rate_scale,
             capture_to=moments,
         )
+        report = await self._answer("learning", call)
+        if report is None:
+            self._learner_hangs = True
+            return False
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
         self._timeline.learned(batch.epoch, version, report)
         self._experience.release(batch.slot)

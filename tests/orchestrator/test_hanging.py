@@ -1,0 +1,57 @@
+"""Runs that end although an environment hangs, and checkpoints of runs whose environment fails."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from orchestrator import CheckpointsConfig, CollectionConfig, LearningConfig, Trainer, TrainerConfig
+from orchestrator.checkpoints import find_checkpoint
+from orchestrator.environments.vector import EnvironmentFailed
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.anyio
+DEADLINE = 90
+
+
+def config_of(folder: Path, backend: Any, **options: Any) -> TrainerConfig:
+    return TrainerConfig(
+        environment="tests.orchestrator.training:failing_environment",
+        total_agent_steps=10**9,
+        run_dir=folder / "run",
+        checkpoints=CheckpointsConfig(every=0),
+        staleness=0,
+        collection=CollectionConfig(environments=2, horizon=32, backend=backend, environment_options=options),
+        learning=LearningConfig(update_epochs=1, minibatches=1),
+    )
+
+
+@pytest.mark.parametrize("backend", ["inline", "process"])
+async def test_an_environment_that_raises_ends_the_run_with_a_checkpoint_of_the_last_whole_epoch(
+    backend: str, tmp_path: Path
+) -> None:
+    config = config_of(tmp_path, backend, how="raise", fail_at=80)
+    with anyio.fail_after(DEADLINE), pytest.raises(EnvironmentFailed, match="the simulator is gone"):
+        await Trainer(config).run()
+    checkpoint = find_checkpoint(tmp_path / "run")
+    assert checkpoint.manifest["epoch"] == 2
+    assert checkpoint.manifest["resumable"]
+
+
+async def test_a_run_whose_environment_hangs_ends_with_a_checkpoint_of_the_last_whole_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hangs = tmp_path / "hangs"
+    config = config_of(tmp_path, "process", how="hang", fail_at=80, once=str(hangs))
+    with anyio.fail_after(DEADLINE):
+        async with Trainer(config).start() as run:
+            while not hangs.exists():
+                await anyio.sleep(0.02)
+            run.stop_now()
+            await run.result()
+    assert "collector-0: no answer" in caplog.text
+    assert find_checkpoint(tmp_path / "run").manifest["epoch"] == 2
