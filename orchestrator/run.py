@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.lowlevel
 
 from orchestrator.hooks.engine import HookEngine
 from orchestrator.hooks.included.trace import TraceHook
 from orchestrator.hooks.wakeup import Wakeup
 from orchestrator.loop.control import RunControl
+from orchestrator.loop.patience import Patience
 from orchestrator.snapshots.training_capture import Captures, checkpoint_content
+from orchestrator.workers.event_loop import clock
 from orchestrator.workers.interrupt import Interrupt
 from orchestrator.workers.worker import close_workers, open_worker, start_worker
 from state.error import OrchestratorError
@@ -30,6 +33,10 @@ if TYPE_CHECKING:
     from orchestrator.snapshots.training_capture import CheckpointContent
     from orchestrator.workers.worker import Worker
     from state.eval_rewards import EvalRewardSummary
+
+
+ANSWER_SECONDS = 5.0
+"""What a worker has for its present step or minibatch, or to start, when the run is to end now."""
 
 
 class RunCancelled(OrchestratorError, RuntimeError):
@@ -56,7 +63,9 @@ class Run:
         self._drain_seconds = 60.0
         self._drain_scope: anyio.CancelScope | None = None
         self.config = config
-        self.control = RunControl(Interrupt())
+        self._clock = clock(anyio.lowlevel.current_token())
+        self.control = RunControl(Interrupt(), self._hurry)
+        self.patience = Patience()
         self.engine = HookEngine(hooks, self)
         self.trace = next((hook.trace for hook in hooks if isinstance(hook, TraceHook)), None)
         if self.trace is not None:
@@ -183,7 +192,12 @@ class Run:
 
     def _shorten_drain(self) -> None:
         if self._drain_scope is not None:
-            self._drain_scope.deadline = min(self._drain_scope.deadline, anyio.current_time() + self._drain_seconds)
+            self._drain_scope.deadline = min(self._drain_scope.deadline, self._clock() + self._drain_seconds)
+
+    def _hurry(self) -> None:
+        """A run that is to end now waits neither for hooks that hold it up nor for workers that hang."""
+        self.engine.unblock()
+        self.patience.limit(ANSWER_SECONDS, self._clock())
 
     def drain_scope(self, deadline: float | None = None) -> anyio.CancelScope:
         """For the trainer: a scope that ends when hooks have had their time."""

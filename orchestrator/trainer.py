@@ -192,7 +192,7 @@ class Trainer:
         self, run: Run, losses: Sequence[Loss], resume: ResumePoint | None, weights: Weights | None
     ) -> None:
         try:
-            async with crew(self.config, losses, run.control.interrupt) as workers:
+            async with crew(self.config, losses, run.control.interrupt, run.patience) as workers:
                 if weights is not None:
                     check_weights(workers.description.layout, weights, str(self.config.init_from))
                 if self.config.run_dir is not None:  # not earlier: a run that could not start leaves nothing behind

@@ -14,6 +14,7 @@ import anyio
 from orchestrator.hooks.included.progress import ProgressHook, progress
 from orchestrator.hooks.included.terminal import say
 from orchestrator.hooks.runner import HookFailed
+from orchestrator.loop.patience import WorkerHangs
 from orchestrator.trainer import Trainer, only_error
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ GRACE = 6.0
 """Seconds that hooks have to finish after a signal, before the last event and half as long after it."""
 EPOCH_GRACE = 4.0
 """Seconds that the epochs in progress have to finish after a signal: then a resumed run goes on exactly there."""
-END_SECONDS = 22.0
+END_SECONDS = 25.0
 """Seconds after a signal by which the program has ended, whatever hangs: a thread cannot be ended in any other way."""
 
 
@@ -63,7 +64,8 @@ async def _run(config: TrainerConfig, resume: ResumeSource | None) -> int:
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         error = only_error(group)
-    if error is not None:  # outside of the handler, which would change its cause
+    hangs_at_the_start = bool(received) and isinstance(error, WorkerHangs)  # the log has told of it
+    if error is not None and not hangs_at_the_start:  # outside of the handler, which would change its cause
         raise error
     if final is not None and mode != "off":
         _summarise(config, final)

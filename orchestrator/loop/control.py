@@ -22,8 +22,10 @@ class RunControl:
     """Wishes are kept here and met by the training loop. They return at once, and can be made from any thread and from
     signal handlers, also after the run's end, where they do nothing. Made inside the event loop of the run."""
 
-    def __init__(self, interrupt: Interrupt) -> None:
+    def __init__(self, interrupt: Interrupt, on_stop_now: Callable[[], object] = lambda: None) -> None:
+        """`on_stop_now` is called in the event loop when the run is to end now."""
         self.interrupt = interrupt
+        self._on_stop_now = on_stop_now
         self._token = anyio.lowlevel.current_token()
         self._changed = Wakeup()
         self.paused = False
@@ -55,6 +57,7 @@ class RunControl:
         self.stop_requested, self.reason = "now", reason or self.reason
         self.interrupt.set()
         self._wake()
+        self.call_soon(self._on_stop_now)
 
     def request_checkpoint(self) -> None:
         """Take a checkpoint at the end of the present epoch; while the run is paused, of the last one."""

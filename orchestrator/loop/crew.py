@@ -18,6 +18,7 @@ from orchestrator.collection.collector import CollectorPlan, CollectReport
 from orchestrator.collection.experience_fields import experience_fields
 from orchestrator.collection.service import CollectorService, CollectRequest
 from orchestrator.learning.learner import Learner, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
+from orchestrator.loop.patience import WorkerHangs
 from orchestrator.policies import build_policy
 from orchestrator.workers.cores import available_cores
 from orchestrator.workers.slots import SlotSender
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from losses import Loss
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.learning.learner_state import LearnerState
+    from orchestrator.loop.patience import Patience
     from orchestrator.policies import Policy, Spaces
     from orchestrator.workers.interrupt import Interrupt
     from state.shared_memory import Slot
@@ -55,12 +57,12 @@ class _Collector:
 class Crew:
     """The workers at work. Made by `crew()`."""
 
-    def __init__(self, config: TrainerConfig, interrupt: Interrupt) -> None:
+    def __init__(self, config: TrainerConfig, interrupt: Interrupt, patience: Patience) -> None:
         self._config = config
         self._interrupt = interrupt
+        self._patience = patience
         self._own_processes = config.collection.backend == "process"
         self._opened: list[Worker] = []
-        self._given_up: list[Worker] = []
         self._collectors: list[_Collector] = []
         self._learner: Worker
         self._learner_slots = SlotSender()
@@ -85,14 +87,21 @@ class Crew:
         count = config.collection.collectors
         workers: list[Any] = [None] * count
 
+        hangs: list[WorkerHangs] = []
+
         async def start(index: int) -> None:
-            workers[index] = await self._start_collector(index, 0)
+            try:
+                workers[index] = await self._start_collector(index, 0)
+            except WorkerHangs as error:
+                hangs.append(error)
 
         async with anyio.create_task_group() as tasks:
             for index in range(count):
                 tasks.start_soon(start, index)
+        if hangs:
+            raise hangs[0]
         self._collectors = [_Collector(index, worker, SlotSender()) for index, worker in enumerate(workers)]
-        self.spaces = await self._collectors[0].worker.call("spaces")
+        self.spaces = await self._ask(self._collectors[0].worker, "spaces")
         plan = LearnerPlan(
             learning=config.learning,
             policy=config.policy,
@@ -110,7 +119,7 @@ class Crew:
             trace=config.metrics.trace,
         )
         self._learner = await self._open("learner", 1, Learner, plan)
-        self.description = await self._learner.call("describe")
+        self.description = await self._ask(self._learner, "describe")
         if self.description.recurrent_state_size:
             check_minibatches(config, ["the policy is recurrent"])
         self.spec = ExperienceSpec.merge(
@@ -121,18 +130,18 @@ class Crew:
                 "the losses": self.description.fields,
             },
         )
-        await self._learner.call("prepare", self.spec)
+        await self._ask(self._learner, "prepare", self.spec)
         for collector in self._collectors:
             await self._prepare(collector.worker)
 
     async def publish(self, slot: Slot) -> None:
         """Have the learner copy its policy into `slot`."""
-        await self._learner.call("publish", self._learner_slots.ref(POLICY, slot))
+        await self._ask(self._learner, "publish", self._learner_slots.ref(POLICY, slot))
 
     async def callback(self, name: str, state: TrainerState) -> None:
         """Call one of the losses' callbacks, if any loss overrides it."""
         if name in self.description.callbacks:
-            await self._learner.call("callback", name, _for_losses(state))
+            await self._ask(self._learner, "callback", name, _for_losses(state))
 
     async def collect(self, experience: Slot, policy: Slot) -> tuple[CollectReport, ...]:
         """One rollout of every collector. Raises WorkerCrashed when one keeps dying; of several errors, the first."""
@@ -146,7 +155,8 @@ class Crew:
                 reports[collector.index] = await self._collect(collector, experience, policy)
             except Exception as error:
                 errors.append(error)
-                tasks.cancel_scope.cancel()
+                if not isinstance(error, WorkerHangs):  # of which there may be more, each to be named
+                    tasks.cancel_scope.cancel()
 
         async with anyio.create_task_group() as tasks:
             for collector in self._collectors:
@@ -185,18 +195,18 @@ class Crew:
             learning_rate_scale=learning_rate_scale,
             capture_to=None if capture_to is None else self._learner_slots.ref(MOMENTS, capture_to),
         )
-        return await self._learner.call("learn", request)
+        return await self._ask(self._learner, "learn", request)
 
     # Checkpoints.
 
     async def capture_learner(self, moments: Slot) -> LearnerState:
         """What the learner goes on from; the moments go to a slot."""
-        return await self._learner.call("capture", self._learner_slots.ref(MOMENTS, moments))
+        return await self._ask(self._learner, "capture", self._learner_slots.ref(MOMENTS, moments))
 
     async def restore_learner(self, policy: Slot, moments: Slot | None, state: LearnerState | None) -> None:
         """Have the learner go on from what is in the slots. Raises what a loss raises for a state that is not its."""
         moments_ref = None if moments is None else self._learner_slots.ref(MOMENTS, moments)
-        await self._learner.call("restore", self._learner_slots.ref(POLICY, policy), moments_ref, state)
+        await self._ask(self._learner, "restore", self._learner_slots.ref(POLICY, policy), moments_ref, state)
 
     async def capture_collectors(self) -> tuple[Mapping[str, Any] | None, ...]:
         """Where each collector stands between two rollouts; None for one that has died, which its next rollout finds
@@ -204,7 +214,7 @@ class Crew:
         states: list[Mapping[str, Any] | None] = []
         for collector in self._collectors:
             try:
-                states.append(await collector.worker.call("state"))
+                states.append(await self._ask(collector.worker, "state"))
             except WorkerCrashed:
                 states.append(None)
         return tuple(states)
@@ -212,7 +222,7 @@ class Crew:
     async def restore_collectors(self, states: Sequence[Mapping[str, Any]]) -> str | None:
         """Have each collector go on from its state; why one of them begins new episodes, if one does."""
         reasons: list[str | None] = [
-            await collector.worker.call("load_state", state)
+            await self._ask(collector.worker, "load_state", state)
             for collector, state in zip(self._collectors, states, strict=True)
         ]
         return next(filter(None, reasons), None)
@@ -220,7 +230,7 @@ class Crew:
     async def begin_episodes_anew(self, rollouts: int) -> None:
         """Have all collectors begin new episodes, unlike those of the first `rollouts`."""
         for collector in self._collectors:
-            await collector.worker.call("begin_anew", rollouts)
+            await self._ask(collector.worker, "begin_anew", rollouts)
 
     async def _collect(self, collector: _Collector, experience: Slot, policy: Slot) -> CollectReport:
         while True:
@@ -228,7 +238,7 @@ class Crew:
                 experience=collector.slots.ref(EXPERIENCE, experience), policy=collector.slots.ref(POLICY, policy)
             )
             try:
-                report: CollectReport = await collector.worker.call("collect", request)
+                report: CollectReport = await self._ask(collector.worker, "collect", request)
                 self._warn(report.warnings)
                 return report
             except WorkerCrashed as error:
@@ -273,27 +283,29 @@ class Crew:
         return await self._open(f"collector-{index}", 1, CollectorService, plan, self._interrupt, self._own_processes)
 
     async def _prepare(self, worker: Worker) -> None:
-        await worker.call("prepare", self._config.policy, self.spec, self._config.learning.discount)
+        await self._ask(worker, "prepare", self._config.policy, self.spec, self._config.learning.discount)
 
     async def _open(self, name: str, threads: int, factory: Any, *args: object) -> Worker:
-        worker = await open_worker(self._config.collection.backend, name, factory, *args, threads=threads)
+        start = partial(open_worker, self._config.collection.backend, name, factory, *args, threads=threads)
+        worker = await self._patience.answer(name, "start", start)
         self._opened.append(worker)
         return worker
 
-    def give_up(self) -> tuple[str, ...]:
-        """Wait no more for workers that are at work: `aclose` ends them by force. Their names."""
-        self._given_up = [worker for worker in self._opened if worker.statistics().state == "busy"]
-        return tuple(worker.name for worker in self._given_up)
+    async def _ask(self, worker: Worker, method: str, *args: object) -> Any:
+        return await self._patience.answer(worker.name, method, worker.call, method, *args)
 
     async def aclose(self) -> None:
-        await close_workers(self._given_up, grace=0)
+        hanging = self._patience.hanging
+        await close_workers([worker for worker in self._opened if worker.name in hanging], grace=0)
         await close_workers(self._opened)
 
 
 @asynccontextmanager
-async def crew(config: TrainerConfig, losses: Sequence[Loss], interrupt: Interrupt) -> AsyncGenerator[Crew]:
+async def crew(
+    config: TrainerConfig, losses: Sequence[Loss], interrupt: Interrupt, patience: Patience
+) -> AsyncGenerator[Crew]:
     """The run's workers, all ended when the context is left."""
-    workers = Crew(config, interrupt)
+    workers = Crew(config, interrupt, patience)
     try:
         await workers.assemble(losses)
         yield workers

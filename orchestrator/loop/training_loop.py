@@ -5,20 +5,20 @@ from __future__ import annotations
 
 import itertools
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import anyio
 
 from orchestrator.hooks.wakeup import Wakeup
+from orchestrator.loop.beginning import begin, go_on
 from orchestrator.loop.capturing import Capturing
 from orchestrator.loop.crew import EXPERIENCE
+from orchestrator.loop.patience import WorkerHangs
 from orchestrator.loop.policy_versions import PolicyVersions
-from orchestrator.snapshots.resume import changes_on_resume
-from orchestrator.snapshots.training_capture import fill_moments, fill_policy
 from orchestrator.tracing.timeline import Timeline
-from orchestrator.workers.event_loop import in_thread
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
 from state.shared_memory import Slot, SlotRing
@@ -26,7 +26,7 @@ from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -43,9 +43,6 @@ if TYPE_CHECKING:
     from state.stopwatch import Stopwatch
 
 _log = logging.getLogger("orchestrator")
-Answer = TypeVar("Answer")
-ANSWER_SECONDS = 2.0
-"""What workers have for their present step or minibatch when the run is to end now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,80 +103,41 @@ class TrainingLoop:
         self._rollout_cut = False
         self._failure: Exception | None = None
         """What the collection has failed with."""
-        self._calls: dict[str, anyio.CancelScope] = {}
-        """What is waited for from workers."""
-        self._learner_hangs = False
         self._warned = False
         self.state = TrainerState()
 
     async def run(self) -> None:
         """All epochs. `self.state` is the newest state at any time, also after an error."""
         if self._resume is None:
-            await self._begin()
+            await begin(self._crew, self._versions, self._weights)
+            self._weights = None
+            self._first_state(self.state, StatsTracker())
         else:
-            await self._go_on_from(self._resume)
+            resume = self._resume
+            await go_on(self._crew, self._versions, self._capturing, self._config, resume)
+            self._control.scale_learning_rate(resume.learning_rate_scale)
+            self._collected_steps = resume.state.agent_step
+            self._first_state(resume.state, resume.state.stats_tracker or StatsTracker())
         await self._crew.callback("on_new_training_run", self.state)
         if "on_new_training_run" in self._crew.description.callbacks:  # a loss may have changed the policy
             await self._crew.publish(self._versions.slot(self._versions.newest))
         await self._engine.publish("on_new_training_run", self.state)
         # No batch is collected before the version it needs is there, which bounds how many wait.
         send, receive = anyio.create_memory_object_stream[_Batch](self._config.staleness + 1)
-        watch = anyio.CancelScope()
-        async with anyio.create_task_group() as outer:
-            outer.start_soon(self._let_go_of_hooks, watch, name="watch for stop_now")
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._collect, send, name="collect")
-                tasks.start_soon(self._learn, receive, name="learn")
-            watch.cancel()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._collect, send, name="collect")
+            tasks.start_soon(self._learn, receive, name="learn")
         self._timeline.end()
-        if self.state.epoch and not self._learner_hangs:
+        if self.state.epoch:
             finished = self._collected_epochs == self.state.epoch and not self._rollout_cut
-            await self._capturing.capture(self.state.epoch, finished=finished)
+            with suppress(WorkerHangs):  # then the last checkpoint has the policy, and cannot be resumed from
+                await self._capturing.capture(self.state.epoch, finished=finished)
         if self.state.policy is None:  # hooks hold so much that there was no view: the last state has its own
             self.state = replace(self.state, policy=self._versions.copy(self.state.policy_version))
         if self._failure is not None:
             if self.state.epoch > self._first_epoch:
                 self._engine.save(self._engine.fold(self.state))
             raise self._failure
-
-    async def _begin(self) -> None:
-        slot = self._versions.claim()
-        if self._weights is None:
-            await self._crew.publish(slot)
-        else:
-            memory = slot.buffer.map_shared()
-            await anyio.to_thread.run_sync(fill_policy, self._crew.description.layout, memory, self._weights)
-            await self._crew.restore_learner(slot, None, None)
-            self._weights = None
-        self._versions.add(0, slot)
-        self._first_state(self.state, StatsTracker())
-
-    async def _go_on_from(self, resume: ResumePoint) -> None:
-        """Put everyone where the checkpoint left them. Raises CheckpointError where it does not fit."""
-        crew, layout = self._crew, self._crew.description.layout
-        for version, arrays in sorted(resume.policies.items()):
-            slot = self._versions.claim()
-            await in_thread(fill_policy, layout, slot.buffer.map_shared(), arrays)
-            self._versions.add(version, slot)
-        moments = None
-        if resume.moments is not None:
-            moments = self._capturing.claim_moments()
-            await in_thread(fill_moments, layout, moments.buffer.map_shared(), resume.moments)
-        collectors = [state for state in resume.collectors if state is not None]
-        known = len(collectors) == self._config.collection.collectors == len(resume.collectors)
-        why_anew: str | None = "the run was cut short within an epoch"
-        if known:
-            why_anew = await crew.restore_collectors(collectors)
-        else:
-            await crew.begin_episodes_anew(resume.state.epoch)
-        await crew.restore_learner(self._versions.slot(self._versions.newest), moments, resume.learner)
-        if moments is not None:
-            self._capturing.release_moments(moments)
-        for change in changes_on_resume(resume, self._config, why_anew=why_anew):
-            _log.warning("resumed, but %s", change)
-        self._control.scale_learning_rate(resume.learning_rate_scale)
-        self._collected_steps = resume.state.agent_step
-        self._first_state(resume.state, resume.state.stats_tracker or StatsTracker())
 
     def _first_state(self, state: TrainerState, tracker: StatsTracker) -> None:
         for version in self._versions:
@@ -194,37 +152,15 @@ class TrainingLoop:
         )
         self._on_state(self.state)
 
-    async def _let_go_of_hooks(self, scope: anyio.CancelScope) -> None:
-        """A run that is to end now must not wait for a hook that holds it up."""
-        with scope:
-            await self._control.wait_until(lambda: self._control.stop_requested == "now")
-            self._engine.unblock()
-            await anyio.sleep(ANSWER_SECONDS)
-            if self._calls:
-                names = ", ".join(self._crew.give_up())
-                _log.error(
-                    "%s: no answer within %g s after the end was asked for (while %s); the run ends after epoch %d",
-                    names,
-                    ANSWER_SECONDS,
-                    " and ".join(self._calls),
-                    self.state.epoch,
-                )
-            for scope in self._calls.values():
-                scope.cancel()
-
-    async def _answer(self, what: str, call: Awaitable[Answer]) -> Answer | None:
-        """What workers answer; None where a run that is to end now has waited long enough for it."""
-        with anyio.CancelScope() as scope:
-            self._calls[what] = scope
-            try:
-                return await call
-            finally:
-                del self._calls[what]
-        return None
-
     # The collect task.
 
     async def _collect(self, send: MemoryObjectSendStream[_Batch]) -> None:
+        try:
+            await self._collect_epochs(send)
+        except WorkerHangs:
+            self._rollout_cut = True
+
+    async def _collect_epochs(self, send: MemoryObjectSendStream[_Batch]) -> None:
         config = self._config
         tracker = self.state.stats_tracker or StatsTracker()
         lane = self._timeline.collecting
@@ -248,12 +184,11 @@ class TrainingLoop:
                 slot = self._experience.claim()
                 lane.now("work")
                 try:
-                    call = self._crew.collect(slot, self._versions.slot(version))
-                    reports = await self._answer("collecting", call)
+                    reports = await self._crew.collect(slot, self._versions.slot(version))
+                except WorkerHangs:
+                    raise
                 except Exception as error:  # what has been collected is still learned from, and saved
                     self._failure = error
-                    reports = None
-                if reports is None:
                     self._rollout_cut = True
                     return
                 self._timeline.collected(epoch, version, reports)
@@ -326,7 +261,7 @@ class TrainingLoop:
                         batch = await receive.receive()
                     if self._control.stop_requested == "now" or not await self._learn_from(batch):
                         return
-        except anyio.EndOfStream:
+        except (anyio.EndOfStream, WorkerHangs):
             return
         finally:
             self._wake_collector()
@@ -344,7 +279,7 @@ class TrainingLoop:
             known = replace(known, loss_stats=self.state.loss_stats, policy=self.state.policy)
             known = self._engine.fold(known)
         lane.now("work")
-        call = self._crew.learn(
+        report = await self._crew.learn(
             known,
             batch.slot,
             batch.behaviour_version,
@@ -355,10 +290,6 @@ class TrainingLoop:
             learning_rate_scale=self._control.learning_rate_scale,
             capture_to=moments,
         )
-        report = await self._answer("learning", call)
-        if report is None:
-            self._learner_hangs = True
-            return False
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
         self._timeline.learned(batch.epoch, version, report)
         self._experience.release(batch.slot)

@@ -33,6 +33,16 @@ def call_soon(token: EventLoopToken, function: Callable[[], object]) -> None:
         return  # nobody is left to be told
 
 
+def clock(token: EventLoopToken) -> Callable[[], float]:
+    """`anyio.current_time`, also for what `call_soon` calls: outside of tasks, anyio does not know its event loop."""
+    native = token.native_token
+    if isinstance(native, asyncio.AbstractEventLoop):
+        return native.time
+    import trio
+
+    return trio.current_time
+
+
 class ThreadCall:
     """A function that a thread is to call, and that a task waits for. Made in the event loop of that task."""
 

@@ -23,6 +23,7 @@ from orchestrator import Hook, HookFailed, NonFiniteLossError, Trainer, WorkerCr
 from orchestrator.config.error import ConfigurationError
 from orchestrator.environments import EnvironmentFailed
 from orchestrator.loop.crew import EXPERIENCE, POLICY, crew
+from orchestrator.loop.patience import Patience
 from orchestrator.workers.interrupt import Interrupt
 from state.shared_memory import SlotRing
 from tests.orchestrator.training import FailingLoss, losses_with, small_config, worker_processes
@@ -155,7 +156,7 @@ async def test_a_killed_collector_is_replaced_and_the_run_goes_on(
 
 async def test_several_collectors_that_fail_at_once_raise_one_error() -> None:
     config = with_environment(small_config(collectors=2), how="raise", fail_at=1)
-    async with crew(config, losses_with(FailingLoss("")), Interrupt()) as workers:
+    async with crew(config, losses_with(FailingLoss("")), Interrupt(), Patience()) as workers:
         slots = {name: SlotRing(100_000, max_leased=1, name=name).claim() for name in (EXPERIENCE, POLICY)}
         await workers.publish(slots[POLICY])
         with pytest.raises(EnvironmentFailed):

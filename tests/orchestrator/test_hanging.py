@@ -53,5 +53,5 @@ async def test_a_run_whose_environment_hangs_ends_with_a_checkpoint_of_the_last_
                 await anyio.sleep(0.02)
             run.stop_now()
             await run.result()
-    assert "collector-0: no answer" in caplog.text
+    assert "worker 'collector-0' has not answered 'collect'" in caplog.text
     assert find_checkpoint(tmp_path / "run").manifest["epoch"] == 2

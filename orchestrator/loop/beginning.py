@@ -1,0 +1,58 @@
+"""Puts the workers where a run begins: at its first policy, or where a checkpoint left them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from orchestrator.snapshots.resume import changes_on_resume
+from orchestrator.snapshots.training_capture import fill_moments, fill_policy
+from orchestrator.workers.event_loop import in_thread
+
+if TYPE_CHECKING:
+    from orchestrator.config.settings import TrainerConfig
+    from orchestrator.loop.capturing import Capturing
+    from orchestrator.loop.crew import Crew
+    from orchestrator.loop.policy_versions import PolicyVersions
+    from orchestrator.snapshots.initial_weights import Weights
+    from orchestrator.snapshots.training_capture import ResumePoint
+
+_log = logging.getLogger("orchestrator")
+
+
+async def begin(crew: Crew, versions: PolicyVersions, weights: Weights | None) -> None:
+    """The policy's first version is the learner's own, or has the weights that are given."""
+    slot = versions.claim()
+    if weights is None:
+        await crew.publish(slot)
+    else:
+        await in_thread(fill_policy, crew.description.layout, slot.buffer.map_shared(), weights)
+        await crew.restore_learner(slot, None, None)
+    versions.add(0, slot)
+
+
+async def go_on(
+    crew: Crew, versions: PolicyVersions, capturing: Capturing, config: TrainerConfig, resume: ResumePoint
+) -> None:
+    """Put everyone where the checkpoint left them. Raises CheckpointError where it does not fit."""
+    layout = crew.description.layout
+    for version, arrays in sorted(resume.policies.items()):
+        slot = versions.claim()
+        await in_thread(fill_policy, layout, slot.buffer.map_shared(), arrays)
+        versions.add(version, slot)
+    moments = None
+    if resume.moments is not None:
+        moments = capturing.claim_moments()
+        await in_thread(fill_moments, layout, moments.buffer.map_shared(), resume.moments)
+    collectors = [state for state in resume.collectors if state is not None]
+    known = len(collectors) == config.collection.collectors == len(resume.collectors)
+    why_anew: str | None = "the run was cut short within an epoch"
+    if known:
+        why_anew = await crew.restore_collectors(collectors)
+    else:
+        await crew.begin_episodes_anew(resume.state.epoch)
+    await crew.restore_learner(versions.slot(versions.newest), moments, resume.learner)
+    if moments is not None:
+        capturing.release_moments(moments)
+    for change in changes_on_resume(resume, config, why_anew=why_anew):
+        _log.warning("resumed, but %s", change)
