@@ -11,6 +11,7 @@ from orchestrator.checkpoints import find_checkpoint
 from orchestrator.evaluation.plan import EvaluationPlan, evaluation_plans, spaces_of
 from orchestrator.policies import build_policy
 from orchestrator.snapshots.training_capture import read_settings
+from orchestrator.workers.global_generators import seeded_global_generators
 from state.eval_rewards import EvalRewardSummary
 
 if TYPE_CHECKING:
@@ -52,10 +53,12 @@ def evaluate_checkpoint(
     reports: list[dict[str, Any]] = []
     for plan in plans:
         checkpoint.load_into(policy)  # for each: a network may change its buffers by acting
-        reports.append(_report(plan, plan.play(policy)))
+        with seeded_global_generators(plan.seed):
+            scores = plan.play(policy)
+        reports.append(_report(plan, scores))
     if len(reports) == 1:
         return {"checkpoint": str(checkpoint.path), **counters, **reports[0]}
-    scores = EvalRewardSummary.from_simulations(
+    summary = EvalRewardSummary.from_simulations(
         {plan.key: float(report["return_mean"]) for plan, report in zip(plans, reports, strict=True)}
     )
     names = [{"category": plan.key[0], "name": plan.key[1]} for plan in plans]
@@ -63,9 +66,9 @@ def evaluate_checkpoint(
         "checkpoint": str(checkpoint.path),
         **counters,
         "tasks": [name | report for name, report in zip(names, reports, strict=True)],
-        "category_scores": dict(scores.category_scores),
-        "avg_category_score": scores.avg_category_score,
-        "avg_simulation_score": scores.avg_simulation_score,
+        "category_scores": dict(summary.category_scores),
+        "avg_category_score": summary.avg_category_score,
+        "avg_simulation_score": summary.avg_simulation_score,
     }
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.environments import InvalidEnvironment, VectorEnvironment, make_vector
 from orchestrator.environments.compatibility import space_differences
@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.policies import Policy
 
+    class SupportsClose(Protocol):
+        def close(self) -> object: ...
+
 
 _log = logging.getLogger("orchestrator")
 
 
 @contextmanager
-def closed_in_any_case(environment: VectorEnvironment) -> Generator[None]:
+def closed_in_any_case(name: str, environment: SupportsClose) -> Generator[None]:
     """Closes an environment afterwards; that it fails to close is reported, and loses no result."""
     try:
         yield
@@ -32,7 +35,7 @@ def closed_in_any_case(environment: VectorEnvironment) -> Generator[None]:
         try:
             environment.close()
         except Exception as error:
-            _log.error("environment %r failed to close", environment.name, exc_info=error)
+            _log.error("environment %r failed to close", name, exc_info=error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +65,7 @@ class EvaluationPlan:
         # New copies each time: what an environment keeps beside its seed would make the scores depend on the last ones.
         copies = min(self.copies, self.episodes)
         environment = make_vector(self.environment, copies, self.options, "sync")
-        with closed_in_any_case(environment):
+        with closed_in_any_case(self.environment, environment):
             check_spaces(policy.spaces, environment)
             return evaluate(policy, [environment], self.episodes, [self.seed], self.deterministic)[0]
 
@@ -98,7 +101,7 @@ def evaluation_plans(config: TrainerConfig) -> tuple[EvaluationPlan, ...]:
 def spaces_of(environment: str, options: Mapping[str, object]) -> Spaces:
     """What an agent sees and does in an environment. Makes one. Raises InvalidEnvironment."""
     vector = make_vector(environment, 1, options, "sync")
-    with closed_in_any_case(vector):
+    with closed_in_any_case(environment, vector):
         return Spaces(vector.observation_space, vector.action_space)
 
 

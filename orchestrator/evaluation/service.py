@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
-from orchestrator.workers.global_generators import seed_global_generators
+from orchestrator.workers.global_generators import seeded_global_generators
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from orchestrator.evaluation.plan import EvaluationPlan
@@ -30,10 +32,10 @@ class EvaluatorService:
         """Mean returns by category and name."""
         scores: dict[tuple[str, str], float] = {}
         for plan in self._plans:
-            if self._own_process:  # environments may draw from them, and each evaluation is to be the same
-                seed_global_generators(plan.seed)
             # Loaded for each plan: a network may change its buffers by acting.
-            played = plan.play(self._load(snapshot))
+            policy = self._load(snapshot)
+            with self._seeded(plan.seed):
+                played = plan.play(policy)
             scores[plan.key] = played.mean_return
             for about, text in played.warnings.items():
                 self._warnings.setdefault((plan.environment, about), text)
@@ -47,7 +49,13 @@ class EvaluatorService:
         """Play an episode of the plan at `index` and write it to `path` as a video."""
         from orchestrator.evaluation.video import record_episode
 
-        record_episode(self._load(snapshot), self._plans[index], path)
+        plan, policy = self._plans[index], self._load(snapshot)
+        with self._seeded(plan.seed):
+            record_episode(policy, plan, path)
+
+    def _seeded(self, seed: int) -> AbstractContextManager[None]:
+        """Environments may draw from the process's generators, and each evaluation is to be the same."""
+        return seeded_global_generators(seed) if self._own_process else nullcontext()
 
     def _load(self, snapshot: PolicySnapshot) -> Policy:
         self._policy = snapshot.load(self._policy)  # pyright: ignore[reportAttributeAccessIssue]

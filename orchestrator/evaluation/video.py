@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections import Counter
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from gymnasium.wrappers import RecordVideo
 from orchestrator.environments.make import make_single
 from orchestrator.environments.serial import SerialEnvironment
 from orchestrator.evaluation.evaluator import evaluate
-from orchestrator.evaluation.plan import check_spaces
+from orchestrator.evaluation.plan import check_spaces, closed_in_any_case
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,11 +36,14 @@ def record_episode(policy: Policy, plan: EvaluationPlan, path: Path) -> None:
     # Beside the file that it will be, so that a video appears whole or not at all.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".recording-") as folder:
         with ExitStack() as cleanup:
-            cleanup.enter_context(closing(single))
+            cleanup.enter_context(closed_in_any_case(plan.environment, single))
             recorder = RecordVideo(single, str(Path(folder) / "videos"), episode_trigger=lambda episode: episode == 0)
-            environment = cleanup.enter_context(closing(SerialEnvironment(plan.environment, [recorder])))
+            environment = SerialEnvironment(plan.environment, [recorder])
+            cleanup.enter_context(closed_in_any_case(plan.environment, environment))
             check_spaces(policy.spaces, environment)
             evaluate(policy, [environment], 1, [plan.seed], plan.deterministic, limit=VIDEO_STEPS)
+            if recorder.recording:  # closing the recorder would do so too, but only after the environment
+                recorder.stop_recording()
         videos = list(Path(folder).glob("videos/*.mp4"))
         if not videos:
             raise RuntimeError(f"environment {plan.environment!r} gave no frames as arrays when it was rendered")

@@ -7,13 +7,14 @@ process to itself seeds these and keeps them in checkpoints.
 from __future__ import annotations
 
 import random
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
 
 
 def seed_global_generators(seed: int) -> None:
@@ -43,3 +44,14 @@ def set_global_generators(state: Mapping[str, Any]) -> None:
     torch.set_rng_state(torch.from_numpy(np.array(state["torch"])))
     if "cuda" in state and torch.cuda.is_initialized():
         torch.cuda.set_rng_state(torch.from_numpy(np.array(state["cuda"])))
+
+
+@contextmanager
+def seeded_global_generators(seed: int) -> Generator[None]:
+    """While entered they draw as `seed` says; afterwards they go on where they were."""
+    before = global_generators()
+    seed_global_generators(seed)
+    try:
+        yield
+    finally:
+        set_global_generators(before)
