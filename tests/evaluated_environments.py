@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 from typing import Any
 
 import numpy as np
+import torch
 
 from tests.environments import Counting
 
@@ -42,6 +44,22 @@ class Waiting(Counting):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         assert GATE.wait(60)
         return super().reset(seed=seed, options=options)
+
+
+class Careless(Drawing):
+    """Its rewards are drawn from the process's generators, and it fails to close."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, _, terminated, truncated, info = super().step(action)
+        reward = random.random() + float(np.random.random()) + float(torch.rand(()))
+        return observation, reward, terminated, truncated, info
+
+    def close(self) -> None:
+        raise OSError("the simulator does not let go")
+
+
+def make_careless(**options: Any) -> Careless:
+    return Careless(**options)
 
 
 def make_drawing(**options: Any) -> Drawing:

@@ -250,7 +250,7 @@ class Crew:
                 if len(collector.recent) > MAX_RESTARTS:
                     raise
                 _log.warning(
-                    "%s; starting it again (%d of %d within an hour): its episodes begin anew",
+                    "%s; starting it again (%d of %d) within an hour: its episodes begin anew",
                     error,
                     len(collector.recent),
                     MAX_RESTARTS,

@@ -170,6 +170,16 @@ async def test_a_collector_that_keeps_dying_fails_the_run(caplog: pytest.LogCapt
     assert caplog.text.count("starting it again") == 3
 
 
+async def test_a_collector_may_die_more_often_in_all_than_within_an_hour(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("orchestrator.loop.crew.RESTART_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.loop.crew.MAX_RESTARTS", 1)
+    final = await Trainer(with_environment(small_config(epochs=4, backend="process"), how="kill")).run()
+    assert final.epoch >= 4
+    assert caplog.text.count("starting it again (1 of 1) within an hour") > 1
+
+
 async def test_a_killed_learner_fails_the_run_by_name() -> None:
     failure = FailureHook()
     trainer = Trainer(

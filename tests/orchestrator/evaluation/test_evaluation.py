@@ -377,3 +377,37 @@ async def test_the_command_plays_the_tasks_of_the_run(tmp_path: Path, capsys: py
 
     assert main(["eval", str(folder), "--environment", "Acrobot-v1"]) == 2
     assert "'Acrobot-v1' does not fit the policy" in capsys.readouterr().err
+
+
+# Environments that draw from the process's generators and fail to close.
+
+
+@on_asyncio_and_trio
+async def test_scores_and_videos_outlive_an_environment_that_fails_to_close_and_repeat_although_it_draws_anywhere(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    name = "tests.evaluated_environments:make_careless"
+    folder = tmp_path / "run"
+    scores: list[float] = []
+
+    class Scores(Hook):
+        overflow = "block"
+
+        async def on_training_end(self, state: TrainerState) -> None:
+            assert state.eval_scores is not None
+            scores.append(state.eval_scores.simulation_scores["tasks", "careless"])
+
+    task = EvaluationTask(name="careless", environment=name)
+    for place in (folder, tmp_path / "again"):
+        settings: dict[str, Any] = {"run_dir": place, "backend": "process", "environment": DRAWING, "epochs": 2}
+        await Trainer(evaluating(task, every=2, video_every=2, **settings), hooks=[Scores()]).run()
+    assert scores[0] == scores[1]
+    assert len(list((folder / "videos").iterdir())) == 1
+
+    reports: list[str] = []
+    for _ in range(2):
+        assert main(["eval", str(folder), "--episodes", "3", "--json"]) == 0
+        reports.append(capfd.readouterr().out)
+    assert reports[0] == reports[1]
+    assert "failed to close" in caplog.text
+    assert json.loads(reports[0])["return_mean"] == scores[0]
