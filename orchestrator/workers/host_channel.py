@@ -21,6 +21,8 @@ class HostChannel(Channel):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._broken: Exception | None = None
+        self._rest = memoryview(b"")
+        """Of a message that has begun to be sent."""
 
     @staticmethod
     def pair() -> tuple[HostChannel, socket.socket]:
@@ -29,16 +31,27 @@ class HostChannel(Channel):
         return HostChannel(host), worker
 
     async def send_async(self, message: object) -> None:
-        """As `send`. A message that has begun is finished, also when cancelled: half of one would garble all later."""
+        """As `send`: `begin_sending` and `finish_sending`."""
+        await self.begin_sending(message)
+        await self.finish_sending()
+
+    async def begin_sending(self, message: object) -> None:
+        """Send as much of a message as there is room for. When cancelled, nothing of it has been sent."""
         data, descriptors = self._framed(message)
-        sent = 0
+        await self.finish_sending()  # half of another message would garble all later
         while True:
             with suppress(BlockingIOError):
-                sent += self._send_some(data, sent, descriptors)
-            if sent == len(data):  # as usual at once: then nothing is awaited
+                self._rest = memoryview(data)[self._send_some(data, 0, descriptors) :]
                 return
-            with anyio.CancelScope(shield=True):
-                await anyio.wait_writable(self.socket)
+            await anyio.wait_writable(self.socket)
+
+    async def finish_sending(self) -> None:
+        """Send the rest of a message that has begun. When cancelled, what is left is sent before the next message."""
+        while self._rest:  # as a rule nothing, and then nothing is awaited
+            with suppress(BlockingIOError):
+                self._rest = self._rest[self.socket.send(self._rest) :]
+                continue
+            await anyio.wait_writable(self.socket)
 
     async def wait_for_message(self) -> None:
         """Wait until a message can be taken. When cancelled, what has come of it is kept.

@@ -81,8 +81,9 @@ class Worker:
             self._state = "busy"
             reply: Any = None
             try:
-                await self._channel.send_async((method, args))
+                await self._channel.begin_sending((method, args))
                 self._unanswered += 1
+                await self._channel.finish_sending()
                 while self._unanswered:
                     await self._channel.wait_for_message()
                     self._unanswered -= 1  # also a reply that cannot be unpickled here is one

@@ -258,3 +258,29 @@ async def test_memory_for_which_a_worker_has_no_descriptor_left_is_an_error_that
         assert await worker.call("add", 1) == 1, "what follows is not taken for what was lost"
         await worker.call("fill", buffers[0], 42)
     assert (np.frombuffer(buffers[0].map_shared(), dtype=np.int64) == 42).all()
+
+
+OPEN = threading.Event()
+
+
+class Gate:
+    """In a thread of this process, so an inline worker's."""
+
+    def wait(self) -> None:
+        assert OPEN.wait(60)
+
+    def echo(self, value: bytes) -> bytes:
+        return value
+
+
+async def test_a_long_message_to_a_worker_that_hangs_can_be_cancelled_and_garbles_nothing() -> None:
+    OPEN.clear()
+    async with start_worker("inline", "gate", Gate) as worker:
+        with anyio.move_on_after(0.01):
+            await worker.call("wait")
+        for _ in range(2):
+            with anyio.fail_after(60), anyio.move_on_after(0.01) as scope:
+                await worker.call("echo", bytes(10_000_000))
+            assert scope.cancelled_caught
+        OPEN.set()
+        assert await worker.call("echo", b"whole") == b"whole"
