@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -69,8 +70,7 @@ class HookRunner:
         self.unpaced = hook.every == 1 and not hook.saves
         self.mailbox = Mailbox(hook.overflow, hook.max_lag)
         self.meter = Meter()
-        self.error: BaseException | None = None
-        """The first failure."""
+        self._failed = False
         self.ended_run: BaseException | None = None
         """The first failure for which the run ends, and is not a success."""
         self.fatal: Exception | None = None
@@ -156,7 +156,7 @@ class HookRunner:
         """
         if complain and not self.idle and self.hook.drain and self.hook.on_error in ("stop", "raise"):
             late = TimeoutError(f"hook {self.name!r} had not finished when the run ended")
-            self.error = self.error or late
+            self._failed = True
             self.ended_run = self.ended_run or late
         self._end("ended")
 
@@ -190,7 +190,7 @@ class HookRunner:
                 raise
             self._fail(own, doing)
         finally:
-            self.close("ended" if self.error is None else "failed")
+            self.close("failed" if self._failed else "ended")
             self._thread.close()
         if self.fatal is not None:
             raise self.fatal
@@ -216,6 +216,7 @@ class HookRunner:
     async def _handle(self, occurrence: Occurrence) -> None:
         outcome: Outcome = "skipped"
         abandoned = False
+        own: BaseException | None = None
         try:
             if self._predecessors:
                 await occurrence.wait_for(self._predecessors)
@@ -235,6 +236,7 @@ class HookRunner:
             self._failures_in_a_row += 1
             self._fail(own, f"handle {occurrence.event} of epoch {occurrence.state.epoch}")
         finally:
+            own = None  # or else this frame, with the state in it, would live until the garbage collector finds it
             with self.meter.lock:
                 self._at_work = None
                 self.meter.handled += outcome == "handled"
@@ -297,7 +299,7 @@ class HookRunner:
         policy = self.hook.on_error
         if policy != "raise" and not isinstance(error, Exception):
             policy = "stop"  # sys.exit() ends the run, but in order
-        self.error = self.error or error
+        self._failed = True
         if policy in ("stop", "raise"):
             self.ended_run = self.ended_run or error
         if policy == "raise":
@@ -306,10 +308,13 @@ class HookRunner:
             self.fail_run(failed)
             return
         # The traceback once in a row: a hook that always fails would fill the log with it.
-        _log.error("hook %r failed to %s: %r", self.name, doing, error, exc_info=self._failures_in_a_row <= 1 and error)
+        text = repr(error)  # a handler may keep what it is given, and the error keeps the state
+        _log.error("hook %r failed to %s: %s", self.name, doing, text, exc_info=self._failures_in_a_row <= 1 and error)
         if policy == "stop":
-            self._engine.run.stop(f"hook {self.name!r} failed to {doing}: {error!r}")
-        elif policy == "disable" and self._failures_in_a_row >= self.hook.disable_after:
+            self._engine.run.stop(f"hook {self.name!r} failed to {doing}: {text}")
+            return
+        _let_go_of_frames(error)
+        if policy == "disable" and self._failures_in_a_row >= self.hook.disable_after:
             _log.error("hook %r is disabled after %d failures in a row", self.name, self._failures_in_a_row)
             self.close("disabled")
 
@@ -365,3 +370,13 @@ class HookRunner:
             at = self.oldest
             lag = 0 if at is None else max(0, self._engine.newest_epoch - at.state.epoch)
             return self.meter.read(state=self._state(), queue=len(self.mailbox), lag=lag)
+
+
+def _let_go_of_frames(error: BaseException | None) -> None:
+    """The frames of an error, and of those before it, hold the state, whose views the training needs back."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__

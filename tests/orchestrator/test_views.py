@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import dataclasses
+import gc
 import pickle
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -268,3 +269,43 @@ def test_a_state_reaches_a_worker_equal_to_what_was_sent() -> None:
 
 def returned(state: TrainerState) -> TrainerState:
     return state
+
+
+class Listens(Hook):
+    overflow = "block"
+
+    def __init__(self) -> None:
+        self.complete: list[bool] = []
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        self.complete.append(state.experience is not None and state.policy is not None)
+
+
+@pytest.mark.parametrize("kind", ["async", "plain", "timeout"])
+async def test_a_hook_that_raises_takes_no_views_from_the_others(kind: str) -> None:
+    listens = Listens()
+    trainer = Trainer(small_config(epochs=30), hooks=[listens])
+
+    if kind == "plain":
+
+        @trainer.on_epoch_end(name="raises", overflow="block")
+        def raises(state: TrainerState) -> None:
+            assert state.experience is not None
+            raise ValueError(state.experience["reward"].shape)
+    else:
+
+        @trainer.on_epoch_end(name="raises", overflow="block", timeout=0.001 if kind == "timeout" else None)
+        async def raises_too(state: TrainerState) -> None:
+            assert state.experience is not None
+            if kind == "timeout":
+                await anyio.sleep(3600)
+            raise ValueError(state.experience["reward"].shape)
+
+    gc.disable()  # views must not depend on when it comes
+    try:
+        await trainer.run()
+    finally:
+        gc.enable()
+    failed = trainer.statistics().engine.hooks["raises"].failed
+    assert failed == len(listens.complete) >= 25
+    assert all(listens.complete)

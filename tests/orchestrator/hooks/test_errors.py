@@ -144,7 +144,7 @@ async def test_an_attempt_that_takes_too_long_is_cancelled_and_can_be_retried() 
         assert await engine.drain(10) == ()
         statistics = engine.statistics().hooks["hanging"]
         assert (statistics.failed, statistics.retried) == (1, 1)
-        assert isinstance(engine._runners["hanging"].error, TimeoutError)  # pyright: ignore[reportPrivateUsage]
+        assert isinstance(engine._runners["hanging"].ended_run, TimeoutError)  # pyright: ignore[reportPrivateUsage]
     assert ended == ["run/hanging/on_epoch_end/0"] * 2
 
 
