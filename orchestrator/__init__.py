@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.hooks.runner import HookFailed, HookOverflow
     from orchestrator.hooks.statistics import HookStatistics
     from orchestrator.learning.optimization import NonFiniteLossError
+    from orchestrator.loop.ctrl_c import CtrlC
     from orchestrator.run import Run
     from orchestrator.trainer import Trainer
     from orchestrator.workers.worker import WorkerCrashed
@@ -44,6 +45,7 @@ __all__ = [
     "CheckpointsConfig",
     "CollectionConfig",
     "ConfigurationError",
+    "CtrlC",
     "EvaluationConfig",
     "EvaluationTask",
     "Every",
@@ -75,6 +77,7 @@ __all__ = [
 
 _MODULES = {
     "ConfigurationError": "config.error",
+    "CtrlC": "loop.ctrl_c",
     "Every": "hooks.hook",
     "Heartbeat": "hooks.included.heartbeat",
     "Hook": "hooks.hook",

@@ -27,10 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         warm_up()
     from orchestrator.command.cli import run
-    from orchestrator.hooks.included.terminal import let_go_of_lost_streams
+    from orchestrator.hooks.included.terminal import let_go_of_lost_streams, output_that_may_be_lost
 
     try:
-        return run(arguments)
+        with output_that_may_be_lost():
+            return run(arguments)
     finally:
         let_go_of_lost_streams()
 

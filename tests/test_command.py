@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -216,3 +217,24 @@ def test_a_script_that_forgets_the_guard_is_told_so(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "if __name__ == '__main__':" in result.stderr
     assert "the program's main module starts a training while a worker imports it" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("eval",), ("report",), ("checkpoints", "list"), ("checkpoints", "show"), ("train", "--help")]
+)
+def test_no_command_fails_for_a_reader_that_has_gone(trained: Path, words: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    where = () if "--help" in words else (trained,)
+    try:
+        result = subprocess.run(command(*words, *where), stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    finally:
+        os.close(writer)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_that_has_saved_nothing_does_not_ask_to_be_evaluated(tmp_path: Path) -> None:
+    result = run("train", "--run-dir", tmp_path / "run", "--total-agent-steps", 512, *SMALL, "--checkpoints.every", 0)
+    assert result.returncode == 0, result.stderr
+    assert ("orchestrator eval" in result.stdout) == any((tmp_path / "run").glob("checkpoints/*/manifest.json"))

@@ -277,7 +277,8 @@ class Collector:
 
     def _step(self, parameters: Tensor, action: Tensor) -> Step:
         try:
-            return self._environment.step(action.numpy())
+            with torch.inference_mode(False):  # an environment may train a model of its own
+                return self._environment.step(action.numpy())
         except EnvironmentFailed:
             # It may well fail because no action was possible.
             distribution, everyone = self._prepared().policy.distribution, torch.ones(1, len(action), dtype=torch.bool)

@@ -118,6 +118,8 @@ def _summarise(config: TrainerConfig, state: TrainerState) -> None:
     ]
     if state.latest_checkpoint_uri is not None:
         lines.append(f"checkpoint {state.latest_checkpoint_uri}")
-    if config.run_dir is not None:
-        lines.append(f"evaluate it with: orchestrator eval {config.run_dir}")
+        if config.run_dir is not None:
+            lines.append(f"evaluate it with: orchestrator eval {config.run_dir}")
+    else:
+        lines.append("no checkpoint was written")
     say("\n".join(lines), sys.stdout)

@@ -100,6 +100,7 @@ def _make_one(
     if not isinstance(made, gymnasium.Env):
         raise InvalidEnvironment(
             f"environment {environment!r} returned a {type(made).__name__}, expected a gymnasium.Env"
+            f"{'; does the function lack a `return`?' if made is None else ''}"
         )
     return cast("gymnasium.Env[Any, Any]", made)
 

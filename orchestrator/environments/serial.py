@@ -135,8 +135,11 @@ class SerialEnvironment(VectorEnvironment):
             place = f"step {self._steps} of {copy}" if what == "step" else f"reset of {copy}"
             when = f" after step {self._steps}" if what == "reset" and self._steps else ""
             return EnvironmentFailed(f"environment {self.name!r}: {place}{when} returned {error}")
+        cure = ""
+        if isinstance(error, TypeError) and "unexpected keyword argument 'seed'" in str(error):
+            cure = "; write `def reset(self, *, seed=None, options=None)` (old versions of Gym had no seed there)"
         return EnvironmentFailed(
-            f"environment {self.name!r}: {what} of {copy} failed with {type(error).__name__}: {error}"
+            f"environment {self.name!r}: {what} of {copy} failed with {type(error).__name__}: {error}{cure}"
         )
 
 

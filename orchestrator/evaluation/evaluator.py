@@ -86,7 +86,9 @@ def _play(
     generator = torch.Generator().manual_seed(seed)
     start, ended = np.ones(count, np.bool_), np.zeros(count, np.bool_)
     # Memory of its own, as networks may change what they are given.
-    current = {key: array.copy() for key, array in arrays_of(environment.reset(seed)).items()}
+    with torch.inference_mode(False):
+        first = environment.reset(seed)
+    current = {key: array.copy() for key, array in arrays_of(first).items()}
     observation, steps = as_tensors(observation_of(current)), 0
     _check(environment, current, None, steps)
     while quotas.any():
@@ -99,7 +101,8 @@ def _play(
             action = distribution.sample(parameters, distribution.noise((count,), generator))
         acted = np.logical_or(environment.same_step, ~ended)  # the others are only reset now
         check_defined(distribution, parameters[None], torch.from_numpy(acted)[None], environment.name, steps)
-        step = environment.step(action.numpy())
+        with torch.inference_mode(False):  # as in training
+            step = environment.step(action.numpy())
         for key, array in arrays_of(step.observation).items():
             current[key][...] = array
         steps += 1

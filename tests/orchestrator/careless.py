@@ -258,3 +258,33 @@ class OverwritingEvaluation(Loss):
 
     def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
         return minibatch.mean(evaluation.value.add_(1.0))
+
+
+class Curious(gymnasium.Env[Any, Any]):
+    """Trains a model of its own while it is stepped and reset, as environments with learned rewards do."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self._model = torch.nn.Linear(2, 1)
+        self._steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        return self._observe(), 1.0, self._steps % 5 == 0, False, {}
+
+    def _observe(self) -> Any:
+        observation = self.np_random.uniform(-1, 1, 2).astype(np.float32)
+        self._model.zero_grad()
+        self._model(torch.from_numpy(observation)).square().sum().backward()
+        assert self._model.weight.grad is not None
+        return observation
+
+
+def make_curious() -> gymnasium.Env[Any, Any]:
+    return Curious()

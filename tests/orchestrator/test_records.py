@@ -140,3 +140,14 @@ def test_a_loss_may_overwrite_its_minibatch(learning: dict[str, Any]) -> None:
 def test_a_loss_that_changes_what_the_next_one_is_given_of_the_policy_is_named() -> None:
     with pytest.raises(ValueError, match=r"'overwriting_evaluation' changed .* in place.* clone\(\)"):
         trained(config_with(False), (OverwritingEvaluation(), *ppo_losses()))
+
+
+def test_an_environment_may_train_a_model_of_its_own() -> None:
+    config = small_config(
+        epochs=2,
+        environment="tests.orchestrator.careless:make_curious",
+        evaluation=EvaluationConfig(every=1, episodes=2),
+    )
+    _, final = trained(config)
+    assert final.eval_scores is not None
+    assert final.eval_scores.avg_simulation_score is not None

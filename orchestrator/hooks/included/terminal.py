@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager, redirect_stdout
 from typing import IO, TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Generator, Iterable
 
 
 def say(text: str, stream: IO[str] | None) -> None:
     """Write a line to a stream, if there is one and somebody still reads it."""
     if stream is not None:
         print(text, file=cast("IO[str]", Forgiving(stream)), flush=True)
+
+
+@contextmanager
+def output_that_may_be_lost() -> Generator[None]:
+    """What is printed meanwhile fails for no reader that has gone."""
+    if sys.stdout is None:  # pyright: ignore[reportUnnecessaryComparison] - a program may be started without
+        yield
+        return
+    with redirect_stdout(cast("IO[str]", Forgiving(sys.stdout))):
+        yield
 
 
 def let_go_of_lost_streams() -> None:

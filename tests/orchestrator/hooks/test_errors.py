@@ -132,6 +132,7 @@ async def test_an_attempt_that_takes_too_long_is_cancelled_and_can_be_retried() 
         timeout = 0.01
         retries = 1
         backoff = 0.0
+        on_error = "stop"
 
         async def on_epoch_end(self, state: TrainerState) -> None:
             try:
