@@ -45,7 +45,7 @@ def named_code(config: TrainerConfig) -> Iterator[tuple[str, str]]:
         if _NAMES_OF_CODE.fullmatch(path):
             if ":" in text:
                 yield path, text
-        elif _LOOKS_LIKE_CODE.fullmatch(text) and not _NO_NAMES.fullmatch(path):
+        elif _LOOKS_LIKE_CODE.fullmatch(text.strip()) and not _NO_NAMES.fullmatch(path):
             yield path, text
 
 
@@ -57,6 +57,7 @@ def _texts(path: str, value: object) -> Iterator[tuple[str, str]]:
             yield from _texts(f"{path}.{field.name}".lstrip("."), getattr(value, field.name))
     elif isinstance(value, Mapping):
         for key, item in cast("Mapping[object, object]", value).items():
+            yield from _texts(f"{path} (a key)", key)
             yield from _texts(f"{path}.{key}", item)
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(cast("list[object]", value)):

@@ -233,6 +233,8 @@ def test_what_comes_with_this_project_or_is_registered_needs_no_trust(tmp_path: 
         ({"metrics": {"sinks": ["orchestrator.command.run_script:run_training"]}}, "metrics.sinks[0]"),
         ({"evaluation": {"tasks": [{}, {"environment": "a:b"}]}}, "evaluation.tasks[1].environment"),
         ({"collection": {"environment_options": {"id": "os:Grid-v0"}}}, "collection.environment_options.id"),
+        ({"collection": {"environment_options": {"id": " os:system\n"}}}, "collection.environment_options.id"),
+        ({"collection": {"environment_options": {"os:system": 1}}}, "collection.environment_options (a key)"),
         (
             {"collection": {"environment_options": {"wrappers": [{"entry_point": "a.b:C"}]}}},
             "collection.environment_options.wrappers[0].entry_point",
