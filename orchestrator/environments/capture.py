@@ -7,7 +7,10 @@ half of a state would be worse than none. No code is stored, so that reading a c
 
 from __future__ import annotations
 
+import contextvars
+import ctypes
 import platform
+import threading
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -29,6 +32,9 @@ _CONSTANT_NODES = 1000
 _STATELESS = ("typing", "types", "functools", "operator", "_thread", "weakref", "ctypes", "_ctypes", "_contextvars")
 """Modules of types that hold no state of an environment, when a variable of its module is of one."""
 
+_STATEFUL = (threading.local, contextvars.ContextVar, ctypes.Structure.__mro__[1])
+"""Types of these that hold some; the last is the base of all values of C."""
+
 
 class EnvironmentState:
     """Captures and restores `environments`, which share what they share; to be made when they have just been made.
@@ -41,6 +47,7 @@ class EnvironmentState:
         self._environments = tuple(environments)
         self._classes: dict[type, None] = {}
         self._functions: dict[types.CodeType, types.FunctionType] = {}
+        self._called: dict[int, Any] = {}
         graph = ObjectGraph(opaque_allowed=True)
         for environment in self._environments[:_COMPARED]:
             graph.add(environment, "")
@@ -59,6 +66,8 @@ class EnvironmentState:
             copies = self._add_to(graph)
             if not self._note_code(graph):  # or else objects of new classes have appeared, with new surroundings
                 break
+        if self._code.refused:
+            raise NotCapturable(self._code.refused[0])
         graph.check_memory()
         constants = {name: digest for name, digest in self._constants().items() if self._made.get(name) == digest}
         return {
@@ -135,17 +144,25 @@ class EnvironmentState:
 
     def _surroundings(self) -> dict[str, ObjectGraph]:
         """What the environments' code sees beside them, as it is now; sets `_code`."""
-        self._code = ReachableCode(self._classes, self._functions.values())
         found: dict[str, ObjectGraph] = {}
-        for name, variable in self._code.variables.items():
-            try:
-                value = variable.value()
-            except (KeyError, ValueError):
-                continue
-            # In a list, so that scalars have a graph too.
-            found[name] = ObjectGraph(opaque_allowed=True)
-            found[name].add([value], name)
-        return found
+        while True:  # since what is in a variable may be code, too, which sees other variables
+            self._code = ReachableCode(self._classes, self._functions.values(), self._called.values())
+            before = len(self._called)
+            for name, variable in self._code.variables.items():
+                if name in found:
+                    continue
+                try:
+                    value = variable.value()
+                except (KeyError, ValueError):
+                    continue
+                # In a list, so that scalars have a graph too.
+                found[name] = ObjectGraph(opaque_allowed=True)
+                found[name].add([value], name)
+                for one in found[name].objects:
+                    code = one if isinstance(one, (type, types.FunctionType)) else type(one)
+                    self._called[id(code)] = code
+            if len(self._called) == before:
+                return found
 
     def _constants(self) -> dict[str, str]:
         """Digests of the attributes that the copies agree on, by their path."""
@@ -221,7 +238,8 @@ def _constant_digest(graph: ObjectGraph) -> str:
 
 def _check_constant(name: str, graph: ObjectGraph) -> None:
     for value, _ in graph.opaque:
-        if isinstance(value, Iterator) or not (callable(value) or type(value).__module__ in _STATELESS):
+        stateless = callable(value) or type(value).__module__ in _STATELESS
+        if not stateless or isinstance(value, (Iterator, types.FunctionType, *_STATEFUL)):
             raise NotCapturable(f"{name} is of the type {type_name(type(value))}, which may have changed")
 
 

@@ -27,6 +27,7 @@ from orchestrator.environments.object_nodes import (
     address,
     attributes_of,
     code_digest,
+    has_own_globals,
     is_python_object,
     text_of,
     type_name,
@@ -289,6 +290,8 @@ def _method(graph: Graph, value: Any, path: Path) -> Node:
 
 
 def _function(graph: Graph, value: types.FunctionType, path: Path) -> Node:
+    if has_own_globals(value):
+        raise NotCapturable(f"{text_of(path)} is a function made by exec, with global variables of no module")
     return {
         KIND: "function",
         "name": f"{value.__module__}:{value.__code__.co_qualname}",

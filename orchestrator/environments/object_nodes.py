@@ -6,7 +6,7 @@ import copyreg
 import hashlib
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
@@ -80,6 +80,22 @@ def is_python_object(kind: type) -> bool:
     slots = sum(isinstance(entry, types.MemberDescriptorType) for base in bases for entry in vars(base).values())
     words = slots + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
     return kind.__basicsize__ <= object.__basicsize__ + words * _WORD
+
+
+def names_in(code: types.CodeType) -> Iterator[str]:
+    """The global variables, attributes and modules that code mentions."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from names_in(constant)
+
+
+def has_own_globals(function: types.FunctionType) -> bool:
+    """Whether a function uses global variables that are those of no module: `exec` makes such functions."""
+    variables = function.__globals__
+    return variables.get("__name__") not in sys.modules and any(
+        name in variables for name in names_in(function.__code__)
+    )
 
 
 def code_digest(code: types.CodeType) -> str:

@@ -14,25 +14,37 @@ from typing import Any, NamedTuple, cast
 
 from gymnasium import spaces
 
-from orchestrator.environments.object_nodes import code_digest, is_python_object, type_name
+from orchestrator.environments.object_nodes import (
+    code_digest,
+    has_own_globals,
+    is_python_object,
+    names_in,
+    type_name,
+)
 
 _LIBRARIES = {*sys.stdlib_module_names, "numpy", "torch", "gymnasium"}
 _CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, logging.Logger)
 
 
 class Variable(NamedTuple):
-    """Something that code can see: the attribute `name` of a module, class, function or closure's cell."""
+    """Something that code can see: the attribute `name` of a module, class, function or closure's cell, or the
+    global variable of a namespace."""
 
     holder: Any
     name: str
 
     def value(self) -> Any:
         """Its value now; raises KeyError or ValueError where there is none."""
+        if isinstance(self.holder, dict):
+            return cast("dict[str, Any]", self.holder)[self.name]
         # Of a class, its own: not what a descriptor makes of it, or a base has.
         return vars(self.holder)[self.name] if isinstance(self.holder, _NAMESPACES) else getattr(self.holder, self.name)
 
     def set(self, value: Any) -> None:
-        setattr(self.holder, self.name, value)
+        if isinstance(self.holder, dict):
+            self.holder[self.name] = value
+        else:
+            setattr(self.holder, self.name, value)
 
 
 _NAMESPACES = (type, types.ModuleType)
@@ -41,23 +53,29 @@ _NAMESPACES = (type, types.ModuleType)
 class ReachableCode:
     """What the methods of `classes`, and what they call, can see by name.
 
-    So can `functions`, which are attributes: their own default arguments and closures are known already.
+    So can `functions`, which are attributes: their own default arguments and closures are known already. `called` are
+    the classes and functions in the variables that were found so far: what is in a table of functions, say.
 
     Code of the standard library, numpy, torch and gymnasium itself, and of other libraries than the classes' own, is
     taken as it is.
     """
 
-    def __init__(self, classes: Iterable[type], functions: Iterable[types.FunctionType] = ()) -> None:
+    def __init__(
+        self, classes: Iterable[type], functions: Iterable[types.FunctionType] = (), called: Iterable[Any] = ()
+    ) -> None:
         self.functions: dict[str, str] = {}
         """Digests of the code, by the function's name."""
         self.variables: dict[str, Variable] = {}
         self.modules: dict[str, types.ModuleType] = {}
         """Those that the functions are of."""
+        self.refused: list[str] = []
+        """What holds state that can't be told, and why."""
         classes, functions = list(classes), list(functions)
         self._held = set(map(id, functions))
         self._own = {kind.__module__.partition(".")[0] for kind in classes}
         self._seen: set[int] = set()
-        self._pending: list[Any] = [*classes, *functions]
+        self._modules_seen: set[tuple[str, frozenset[str]]] = set()
+        self._pending: list[Any] = [*called, *classes, *functions]
         while self._pending:
             found = self._pending.pop()
             if id(found) in self._seen:
@@ -76,31 +94,35 @@ class ReachableCode:
                 self._pending.append(base)
         if not self._is_looked_into(kind.__module__):
             return
+        self._pending.append(type(kind))
         self._note_module(kind.__module__)
         methods: list[str] = []
         for name, value in list(vars(kind).items()):
             functions = list(_functions_of(value))
             self._pending.extend(functions)
+            self._check_cache(f"{type_name(kind)}.{name}", value)
             methods += [name] if functions else []
             if not functions and not name.startswith(("__", "_abc_")) and _is_data(value):
                 self.variables[f"{type_name(kind)}.{name}"] = Variable(kind, name)
         self.functions[type_name(kind)] = ", ".join([*map(type_name, kind.__mro__), *sorted(methods)])
 
     def _add_function(self, function: types.FunctionType) -> None:
-        if not self._is_looked_into(function.__module__):
+        # `__module__` may be that of a function that it wraps.
+        module = function.__globals__.get("__name__", function.__module__)
+        if not self._is_looked_into(module):
             return
         name = type_name(function)
         self.functions[name] = code_digest(function.__code__)
         self._note_module(function.__module__)
         if id(function) not in self._held:
+            self.variables[f"{name}.__dict__"] = Variable(function, "__dict__")
             self._add_arguments(name, function)
-        names = set(_names_in(function.__code__))
+        names = frozenset(names_in(function.__code__))
         for variable in sorted(names & function.__globals__.keys()):
-            module = sys.modules.get(function.__module__)
-            if module is not None and vars(module) is function.__globals__:
-                self._see(
-                    f"{function.__module__}:{variable}", Variable(module, variable), vars(module)[variable], names
-                )
+            value = function.__globals__[variable]
+            self._see(f"{module}:{variable}", Variable(function.__globals__, variable), value, names)
+        for imported in _imports(names, function.__globals__.get("__package__")):
+            self._see_module(imported, names)
 
     def _add_arguments(self, name: str, function: types.FunctionType) -> None:
         for attribute in ("__defaults__", "__kwdefaults__"):
@@ -111,21 +133,35 @@ class ReachableCode:
                 content: Any = cell.cell_contents
             except ValueError:
                 continue
-            self._see(f"{name}.{variable}", Variable(cell, "cell_contents"), content, ())
+            self._see(f"{name}.{variable}", Variable(cell, "cell_contents"), content, frozenset())
 
-    def _see(self, name: str, variable: Variable, value: Any, names: Iterable[str]) -> None:
+    def _see(self, name: str, variable: Variable, value: Any, names: frozenset[str]) -> None:
         functions = list(_functions_of(value))
+        self._check_cache(name, value)
         if functions:
             self._pending.extend(functions)
+            self.refused.extend(f"{name} is a function made by exec" for one in functions if has_own_globals(one))
+            if isinstance(value, types.MethodType):
+                self.variables[name] = variable
         elif isinstance(value, type):
             self._pending.append(value)
         elif isinstance(value, types.ModuleType):
-            if self._is_looked_into(value.__name__):
-                # Any name that the function mentions may be one of the module's.
-                for inner in sorted(set(names) & vars(value).keys()):
-                    self._see(f"{value.__name__}:{inner}", Variable(value, inner), vars(value)[inner], ())
+            self._see_module(value, names)
         elif _is_data(value) and not (variable.name.startswith("__") and variable.name not in ("__defaults__",)):
             self.variables[name] = variable
+
+    def _see_module(self, module: types.ModuleType, names: frozenset[str]) -> None:
+        if (module.__name__, names) in self._modules_seen or not self._is_looked_into(module.__name__):
+            return
+        self._modules_seen.add((module.__name__, names))
+        # Any name that the function mentions may be one of the module's, or of a module in that.
+        for inner in sorted(names & vars(module).keys()):
+            self._see(f"{module.__name__}:{inner}", Variable(vars(module), inner), vars(module)[inner], names)
+
+    def _check_cache(self, name: str, value: Any) -> None:
+        function = getattr(value, "__func__", value)
+        if isinstance(function, _CACHED) and function.cache_info().currsize:
+            self.refused.append(f"{name} is a functools.lru_cache that is not empty")
 
     def _note_module(self, name: str) -> None:
         module = sys.modules.get(name)
@@ -160,7 +196,8 @@ def _functions_of(value: Any) -> Iterable[types.FunctionType]:
             function = getattr(function, "__wrapped__", None) if isinstance(function, _WRAPPERS) else None
 
 
-_WRAPPERS = (types.FunctionType, functools._lru_cache_wrapper)  # pyright: ignore[reportPrivateUsage]
+_CACHED = functools._lru_cache_wrapper  # pyright: ignore[reportPrivateUsage]
+_WRAPPERS = (types.FunctionType, _CACHED)
 
 
 def _is_data(value: Any) -> bool:
@@ -169,11 +206,17 @@ def _is_data(value: Any) -> bool:
     return not isinstance(value, _CODE) and not descriptor and kind.__module__ not in ("typing", "abc")
 
 
-def _names_in(code: types.CodeType) -> Iterable[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _names_in(constant)
+def _imports(names: Iterable[str], package: str | None) -> Iterable[types.ModuleType]:
+    """The modules that a function which mentions `names` may import itself, also relatively to its package."""
+    parents = [""]
+    while package:
+        parents.append(package)
+        package = package.rpartition(".")[0]
+    for name in sorted(names):
+        for parent in parents:
+            module = sys.modules.get(f"{parent}.{name}" if parent and name else parent or name)
+            if module is not None:
+                yield module
 
 
 class Known:

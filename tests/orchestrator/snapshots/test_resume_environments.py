@@ -135,3 +135,120 @@ async def test_code_that_has_changed_since_begins_new_episodes_and_the_log_names
     else:
         assert "in progress begin anew: the environment can't take its saved state: " in caplog.text
         assert named in caplog.text
+
+
+_GLOBALS = """
+import contextvars, ctypes, functools, random, threading
+import gymnasium, numpy as np
+{variables}
+
+class World(gymnasium.Env):
+    def __init__(self):
+        self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.action_space = gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {{}}
+
+    def step(self, action):
+        self.steps += 1
+        return self.observe(), 1.0, self.steps >= 9, False, {{}}
+
+    def observe(self):
+        {statement}
+        return np.array([self.np_random.uniform(), np.tanh(value / 50)], np.float32)
+
+def make():
+    return World()
+"""
+_UP = """
+N = 0
+def up():
+    global N
+    N += 1
+    return N
+class Total:
+    total = 0
+    def up(self):
+        Total.total += 1
+        return Total.total
+class Caller:
+    def __init__(self, function): self.function = function
+    def __call__(self): return self.function()
+class Holder:
+    def up(self): return Total().up()
+"""
+
+
+async def _run_and_resume(
+    variables: str, statement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> tuple[Any, Any]:
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "globals_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "sub.py").write_text("counter = 0")
+    (tmp_path / "world_with_globals.py").write_text(_GLOBALS.format(variables=variables, statement=statement))
+    names = ("world_with_globals", "globals_package", "globals_package.sub")
+    try:
+        config = config_of("world_with_globals:make", tmp_path / "whole", {}, epochs=4)
+        whole = await Trainer(config).run()
+        caplog.clear()
+        branch = replace(config, run_dir=tmp_path / "branch")
+        with caplog.at_level(logging.WARNING):
+            resumed = await Trainer(branch, resume=tmp_path / "whole" / "checkpoints" / "00000002").run()
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+    return whole, resumed
+
+
+@pytest.mark.parametrize(
+    ("variables", "statement"),
+    [
+        (_UP + "TABLE = {'up': up}", "value = TABLE['up']()"),
+        (_UP + "PART = functools.partial(up)", "value = PART()"),
+        (_UP + "CALLER = Caller(up)", "value = CALLER()"),
+        (_UP + "HOLDER = Holder()", "value = HOLDER.up()"),
+        (_UP + "TABLE = [Caller({'up': Holder().up}['up'])]", "value = TABLE[0]()"),
+        ("import globals_package.sub", "globals_package.sub.counter += 1; value = globals_package.sub.counter"),
+        ("", "import globals_package.sub as sub; sub.counter += 1; value = sub.counter"),
+        ("", "from globals_package import sub; sub.counter += 1; value = sub.counter"),
+        ("def up():\n    up.n += 1\n    return up.n\nup.n = 0", "value = up()"),
+    ],
+)
+async def test_what_functions_in_data_and_modules_of_packages_change_goes_on_bit_for_bit(
+    variables: str, statement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, resumed = await _run_and_resume(variables, statement, tmp_path, monkeypatch, caplog)
+    assert "resumed, but" not in caplog.text
+    assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize(
+    ("variables", "statement", "named"),
+    [
+        ("LOCAL = threading.local(); LOCAL.n = 0", "LOCAL.n += 1; value = LOCAL.n", "LOCAL"),
+        ("C = ctypes.c_int(0)", "C.value += 1; value = C.value", "world_with_globals:C"),
+        ("V = contextvars.ContextVar('V', default=0)", "V.set(V.get() + 1); value = V.get()", "world_with_globals:V"),
+        ("@functools.lru_cache\ndef kept(k): return random.random()", "value = kept(self.steps)", "kept"),
+        (
+            "SPACE = {}\nexec('K = 0\\ndef up():\\n global K\\n K += 1\\n return K', SPACE)",
+            "value = SPACE['up']()",
+            "SPACE",
+        ),
+    ],
+)
+async def test_state_outside_of_objects_that_the_code_sees_is_refused_by_name(
+    variables: str,
+    statement: str,
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await _run_and_resume(variables, statement, tmp_path, monkeypatch, caplog)
+    assert "in progress begin anew: the environment can't give its state: " in caplog.text
+    assert named in caplog.text
