@@ -230,7 +230,7 @@ async def test_what_functions_in_data_and_modules_of_packages_change_goes_on_bit
 @pytest.mark.parametrize(
     ("variables", "statement", "named"),
     [
-        ("LOCAL = threading.local(); LOCAL.n = 0", "LOCAL.n += 1; value = LOCAL.n", "LOCAL"),
+        ("LOCAL = threading.local()", "value = LOCAL.n = getattr(LOCAL, 'n', 0) + 1", "world_with_globals:LOCAL"),
         ("C = ctypes.c_int(0)", "C.value += 1; value = C.value", "world_with_globals:C"),
         ("V = contextvars.ContextVar('V', default=0)", "V.set(V.get() + 1); value = V.get()", "world_with_globals:V"),
         ("@functools.lru_cache\ndef kept(k): return random.random()", "value = kept(self.steps)", "kept"),
