@@ -21,6 +21,7 @@ from orchestrator.learning.learner import Learner, LearnerDescription, LearnerPl
 from orchestrator.loop.patience import WorkerHangs
 from orchestrator.policies import build_policy
 from orchestrator.workers.cores import available_cores
+from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.slots import SlotSender
 from orchestrator.workers.worker import Worker, WorkerCrashed, close_workers, open_worker
 from state.experience import ExperienceSpec
@@ -111,7 +112,7 @@ class Crew:
             device=resolve_device(config.device),
             total_agent_steps=config.total_agent_steps,
             threads=config.learning.threads,
-            max_threads=available_cores(),
+            max_threads=await in_thread(available_cores),  # which reads files
             minibatch_steps=config.steps_per_epoch // config.learning.minibatches,
             interrupt=self._interrupt,
             own_process=self._own_processes,
