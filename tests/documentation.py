@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+
+from tests.paths import PROJECT
 
 
 def text_of(name: str) -> str:
-    return (Path(__file__).parents[1] / "docs" / name).read_text()
+    return (PROJECT / "docs" / name).read_text()
 
 
 def code_blocks(text: str) -> list[str]:

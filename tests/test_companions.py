@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.__main__ import main
+from tests.paths import PROJECT
 
-PROJECT = Path(__file__).parent.parent
 TRAIN = """
 import anyio
 from orchestrator import CollectionConfig, Trainer, TrainerConfig

@@ -13,11 +13,12 @@ import pytest
 from orchestrator import StateUpdate, Trainer
 from orchestrator.checks.configuration import check_config
 from orchestrator.config.file import read_config
+from tests.paths import PROJECT
 
 if TYPE_CHECKING:
     from state.trainer_state import TrainerState
 
-SETTINGS = sorted((Path(__file__).parents[1] / "scripts" / "settings").glob("*.toml"))
+SETTINGS = sorted((PROJECT / "scripts" / "settings").glob("*.toml"))
 
 
 @pytest.mark.parametrize("path", SETTINGS, ids=lambda path: path.stem)

@@ -19,6 +19,7 @@ from orchestrator import CheckpointsConfig, CollectionConfig, LearningConfig, Po
 from orchestrator.checkpoints import find_checkpoint
 from orchestrator.environments.vector import EnvironmentFailed
 from orchestrator.loop.patience import WorkerHangs
+from tests.paths import PROJECT
 
 pytestmark = pytest.mark.anyio
 DEADLINE = 90
@@ -100,7 +101,7 @@ async def test_stop_now_ends_the_start_of_a_run_whose_environment_hangs_in_its_c
 def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     program = [sys.executable, "-m", "tests.orchestrator.hanging", "train", "--run-dir", "run"]
     settings = ["--total-agent-steps", "1000000000", "--collection.environments", "2", "--collection.horizon", "32"]
-    root = str(Path(__file__).parents[2])
+    root = str(PROJECT)
     environment = os.environ | {"PYTHONPATH": root}
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*program, *settings, *words], cwd=folder, env=environment, **streams)

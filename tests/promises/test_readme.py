@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import signal
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,9 +15,10 @@ from orchestrator import (
 )
 from tests.documentation import code_blocks
 from tests.orchestrator.training import small_config
+from tests.paths import PROJECT
 
 pytestmark = pytest.mark.anyio
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README = (PROJECT / "README.md").read_text()
 
 
 async def at_once(seconds: float) -> None:
@@ -53,7 +53,7 @@ def test_the_readmes_embedded_training_stops_when_it_says(capsys: pytest.Capture
 
 
 def test_the_readme_names_only_what_is_there() -> None:
-    root = Path(__file__).parents[2]
+    root = PROJECT
     named = re.findall(r"\]\(([\w/]+\.md)[)#]", README)
     named += re.findall(r"(?:^\$ |`)(scripts/[\w./]+)", README, re.MULTILINE)
     assert len(named) > 5

@@ -31,6 +31,7 @@ from state.stats_tracker import StatsTracker
 from state.stopwatch import StopwatchReading
 from state.trainer_state import TrainerState
 from tests.orchestrator.hooks.driving import publish_epochs, running
+from tests.paths import PROJECT
 
 DEADLINE = 60.0
 NAMES = ("epoch", "steps", "rate", "left", "return", "policy_loss", "hooks")
@@ -104,7 +105,7 @@ class Terminal:
             stderr=slave,
             text=True,
             env=environment | {"TERM": "xterm-256color"},
-            cwd=Path(__file__).parents[2],
+            cwd=PROJECT,
             start_new_session=True,
         )
         os.close(slave)

@@ -13,6 +13,7 @@ from orchestrator.hooks.function_hook import function_hook
 from orchestrator.hooks.hook import Hook, StateUpdate
 from state.trainer_state import TrainerState
 from tests.orchestrator.hooks.driving import DEADLINE, AtEpochEnd, publish_epochs, quiet, running, until
+from tests.paths import PROJECT
 
 pytestmark = pytest.mark.anyio
 
@@ -113,7 +114,7 @@ def test_a_program_ends_though_a_plain_hook_hangs(tmp_path: Path) -> None:
     programs = [
         subprocess.Popen(
             [sys.executable, script, backend],
-            cwd=Path(__file__).parents[3],
+            cwd=PROJECT,
             env={"PYTHONPATH": "."},
             stdout=subprocess.PIPE,
             text=True,

@@ -22,6 +22,7 @@ from orchestrator.metrics import Prometheus, Record, RunInfo
 from state.trainer_state import TrainerState
 from tests.orchestrator.hooks.driving import FakeRun, HookEngine, publish_epochs, until
 from tests.orchestrator.training import small_config
+from tests.paths import PROJECT
 
 pytestmark = pytest.mark.anyio
 
@@ -211,7 +212,7 @@ def test_a_kill_loses_nothing_that_was_recorded(tmp_path: Path) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "import anyio\n"
-        f"sys.path.insert(0, {str(Path(__file__).parents[3])!r})\n"
+        f"sys.path.insert(0, {str(PROJECT)!r})\n"
         "from orchestrator import MetricsConfig, Trainer\n"
         "from tests.orchestrator.metrics.test_metrics_sinks import Announce\n"
         "from tests.orchestrator.training import small_config\n"

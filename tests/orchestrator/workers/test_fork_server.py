@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parents[3]
+from tests.paths import PROJECT
+
 TRAINING = """
 import os, sys
 import anyio
@@ -37,7 +38,7 @@ def train(what):
 
 def run(*command: object, **options: Any) -> str:
     """What a program has printed."""
-    environment = {**os.environ, "PYTHONPATH": str(HERE), **options.pop("environment", {})}
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), **options.pop("environment", {})}
     words = [sys.executable, *map(str, command)]
     result = subprocess.run(words, capture_output=True, text=True, timeout=300, env=environment, check=False, **options)
     assert result.returncode == 0, result.stderr

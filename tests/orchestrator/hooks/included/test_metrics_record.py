@@ -17,9 +17,10 @@ from orchestrator.hooks.included.metrics_record import metrics, weight_norm
 from state.stopwatch import Stopwatch
 from state.trainer_state import TrainerState
 from tests.orchestrator.training import small_config
+from tests.paths import PROJECT
 
 pytestmark = pytest.mark.anyio
-DOCUMENT = (Path(__file__).parents[4] / "docs" / "metrics.md").read_text()
+DOCUMENT = (PROJECT / "docs" / "metrics.md").read_text()
 
 
 class Witness(Hook):
