@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
+from torch.optim.adamw import adamw
 
 from state.error import OrchestratorError
 
@@ -27,12 +29,11 @@ class NonFiniteLossError(OrchestratorError, RuntimeError):
 class _Run:
     """Parameters that lie side by side and have been learned equally often, as one."""
 
-    place: slice
-    """Their bytes in the arena."""
-    parameter: torch.nn.Parameter
+    parameter: torch.Tensor
+    gradient: torch.Tensor
+    moments: tuple[torch.Tensor, torch.Tensor]
     step: torch.Tensor
     """Optimizer steps taken with it."""
-    gradient: torch.Tensor
 
 
 class Optimization:
@@ -70,15 +71,19 @@ class Optimization:
         self._steps = [torch.zeros((), device=arena.memory.device)] * len(specs)
         """Of each parameter; those of one run share a tensor."""
         self._runs = self._make_runs()
-        self._optimizer = torch.optim.AdamW(
-            [run.parameter for run in self._runs],
-            lr=learning_rate,
-            betas=betas,
+        beta1, beta2 = betas
+        self._adam = partial(
+            adamw,
+            max_exp_avg_sqs=[],
+            fused=True,
+            amsgrad=False,
+            maximize=False,
+            beta1=beta1,
+            beta2=beta2,
             eps=eps,
             weight_decay=weight_decay,
-            fused=True,
         )
-        self._install_runs()
+        self._rate = learning_rate
         # One row per minibatch: the losses, then the gradient's norm (of the step that the minibatch ended).
         self._log = torch.zeros(max_minibatches, losses + 1, device=arena.memory.device)
         self._logged = 0
@@ -88,12 +93,10 @@ class Optimization:
         """Set the learning rate to `scale` times that of a run that is `progress` (0 to 1) through; returns it."""
         self._logged = self._first_of_step = 0
         self._log.zero_()
-        rate = self._learning_rate * schedule_factor(self._schedule, progress) * scale
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        self._rate = self._learning_rate * schedule_factor(self._schedule, progress) * scale
         self._arena.adopt()
         self._arena.zero_gradients()
-        return rate
+        return self._rate
 
     def backward(self, total: torch.Tensor, components: torch.Tensor, share: float) -> None:
         """Add `share` of a minibatch's gradient to the step in preparation."""
@@ -108,7 +111,6 @@ class Optimization:
         if active != self._active:
             self._active = active
             self._runs = self._make_runs()
-            self._install_runs()
         gradients = [run.gradient for run in self._runs]
         if len(gradients) == 1:
             norm = torch.linalg.vector_norm(gradients[0])
@@ -123,12 +125,18 @@ class Optimization:
         self._log[self._logged - 1, -1] = norm
         step_log = self._log[self._first_of_step : self._logged]
         self._first_of_step = self._logged
-        optimizer: Any = self._optimizer
-        # What torch's own gradient scaler does; the sum is finite exactly if every entry is (none is near the limit).
-        optimizer.grad_scale = None
-        optimizer.found_inf = step_log.sum().isfinite().logical_not().float()
         if self._runs:
-            self._optimizer.step()
+            # The function, since what torch's class does around it costs more than the step of a small network.
+            self._adam(
+                params=[run.parameter for run in self._runs],
+                grads=gradients,
+                exp_avgs=[run.moments[0] for run in self._runs],
+                exp_avg_sqs=[run.moments[1] for run in self._runs],
+                state_steps=[run.step for run in self._runs],
+                lr=self._rate,
+                # As for a gradient scaler; the sum is finite exactly if every entry is (none is near the limit).
+                found_inf=step_log.sum().isfinite().logical_not().float(),
+            )
         self._arena.zero_gradients()
 
     def read_log(self) -> torch.Tensor:
@@ -157,7 +165,6 @@ class Optimization:
             steps = steps * len(self._steps)
         self._steps = [torch.full((), step, device=self._arena.memory.device) for step in steps]
         self._runs = self._make_runs()
-        self._install_runs()
 
     def _make_runs(self) -> list[_Run]:
         """The active parameters, and new tensors for everybody's step counts, by which runs part where they differ."""
@@ -174,18 +181,12 @@ class Optimization:
             for index in members:
                 self._steps[index] = step
             if active:
-                parameter = torch.nn.Parameter(arena.vector(arena.memory, dtype, begin, end))
-                parameter.grad = gradient = arena.vector(self._gradients, dtype, begin, end)
-                runs.append(_Run(slice(begin, end), parameter, step, gradient))
+                parameter, gradient, *moments = (
+                    arena.vector(memory, dtype, begin, end)
+                    for memory in (arena.memory, self._gradients, *self._moments.values())
+                )
+                runs.append(_Run(parameter, gradient, (moments[0], moments[1]), step))
         return runs
-
-    def _install_runs(self) -> None:
-        optimizer = self._optimizer
-        optimizer.param_groups[0]["params"] = [run.parameter for run in self._runs]
-        optimizer.state.clear()
-        for run in self._runs:
-            moments = {key: memory[run.place].view(run.parameter.dtype) for key, memory in self._moments.items()}
-            optimizer.state[run.parameter] = {"step": run.step, **moments}
 
 
 def schedule_factor(schedule: Schedule, progress: float) -> float:
