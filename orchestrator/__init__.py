@@ -5,107 +5,44 @@ Names are imported when they are first used, so that the console command can sta
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.companions import check_companions
 
 if TYPE_CHECKING:
-    from orchestrator.config.error import ConfigurationError
-    from orchestrator.config.settings import (
-        CheckpointsConfig,
-        CollectionConfig,
-        EvaluationConfig,
-        EvaluationTask,
-        LearningConfig,
-        LossesConfig,
-        MetricsConfig,
-        PolicyConfig,
-        TrainerConfig,
-    )
-    from orchestrator.hooks.engine import HookConfigurationError
-    from orchestrator.hooks.hook import Every, Hook, HookResult, RunContext, StateUpdate
-    from orchestrator.hooks.included.heartbeat import Heartbeat
-    from orchestrator.hooks.included.metrics import MetricsHook
-    from orchestrator.hooks.included.progress import ProgressHook
-    from orchestrator.hooks.included.stop_request import StopFile, StopRequest
-    from orchestrator.hooks.run_in_worker import run_in_worker
-    from orchestrator.hooks.runner import HookFailed, HookOverflow
-    from orchestrator.hooks.statistics import HookStatistics
-    from orchestrator.learning.optimization import NonFiniteLossError
-    from orchestrator.loop.ctrl_c import CtrlC
-    from orchestrator.run import Run
-    from orchestrator.trainer import Trainer
-    from orchestrator.workers.worker import WorkerCrashed
-    from state.error import OrchestratorError
+    from orchestrator.config.error import ConfigurationError as ConfigurationError
+    from orchestrator.config.settings import CheckpointsConfig as CheckpointsConfig
+    from orchestrator.config.settings import CollectionConfig as CollectionConfig
+    from orchestrator.config.settings import EvaluationConfig as EvaluationConfig
+    from orchestrator.config.settings import EvaluationTask as EvaluationTask
+    from orchestrator.config.settings import LearningConfig as LearningConfig
+    from orchestrator.config.settings import LossesConfig as LossesConfig
+    from orchestrator.config.settings import MetricsConfig as MetricsConfig
+    from orchestrator.config.settings import PolicyConfig as PolicyConfig
+    from orchestrator.config.settings import TrainerConfig as TrainerConfig
+    from orchestrator.hooks.engine import HookConfigurationError as HookConfigurationError
+    from orchestrator.hooks.hook import Every as Every
+    from orchestrator.hooks.hook import Hook as Hook
+    from orchestrator.hooks.hook import HookResult as HookResult
+    from orchestrator.hooks.hook import RunContext as RunContext
+    from orchestrator.hooks.hook import StateUpdate as StateUpdate
+    from orchestrator.hooks.included.heartbeat import Heartbeat as Heartbeat
+    from orchestrator.hooks.included.metrics import MetricsHook as MetricsHook
+    from orchestrator.hooks.included.progress import ProgressHook as ProgressHook
+    from orchestrator.hooks.included.stop_request import StopFile as StopFile
+    from orchestrator.hooks.included.stop_request import StopRequest as StopRequest
+    from orchestrator.hooks.run_in_worker import run_in_worker as run_in_worker
+    from orchestrator.hooks.runner import HookFailed as HookFailed
+    from orchestrator.hooks.runner import HookOverflow as HookOverflow
+    from orchestrator.hooks.statistics import HookStatistics as HookStatistics
+    from orchestrator.learning.optimization import NonFiniteLossError as NonFiniteLossError
+    from orchestrator.loop.ctrl_c import CtrlC as CtrlC
+    from orchestrator.run import Run as Run
+    from orchestrator.trainer import Trainer as Trainer
+    from orchestrator.workers.worker import WorkerCrashed as WorkerCrashed
+    from state.error import OrchestratorError as OrchestratorError
+else:
+    check_companions()
+    from state.lazy_names import lazy_names
 
-check_companions()
-
-__all__ = [
-    "CheckpointsConfig",
-    "CollectionConfig",
-    "ConfigurationError",
-    "CtrlC",
-    "EvaluationConfig",
-    "EvaluationTask",
-    "Every",
-    "Heartbeat",
-    "Hook",
-    "HookConfigurationError",
-    "HookFailed",
-    "HookOverflow",
-    "HookResult",
-    "HookStatistics",
-    "LearningConfig",
-    "LossesConfig",
-    "MetricsConfig",
-    "MetricsHook",
-    "NonFiniteLossError",
-    "OrchestratorError",
-    "PolicyConfig",
-    "ProgressHook",
-    "Run",
-    "RunContext",
-    "StateUpdate",
-    "StopFile",
-    "StopRequest",
-    "Trainer",
-    "TrainerConfig",
-    "WorkerCrashed",
-    "run_in_worker",
-]
-
-_MODULES = {
-    "ConfigurationError": "config.error",
-    "CtrlC": "loop.ctrl_c",
-    "Every": "hooks.hook",
-    "Heartbeat": "hooks.included.heartbeat",
-    "Hook": "hooks.hook",
-    "HookConfigurationError": "hooks.engine",
-    "HookFailed": "hooks.runner",
-    "HookOverflow": "hooks.runner",
-    "HookResult": "hooks.hook",
-    "HookStatistics": "hooks.statistics",
-    "MetricsHook": "hooks.included.metrics",
-    "NonFiniteLossError": "learning.optimization",
-    "OrchestratorError": "config.error",
-    "ProgressHook": "hooks.included.progress",
-    "Run": "run",
-    "RunContext": "hooks.hook",
-    "StateUpdate": "hooks.hook",
-    "StopFile": "hooks.included.stop_request",
-    "StopRequest": "hooks.included.stop_request",
-    "Trainer": "trainer",
-    "WorkerCrashed": "workers.worker",
-    "run_in_worker": "hooks.run_in_worker",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES.get(name, 'config.settings')}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    __getattr__, __dir__ = lazy_names(__name__)

@@ -5,57 +5,23 @@ Names are imported when they are first used: `state.error` is needed where torch
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from state.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from state.error import OrchestratorError
-    from state.eval_rewards import EvalRewardSummary
-    from state.experience import Experience, ExperienceSpec, ExperienceSpecError, FieldSpec
-    from state.frozen_mapping import FrozenMapping, freeze
-    from state.policy_snapshot import PolicySnapshot
-    from state.stats_tracker import StatsTracker
-    from state.stopwatch import Stopwatch, StopwatchReading
-    from state.trainer_state import TrainerState
-
-__all__ = [
-    "EvalRewardSummary",
-    "Experience",
-    "ExperienceSpec",
-    "ExperienceSpecError",
-    "FieldSpec",
-    "FrozenMapping",
-    "OrchestratorError",
-    "PolicySnapshot",
-    "StatsTracker",
-    "Stopwatch",
-    "StopwatchReading",
-    "TrainerState",
-    "freeze",
-]
-
-_MODULES = {
-    "EvalRewardSummary": "eval_rewards",
-    "Experience": "experience",
-    "ExperienceSpec": "experience",
-    "ExperienceSpecError": "experience",
-    "FieldSpec": "experience",
-    "FrozenMapping": "frozen_mapping",
-    "OrchestratorError": "error",
-    "PolicySnapshot": "policy_snapshot",
-    "StatsTracker": "stats_tracker",
-    "Stopwatch": "stopwatch",
-    "StopwatchReading": "stopwatch",
-    "TrainerState": "trainer_state",
-    "freeze": "frozen_mapping",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    from state.error import OrchestratorError as OrchestratorError
+    from state.eval_rewards import EvalRewardSummary as EvalRewardSummary
+    from state.experience import Experience as Experience
+    from state.experience import ExperienceSpec as ExperienceSpec
+    from state.experience import ExperienceSpecError as ExperienceSpecError
+    from state.experience import FieldSpec as FieldSpec
+    from state.frozen_mapping import FrozenMapping as FrozenMapping
+    from state.frozen_mapping import freeze as freeze
+    from state.policy_snapshot import PolicySnapshot as PolicySnapshot
+    from state.stats_tracker import StatsTracker as StatsTracker
+    from state.stopwatch import Stopwatch as Stopwatch
+    from state.stopwatch import StopwatchReading as StopwatchReading
+    from state.trainer_state import TrainerState as TrainerState
+else:
+    __getattr__, __dir__ = lazy_names(__name__)
