@@ -62,9 +62,10 @@ class ConfigurationError(OrchestratorError, ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`did you mean ...` with the known names closest to a wrong one, else the known names."""
-    known = list(known)
-    matches = difflib.get_close_matches(name, known, n=3)
+    """`did you mean ...` with the known names closest to a wrong one, whatever their case, else the known names."""
+    by_lower = {one.lower(): one for one in known}
+    matches = [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3)]
     if matches:
         return f"did you mean {' or '.join(matches)}?"
-    return f"use one of {', '.join(known[:_NAMES_SHOWN])}{', ...' if len(known) > _NAMES_SHOWN else ''}"
+    shown = list(by_lower.values())[:_NAMES_SHOWN]
+    return f"use one of {', '.join(shown)}{', ...' if len(by_lower) > _NAMES_SHOWN else ''}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
@@ -16,6 +15,7 @@ from orchestrator.config.fields import default_of, describe, fields_of, fits, ta
 from orchestrator.config.options import plain_option
 from orchestrator.config.settings import TrainerConfig
 from orchestrator.config.user_path import user_path
+from orchestrator.replacing import replacing
 
 _HEADER = "# The settings of a run: `orchestrator train --config <this file>` repeats it, in a new folder.\n\n"
 _SECTIONS = {name: hint for name, hint in fields_of(TrainerConfig).items() if is_dataclass(hint)}
@@ -60,9 +60,8 @@ def write_config(config: TrainerConfig, path: Path) -> None:
 
 def replace_config(config: TrainerConfig, path: Path) -> None:
     """Writes every setting in place of what is there, at once: for a run that goes on with some of them changed."""
-    beside = path.with_name(f".{path.name}-{os.getpid()}")
-    beside.write_text(config_text(config), encoding="utf-8")
-    beside.replace(path)
+    with replacing(path) as working:
+        working.write_text(config_text(config), encoding="utf-8")
 
 
 def config_text(config: TrainerConfig) -> str:

@@ -42,47 +42,45 @@ def import_function(name: str) -> Callable[..., object]:
     standard library.
     """
     module_name, _, attribute = name.partition(":")
+    return function_in(import_module(module_name), attribute)
+
+
+def import_module(name: str) -> types.ModuleType:
+    """The module called `name`. Raises as `import_function`, for one of the standard library without importing it."""
     try:
-        module = import_module(module_name)
+        if is_standard_library(name):
+            raise StandardLibraryError(name)
+        module = importlib.import_module(name)
+        _refuse_standard_library(module, name)  # another name for a module of the standard library
+        return module
     except ModuleNotFoundError as error:
-        missing = error.name or module_name
-        ours = module_name == missing or module_name.startswith(f"{missing}.")
-        hint = "install it, or start in the folder that it is in" if ours else f"{module_name} imports it"
+        missing = error.name or name
+        ours = name == missing or name.startswith(f"{missing}.")
+        hint = "install it, or start in the folder that it is in" if ours else f"{name} imports it"
         raise OwnCodeError(f"there is no module {missing}: {hint}") from error
     except StandardLibraryError:
         raise
     except Exception as error:  # whatever a module of somebody else's raises is what the user must know
         raise OwnCodeError(f"correct the module: {type(error).__name__} at {place_of(error)}: {error}") from error
-    try:
-        target = attribute_of(module, attribute)
-    except AttributeError as error:
-        public = [entry for entry in dir(module) if not entry.startswith("_") and callable(getattr(module, entry))]
-        raise OwnCodeError(f"{module_name} has no {attribute}: {nearest(attribute, public)}") from error
-    if not callable(target):
-        raise OwnCodeError(f"{name} is not a function but of type {type(target).__name__}")
-    return target
 
 
-def import_module(name: str) -> types.ModuleType:
-    """The module called `name`. Raises StandardLibraryError for one of the standard library, without importing it,
-    and whatever importing raises."""
-    if is_standard_library(name):
-        raise StandardLibraryError(name)
-    module = importlib.import_module(name)
-    _refuse_standard_library(module, name)  # another name for a module of the standard library
-    return module
-
-
-def attribute_of(module: types.ModuleType, path: str) -> object:
+def function_in(module: types.ModuleType, path: str) -> Callable[..., object]:
     """What a dotted path leads to within a module.
 
-    Raises AttributeError where there is nothing, StandardLibraryError where anything on the way is not defined by the
-    module or another one, but by the standard library.
+    Raises as `import_function`; also where anything on the way is not defined by the module or another one, but by the
+    standard library.
     """
+    name = f"{module.__name__}:{path}"
     found: object = module
     for part in path.split("."):
-        found = cast("object", getattr(found, part))
-        _refuse_standard_library(found, f"{module.__name__}:{path}")
+        try:
+            found = cast("object", getattr(found, part))
+        except AttributeError as error:
+            public = [entry for entry in dir(module) if not entry.startswith("_") and callable(getattr(module, entry))]
+            raise OwnCodeError(f"{module.__name__} has no {path}: {nearest(path, public)}") from error
+        _refuse_standard_library(found, name)
+    if not callable(found):
+        raise OwnCodeError(f"{name} is not a function but of type {type(found).__name__}")
     return found
 
 

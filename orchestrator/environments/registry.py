@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
-from orchestrator.config.own_code import StandardLibraryError, attribute_of, import_module
+from orchestrator.config.error import nearest
+from orchestrator.config.own_code import OwnCodeError, function_in, import_module
 from orchestrator.environments.spaces import InvalidEnvironment
 
 EnvironmentFunction = Callable[..., object]
@@ -32,31 +32,11 @@ def find(environment: str) -> EnvSpec | EnvironmentFunction:
         return _registered(environment, environment)
     try:
         module = import_module(module_name)
-    except StandardLibraryError as error:
+        if name not in gymnasium.registry and all(part.isidentifier() for part in name.split(".")):
+            return function_in(module, name)
+    except OwnCodeError as error:
         raise InvalidEnvironment(f"environment {environment!r}: {error}") from error
-    except Exception as error:
-        raise InvalidEnvironment(
-            f"environment {environment!r}: importing {module_name!r} failed with {type(error).__name__}: {error};"
-            " expected 'package.module:function' or 'module:id' of a module that can be imported from here"
-        ) from error
-    if not all(part.isidentifier() for part in name.split(".")):
-        return _registered(name, environment)
-    try:
-        found = attribute_of(module, name)
-    except AttributeError:
-        found = None
-    except StandardLibraryError as error:
-        raise InvalidEnvironment(f"environment {environment!r}: {error}") from error
-    if callable(found):
-        return found
-    if name in gymnasium.registry:
-        return _registered(name, environment)
-    problem = f"module {module_name!r} has no {name!r}" if found is None else f"{name!r} is a {type(found).__name__}"
-    functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    raise InvalidEnvironment(
-        f"environment {environment!r}: {problem}, expected a function that returns a gymnasium.Env"
-        f"{_nearest(name, functions)}"
-    )
+    return _registered(name, environment)
 
 
 def check_environment(environment: str) -> list[str]:
@@ -84,7 +64,7 @@ def _registered(name: str, environment: str) -> EnvSpec:
     spec = gymnasium.registry.get(name)
     if spec is None:
         raise InvalidEnvironment(
-            f"environment {environment!r} is not registered with gymnasium{_nearest(name, gymnasium.registry)};"
+            f"environment {environment!r} is not registered with gymnasium: {nearest(name, gymnasium.registry)};"
             " an environment of your own is named 'package.module:function'"
         )
     return spec
@@ -110,9 +90,3 @@ def _load(spec: EnvSpec, environment: str) -> None:
         raise InvalidEnvironment(
             f"environment {environment!r}: importing {spec.entry_point!r} failed with {type(error).__name__}: {error}"
         ) from error
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    by_lower = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
-    return f"; did you mean {' or '.join(repr(by_lower[match]) for match in close)}?" if close else ""

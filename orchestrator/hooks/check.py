@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import graphlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from orchestrator.hooks.hook import EVENTS, Every, Hook, hook_name, overridden_e
 from state.error import OrchestratorError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 
 class HookConfigurationError(OrchestratorError, ValueError):
@@ -44,9 +45,11 @@ def check_hooks(hooks: Sequence[Hook]) -> None:
             for other in hook.after
             if other not in names
         ]
-    cycle = _cycle(after)
-    if cycle:
-        problems.append(f"hooks wait for each other in a circle: {' after '.join(cycle)}")
+    try:
+        graphlib.TopologicalSorter(after).prepare()
+    except graphlib.CycleError as error:
+        cycle: list[str] = error.args[1]
+        problems.append(f"hooks wait for each other in a cycle: {' after '.join(reversed(cycle))}")
     if problems:
         raise HookConfigurationError("; ".join(problems))
 
@@ -118,22 +121,3 @@ def _check_settings(hook: Hook) -> list[str]:
 
 def _at_least(least: int, value: Any) -> bool:
     return isinstance(value, int) and value >= least
-
-
-def _cycle(after: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """The names along a circle, the first repeated at the end; empty when there is none."""
-    settled: set[str] = set()
-
-    def visit(name: str, path: list[str]) -> list[str]:
-        if name in path:
-            return [*path[path.index(name) :], name]
-        if name in settled or name not in after:
-            return []
-        for other in after[name]:
-            found = visit(other, [*path, name])
-            if found:
-                return found
-        settled.add(name)
-        return []
-
-    return next((found for name in after if (found := visit(name, []))), [])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from orchestrator.replacing import replacing
+
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
@@ -27,7 +29,5 @@ def profiled(path: Path, device: str) -> Generator[None]:
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities, record_shapes=True) as profiler:
         yield
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.tmp")
-    profiler.export_chrome_trace(str(unfinished))
-    unfinished.replace(path)
+    with replacing(path) as working:
+        profiler.export_chrome_trace(str(working))

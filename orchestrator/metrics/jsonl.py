@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from orchestrator.replacing import replacing
+
 if TYPE_CHECKING:
     from io import FileIO
 
@@ -60,9 +62,8 @@ def truncate_records(path: Path, epoch: int) -> int:
     """
     if not path.exists():
         return 0
-    working = path.with_name(f".{path.name}.new")
     dropped = 0
-    try:
+    with replacing(path) as working:
         with path.open("rb") as lines, working.open("wb") as kept:
             for line in lines:
                 if _epoch_of(line) <= epoch:
@@ -72,10 +73,8 @@ def truncate_records(path: Path, epoch: int) -> int:
             kept.flush()
             if dropped:
                 os.fsync(kept.fileno())
-        if dropped:
-            working.replace(path)
-    finally:
-        working.unlink(missing_ok=True)
+        if not dropped:
+            working.unlink()
     return dropped
 
 

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator.metrics.sink import require
+from orchestrator.replacing import replacing
 
 if TYPE_CHECKING:
     from orchestrator.metrics.sink import Record, RunInfo
@@ -110,10 +111,10 @@ class Wandb:
         id_file = None if run.run_dir is None else run.run_dir / "wandb" / "run-id.txt"
         run_id = run.run_id
         if id_file is not None:
-            id_file.parent.mkdir(parents=True, exist_ok=True)
             if run.epoch and id_file.exists():
                 run_id = id_file.read_text().strip()
-            id_file.write_text(f"{run_id}\n")
+            with replacing(id_file) as working:
+                working.write_text(f"{run_id}\n")
         # W&B reads the environment once in a process, which may have been long ago.
         mode = self._mode or os.environ.get("WANDB_MODE") or "online"
         resumes = run.epoch > 0 and mode == "online"  # an offline run is joined to the first when it is synced

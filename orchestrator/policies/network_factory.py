@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from difflib import get_close_matches
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,6 +12,7 @@ from gymnasium import spaces as gymnasium_spaces
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from orchestrator.config.error import nearest
 from orchestrator.config.own_code import OwnCodeError, import_function, place_of
 from orchestrator.policies.cnn import CNN, has_images
 from orchestrator.policies.lstm import LSTM
@@ -51,8 +51,8 @@ def make_network(config: PolicyConfig, spaces: Spaces) -> nn.Module:
             return _own_network(name, spaces)
         case _:
             raise NetworkError(
-                f"there is no network {name!r}{_nearest(name, _NAMES)}; expected one of {', '.join(_NAMES)},"
-                " or 'package.module:function' for one of your own"
+                f"there is no network {name!r}: {nearest(name, _NAMES)}; one of your own is named"
+                " 'package.module:function'"
             )
 
 
@@ -247,8 +247,3 @@ def _own_network(name: str, spaces: Spaces) -> nn.Module:
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{name} returned {type(network).__name__}, expected a torch.nn.Module")
     return network
-
-
-def _nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
-    near = get_close_matches(name, known, 3)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""

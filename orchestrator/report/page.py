@@ -6,6 +6,7 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from orchestrator.replacing import replacing
 from orchestrator.report.charts import Axis, Piece, Row, Series, area_chart, line_chart, share_bar, time_axis, time_line
 from orchestrator.report.formats import UNKNOWN, duration, epochs, share, whole
 from orchestrator.report.summary import ACTIVITIES, CRITICAL, hook_summaries, rows, unique_names
@@ -29,10 +30,8 @@ _CRITICAL_NAMES = {"learn": "learning", "collect": "collecting", "hooks": "hooks
 
 def write_page(runs: Sequence[RunRecord], path: Path) -> None:
     """Writes the page, in one step: what was there is either still there or replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    unfinished.write_text(page(runs), encoding="utf-8")
-    unfinished.replace(path)
+    with replacing(path) as working:
+        working.write_text(page(runs), encoding="utf-8")
 
 
 def page(runs: Sequence[RunRecord]) -> str:

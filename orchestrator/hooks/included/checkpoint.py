@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orchestrator.checkpoints import CheckpointError
+from orchestrator.config.error import nearest
 from orchestrator.hooks.hook import Hook, StateUpdate
 from orchestrator.hooks.included.metrics_record import metrics, score_metrics
 from orchestrator.workers.event_loop import in_thread
@@ -134,10 +134,9 @@ class CheckpointHook(Hook):
         if of_scores and (name in given or (self._others_may_score and not scores)):
             return
         self._best_metric = None  # said once: the final checkpoint is committed all the same
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)[:3]
         raise CheckpointError(
-            f"checkpoints.best_metric = {name!r} is no metric that a checkpoint of this run has or will have; the "
-            f"nearest are {', '.join(near)}. Correct the name and resume the run: its checkpoints are as they were"
+            f"checkpoints.best_metric = {name!r} is no metric that a checkpoint of this run has or will have: "
+            f"{nearest(name, sorted(known - {name}))}; correct the name and resume the run, whose checkpoints are as they were"
         )
 
 

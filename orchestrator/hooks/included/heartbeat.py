@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from orchestrator.hooks.hook import Hook
+from orchestrator.replacing import replacing
 from orchestrator.workers.event_loop import in_thread
 from state.trainer_state import TrainerState
 
@@ -89,10 +90,8 @@ class Heartbeat(Hook):
                 "ended": self._ended,
             }
             try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                working = self._path.with_name(f".{self._path.name}.{os.getpid()}.new")
-                working.write_text(f"{json.dumps(beat)}\n")
-                working.replace(self._path)
+                with replacing(self._path) as working:
+                    working.write_text(f"{json.dumps(beat)}\n")
                 self._complained = False
             except OSError as error:
                 if not self._complained:  # the next may succeed

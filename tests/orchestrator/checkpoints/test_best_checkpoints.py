@@ -85,8 +85,8 @@ async def test_the_best_policys_checkpoint_is_kept_although_its_score_comes_late
     [
         ("rollout/recent_retrun", 0, "rollout/recent_return"),
         ("eval/scor", 2, "eval/score"),
-        ("overview/score", 0, "the nearest are"),
-        ("eval/score", 0, "the nearest are"),
+        ("overview/score", 0, "did you mean overview/"),
+        ("eval/score", 0, "use one of"),
     ],
 )
 @pytest.mark.anyio

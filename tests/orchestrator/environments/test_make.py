@@ -34,17 +34,20 @@ def test_known_environments_have_no_problems_and_can_be_made(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("CartPol-v1", "did you mean 'CartPole-v1'"),
-        ("cartpole-v1", "did you mean 'CartPole-v1'"),
-        ("CartPole", "did you mean 'CartPole-v"),
-        ("lunarlander-v3", "did you mean 'LunarLander-v3'"),
-        ("tests.environments:make_countin", "did you mean 'make_counting'"),
-        ("tests.environments:Countin/NextStep-v0", "did you mean 'Counting/NextStep-v0'"),
-        ("tests.environments:OBSERVATION_SPACES", "'OBSERVATION_SPACES' is a dict, expected a function"),
-        ("no_such_package:make", "importing 'no_such_package' failed with ModuleNotFoundError"),
-        (":make", "importing '' failed"),
+        ("CartPol-v1", "did you mean CartPole-v1"),
+        ("cartpole-v1", "did you mean CartPole-v1"),
+        ("CartPole", "did you mean CartPole-v"),
+        ("lunarlander-v3", "did you mean LunarLander-v3"),
+        ("tests.environments:make_countin", "did you mean make_counting"),
+        ("tests.environments:Countin/NextStep-v0", "did you mean Counting/NextStep-v0"),
+        (
+            "tests.environments:OBSERVATION_SPACES",
+            "tests.environments:OBSERVATION_SPACES is not a function but of type dict",
+        ),
+        ("no_such_package:make", "there is no module no_such_package: install it"),
+        (":make", "Empty module name"),
         ("", "is not registered with gymnasium"),
-        ("quite another thing", "is not registered with gymnasium; an environment of your own"),
+        ("quite another thing", "is not registered with gymnasium: use one of "),
     ],
 )
 def test_an_unknown_environment_is_reported_with_the_nearest_names(name: str, message: str) -> None:

@@ -44,10 +44,10 @@ def test_two_hooks_of_one_name_are_refused() -> None:
 
 def test_unknown_and_circular_predecessors_are_refused() -> None:
     assert "hook 'a' comes after 'b', and there is no such hook; there are ['a']" in problems(hook("a", after=("b",)))
-    assert "circle: a after c after b after a" in problems(
+    assert "cycle: a after c after b after a" in problems(
         hook("a", after=("c",)), hook("b", after=("a",)), hook("c", after=("b",)), hook("d", after=("a",))
     )
-    assert "circle: a after a" in problems(hook("a", after=("a",)))
+    assert "cycle: a after a" in problems(hook("a", after=("a",)))
     assert "`after` must be a tuple of names, such as ('b',)" in problems(hook("a", after="b"), hook("b"))
 
 
