@@ -136,7 +136,7 @@ class CheckpointHook(Hook):
         self._best_metric = None  # said once: the final checkpoint is committed all the same
         raise CheckpointError(
             f"checkpoints.best_metric = {name!r} is no metric that a checkpoint of this run has or will have: "
-            f"{nearest(name, sorted(known - {name}))}; correct the name and resume the run, whose checkpoints are as they were"
+            f"{nearest(name, sorted(known - {name}))}; correct it and resume the run: its checkpoints are as they were"
         )
 
 
