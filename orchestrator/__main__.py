@@ -23,8 +23,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if here not in sys.path:  # code of one's own is named as package.module:function; it comes after installed code
         sys.path.append(here)
     if arguments[:1] == ["train"] and not {"-h", "--help"} & set(arguments):
+        from orchestrator.command.checkpoint_signal import ignore_while_nothing_runs
         from orchestrator.workers.fork_server import warm_up
 
+        ignore_while_nothing_runs()
         warm_up()
     from orchestrator.command.cli import run
     from orchestrator.hooks.included.terminal import let_go_of_lost_streams, output_that_may_be_lost

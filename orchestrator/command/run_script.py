@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from orchestrator.command.checkpoint_signal import ignore_while_nothing_runs
 from orchestrator.hooks.included.progress import ProgressHook, progress
 from orchestrator.hooks.included.terminal import say
 from orchestrator.hooks.runner import HookFailed
@@ -38,7 +39,7 @@ def run_training(config: TrainerConfig, *, resume: ResumeSource | None = None) -
 
     SIGINT, SIGTERM and SIGHUP: the first ends the run after the epochs in progress, or where these take long after a
     minibatch, with a final checkpoint; the second cancels; the third exits at once. Errors of the run are raised.
-    SIGUSR1: a checkpoint at the end of the present epoch.
+    SIGUSR1: a checkpoint at the end of the present epoch; nothing before the run has begun and after it has ended.
     """
     try:
         return anyio.run(_run, config, resume)
@@ -46,6 +47,8 @@ def run_training(config: TrainerConfig, *, resume: ResumeSource | None = None) -
         if isinstance(failed.__cause__, SystemExit):
             raise failed.__cause__ from failed  # the run has ended in order; now the program does, with the hook's code
         raise
+    finally:
+        ignore_while_nothing_runs()  # again: asyncio leaves a signal with its default action
 
 
 async def _run(config: TrainerConfig, resume: ResumeSource | None) -> int:

@@ -36,7 +36,7 @@ LEFTOVER_GRACE = 0.5
 _UNKILLABLE_SECONDS = 5.0
 _WATCH_SECONDS = 1.0
 """Between two looks at the host, where the system cannot tell of its end."""
-_HOSTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_HOSTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 

@@ -8,14 +8,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio.to_thread
 import torch
 from torch import Tensor
 
+from orchestrator import Hook
 from tests.orchestrator.training import FailingEnvironment
 from tests.small_networks import Shared
 
 if TYPE_CHECKING:
     from orchestrator.policies.network import Observation, Spaces
+    from state.trainer_state import TrainerState
 
 
 def hang() -> None:
@@ -62,14 +65,35 @@ def hangs_at_the_start() -> HangsAtTheStart:
     return HangsAtTheStart()
 
 
+class PlainHook(Hook):
+    def __init__(self, *_: object) -> None: ...
+
+    def on_epoch_end(self, state: TrainerState) -> None:  # type: ignore[override]
+        hang()
+
+
+class PoolHook(Hook):
+    def __init__(self, *_: object) -> None: ...
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        await anyio.to_thread.run_sync(hang)
+
+
 def main() -> int:
+    """`--hanging-hook NAME` at the end runs the hook of that name instead of the progress."""
     import orchestrator.command.run_script as script
     import orchestrator.run
     from orchestrator.__main__ import main
 
     script.EPOCH_GRACE = 0.2
+    script.GRACE = 1.0
+    script.END_SECONDS = 8.0
     orchestrator.run.ANSWER_SECONDS = 3.0
-    return main()
+    words = sys.argv[1:]
+    if words[-2] == "--hanging-hook":
+        script.ProgressHook = {"PlainHook": PlainHook, "PoolHook": PoolHook}[words[-1]]  # type: ignore[misc]
+        words = [*words[:-2], "--metrics.progress", "plain"]
+    return main(words)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +14,6 @@ from orchestrator import CheckpointsConfig, CollectionConfig, LearningConfig, Po
 from orchestrator.checkpoints import find_checkpoint
 from orchestrator.environments.vector import EnvironmentFailed
 from orchestrator.loop.patience import WorkerHangs
-from tests.paths import PROJECT
 
 pytestmark = pytest.mark.anyio
 DEADLINE = 90
@@ -93,56 +87,3 @@ async def test_stop_now_ends_the_start_of_a_run_whose_environment_hangs_in_its_c
                 await anyio.sleep(0.02)
             run.stop_now()
             await run.result()
-
-
-# The command.
-
-
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    program = [sys.executable, "-m", "tests.orchestrator.hanging", "train", "--run-dir", "run"]
-    settings = ["--total-agent-steps", "1000000000", "--collection.environments", "2", "--collection.horizon", "32"]
-    root = str(PROJECT)
-    environment = os.environ | {"PYTHONPATH": root}
-    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([*program, *settings, *words], cwd=folder, env=environment, **streams)
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + DEADLINE
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, f"there is no {path.name}"
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize(
-    ("words", "number", "worker", "saves"),
-    [
-        (["--policy.network", "tests.orchestrator.hanging:hangs_in_acting"], signal.SIGHUP, "collector-0", True),
-        (["--policy.network", "tests.orchestrator.hanging:hangs_in_learning"], signal.SIGTERM, "learner", True),
-        (["--environment", "tests.orchestrator.hanging:hangs_at_the_start"], signal.SIGTERM, "collector-0", False),
-    ],
-)
-def test_one_signal_ends_a_run_in_which_something_hangs(
-    words: list[str], number: signal.Signals, worker: str, saves: bool, tmp_path: Path
-) -> None:
-    process = start(tmp_path, *words)
-    wait_for(tmp_path / "hangs", process)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 128 + number, errors
-    assert f"worker {worker!r} has not answered" in errors
-    assert "Traceback" not in errors
-    if saves:
-        assert find_checkpoint(tmp_path / "run").manifest["epoch"] >= 1
-
-
-def test_a_signal_takes_a_checkpoint_of_a_run_that_goes_on(tmp_path: Path) -> None:
-    process = start(tmp_path)
-    wait_for(tmp_path / "run" / "metrics.jsonl", process)
-    process.send_signal(signal.SIGUSR1)
-    wait_for(tmp_path / "run" / "checkpoints" / "LATEST", process)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 128 + signal.SIGTERM, errors
-    assert len(list((tmp_path / "run" / "checkpoints").glob("0*"))) > 1

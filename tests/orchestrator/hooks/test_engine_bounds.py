@@ -25,13 +25,9 @@ class Held:
     """Stands for the views that a state holds."""
 
 
-@pytest.mark.parametrize(
-    ("anyio_backend", "overflow", "epochs"),
-    [("asyncio", "coalesce", 25_000), ("asyncio", "drop", 2_500), ("trio", "coalesce", 2_500)],
-)
-async def test_memory_is_bounded_over_a_hundred_thousand_events_with_a_hook_that_never_returns(
-    overflow: str, epochs: int
-) -> None:
+@pytest.mark.parametrize("overflow", ["coalesce", "drop"])
+async def test_memory_is_bounded_over_ten_thousand_events_with_a_hook_that_never_returns(overflow: str) -> None:
+    epochs = 2_500
     hanging = Everything("hanging", gated=True, overflow=overflow)
     after = Everything("after", after=("hanging",), overflow=overflow)
     quick = AtEpochEnd("quick", act=lambda state: StateUpdate(results={"epoch": state.epoch}))
@@ -47,7 +43,7 @@ async def test_memory_is_bounded_over_a_hundred_thousand_events_with_a_hook_that
                 del held
                 for event in EPOCH_EVENTS:
                     await engine.publish(event, state)
-                if epoch % 1000 == 0:
+                if epoch % 100 == 0:
                     await quiet()
                     for hook in hooks:
                         hook.states.clear()
