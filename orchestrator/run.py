@@ -11,10 +11,11 @@ import anyio.lowlevel
 
 from orchestrator.hooks.engine import HookEngine
 from orchestrator.hooks.included.trace import TraceHook
-from orchestrator.hooks.wakeup import Wakeup
 from orchestrator.loop.control import RunControl
+from orchestrator.loop.newest_state import NewestState
 from orchestrator.loop.patience import Patience
-from orchestrator.snapshots.training_capture import Captures, checkpoint_content
+from orchestrator.snapshots.checkpoint_files import checkpoint_content
+from orchestrator.snapshots.training_snapshot import TrainingSnapshots
 from orchestrator.workers.event_loop import clock
 from orchestrator.workers.interrupt import Interrupt
 from orchestrator.workers.worker import close_workers, open_worker, start_worker
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from orchestrator.hooks.engine import EngineStatistics
     from orchestrator.hooks.hook import Hook
     from orchestrator.hooks.statistics import HookStatistics
-    from orchestrator.snapshots.training_capture import CheckpointContent
+    from orchestrator.snapshots.checkpoint_files import CheckpointContent
     from orchestrator.workers.worker import Worker
     from state.eval_rewards import EvalRewardSummary
 
@@ -71,22 +72,21 @@ class Run:
         if self.trace is not None:
             self.engine.observe(self.trace.hook)
         self._first_epoch = first_epoch
-        self._state = TrainerState(epoch=first_epoch)
-        self.captures = Captures()
+        self.newest = NewestState(self.engine, TrainerState(epoch=first_epoch))
+        self.snapshots = TrainingSnapshots()
         self._workers: list[Worker] = []
         self._workers_closed = False
-        self._changed = Wakeup()
         self._ended = anyio.Event()
         self.error: BaseException | None = None
         """What the run failed with, once it has ended."""
 
     def __repr__(self) -> str:
-        return f"<Run {self.run_id}: epoch {self._state.epoch}, {self.control!r}>"
+        return f"<Run {self.run_id}: epoch {self.state.epoch}, {self.control!r}>"
 
     @property
     def state(self) -> TrainerState:
         """The newest state of a completed epoch."""
-        return self._state
+        return self.newest.state
 
     def states(self) -> States:
         """The state after each epoch, up to the last. A slow reader misses states; it never holds up the run."""
@@ -94,11 +94,11 @@ class Run:
 
     async def next_state(self, seen: TrainerState | None) -> TrainerState | None:
         """The newest state of a completed epoch as soon as it is not `seen`; None after the last."""
-        while self._state.epoch == (self._first_epoch if seen is None else seen.epoch):
+        while self.state.epoch == (self._first_epoch if seen is None else seen.epoch):
             if self._ended.is_set():
                 return None
-            await self._changed.wait()
-        return self._state
+            await self.newest.news()
+        return self.state
 
     async def result(self) -> TrainerState:
         """Wait for the end: the last state, or what the run failed with."""
@@ -108,7 +108,7 @@ class Run:
         if self.error is not None:
             ends = isinstance(self.error, (SystemExit, KeyboardInterrupt))
             raise RunCancelled(f"the run was {f'ended by {self.error!r}' if ends else 'cancelled'}") from self.error
-        return self._state
+        return self.state
 
     def pause(self) -> None:
         """Begin no further epoch until `resume`; what has been collected is still learned from."""
@@ -174,12 +174,12 @@ class Run:
 
     def checkpoint_content(self, state: TrainerState) -> CheckpointContent:
         """What a checkpoint of `state`, which has a policy, is made of; see `RunContext`."""
-        return checkpoint_content(state, self.captures.get(state.epoch), self.config, self.engine.hook_states())
+        return checkpoint_content(state, self.snapshots.get(state.epoch), self.config, self.engine.hook_states())
 
     def statistics(self) -> RunStatistics:
         return RunStatistics(
-            epoch=self._state.epoch,
-            agent_step=self._state.agent_step,
+            epoch=self.state.epoch,
+            agent_step=self.state.agent_step,
             paused=self.control.paused,
             stop_requested=self.control.stop_requested,
             engine=self.engine.statistics(),
@@ -209,11 +209,6 @@ class Run:
         )
         return self._drain_scope
 
-    def take_state(self, state: TrainerState) -> None:
-        """For the trainer: a new state is there."""
-        self._state = state
-        self._changed.set()
-
     async def close_workers(self) -> None:
         """For the trainer: end the workers that hooks have opened and not closed."""
         self._workers_closed = True
@@ -222,9 +217,9 @@ class Run:
     def end(self, error: BaseException | None) -> None:
         """For the trainer: the run is over."""
         self.error = error
-        self.captures.forget_all_but(())
+        self.snapshots.keep_only(())
         self._ended.set()
-        self._changed.set()
+        self.newest.wake()
 
 
 class States:

@@ -26,9 +26,9 @@ from orchestrator.loop.crew import crew
 from orchestrator.loop.ctrl_c import cancelled_by_ctrl_c
 from orchestrator.loop.training_loop import TrainingLoop
 from orchestrator.run import Run, RunStatistics, States
+from orchestrator.snapshots.checkpoint_files import read_checkpoint
 from orchestrator.snapshots.initial_weights import check_weights, read_weights, with_pinned_weights
 from orchestrator.snapshots.resume import ResumeSource, check_resume, find_resume_source, lost_edits
-from orchestrator.snapshots.training_capture import read_checkpoint
 from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.process import prepare_for_workers
 from state.stopwatch import Stopwatch
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from losses import Loss
     from orchestrator.hooks.hook import Hook
+    from orchestrator.snapshots.checkpoint_files import ResumePoint
     from orchestrator.snapshots.initial_weights import Weights
-    from orchestrator.snapshots.training_capture import ResumePoint
     from state.trainer_state import TrainerState
 
 _log = logging.getLogger("orchestrator")
@@ -208,35 +208,35 @@ class Trainer:
                     run.engine,
                     run.control,
                     stopwatch,
-                    run.take_state,
-                    run.captures,
+                    run.newest,
+                    run.snapshots,
                     resume,
                     run.trace,
                     weights,
                 )
                 await loop.run()
-            await self._finish(run, "on_training_end", loop.state)
+            await self._finish(run, "on_training_end")
         except Exception:
-            await self._finish(run, "on_failure", run.state)
+            await self._finish(run, "on_failure")
             raise
         except anyio.get_cancelled_exc_class():
             if run.engine.fatal():  # cancelled because of a hook: the others are told
                 with anyio.move_on_after(FATAL_GRACE, shield=True):
-                    await self._finish(run, "on_failure", run.state)
+                    await self._finish(run, "on_failure")
             raise
 
-    async def _finish(self, run: Run, event: str, state: TrainerState) -> None:
+    async def _finish(self, run: Run, event: str) -> None:
         """The last event, once hooks have done what they have in hand, so that its state has their results."""
         with run.drain_scope() as scope:
             await self._drain(run)
         run.engine.unblock()
-        await run.engine.publish(event, run.engine.fold(state))
+        await run.engine.publish(event, run.newest.derive())
         with run.drain_scope(scope.deadline):
             await self._drain(run)
         late = await run.engine.drain(0)
         if late:
             _log.warning("these hooks have not finished in time after the training, and are ended: %s", ", ".join(late))
-        run.take_state(run.engine.fold(state))
+        run.newest.advance()
 
     async def _drain(self, run: Run) -> None:
         await run.engine.drain(float("inf"))

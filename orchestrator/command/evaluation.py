@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.checkpoints import find_checkpoint
 from orchestrator.evaluation.plan import EvaluationPlan, evaluation_plans, spaces_of
 from orchestrator.policies import build_policy
-from orchestrator.snapshots.training_capture import read_settings
+from orchestrator.snapshots.recorded_settings import read_settings
 from orchestrator.workers.global_generators import seeded_global_generators
 from state.eval_rewards import EvalRewardSummary
 

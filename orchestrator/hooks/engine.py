@@ -25,7 +25,7 @@ from orchestrator.hooks.wakeup import Wakeup
 from state.frozen_mapping import FrozenMapping
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 
     from orchestrator.hooks.hook import Hook, RunContext, StateUpdate
     from orchestrator.hooks.meter import Observer
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["EngineStatistics", "HookConfigurationError", "HookEngine", "check_hooks"]
 
 _log = logging.getLogger("orchestrator.hooks")
-_NOBODY: frozenset[str] = frozenset()
+_NOBODY: Mapping[str, bool] = {}
 _at_work: set[int] = set()
 """Identities of the hooks of all engines that run now."""
 
@@ -97,6 +97,11 @@ class HookEngine:
     def __repr__(self) -> str:
         return f"<HookEngine: {self._events} events, hooks {list(self._runners.values())}>"
 
+    @property
+    def hooks(self) -> Mapping[str, Hook]:
+        """By name, in the order of registration."""
+        return {name: runner.hook for name, runner in self._runners.items()}
+
     def listens(self, event: str) -> bool:
         """Whether any hook handles `event`: if not, no state need be made for it."""
         return event in self._listeners
@@ -126,64 +131,41 @@ class HookEngine:
         finally:
             _at_work.difference_update(map(id, hooks))
 
-    @property
-    def saving(self) -> bool:
-        """Whether any hook takes checkpoints."""
-        return any(runner.hook.saves for runner in self._runners.values())
+    def due(self, event: str, state: TrainerState, names: Collection[str]) -> frozenset[str]:
+        """Which of the hooks called `names` an event with the counters of `state` is due for, before it comes.
 
-    def saves_due(self, state: TrainerState, *, requested: bool) -> frozenset[str]:
-        """Names of the hooks that are to take a checkpoint at the end of the epoch with the counters of `state`; all
-        that take any, if one was requested. To be asked once for each epoch, before its end."""
+        That counts as its coming, so ask once for each event, and tell `publish` who was `chosen`."""
         return frozenset(
-            name
-            for name, runner in self._runners.items()
-            if runner.hook.saves and (runner.due("on_epoch_end", state) or requested) and not runner.mailbox.closed
+            name for name in names if self._runners[name].due(event, state) and not self._runners[name].mailbox.closed
         )
 
-    @property
-    def most_being_saved(self) -> int:
-        """Epochs that hooks which take checkpoints can be not done with at a time: in hand, waiting, and for one whose
-        `overflow` is "block" the one that its sender waits with."""
-        return sum(runner.hook.max_lag + 2 for runner in self._runners.values() if runner.hook.saves)
-
-    def epochs_being_saved(self) -> frozenset[int]:
-        """The epochs that hooks which take checkpoints are not done with."""
-        return frozenset(
-            occurrence.state.epoch
-            for runner in self._runners.values()
-            if runner.hook.saves
-            for occurrence in runner.unfinished
-        )
-
-    def epochs_in_hand(self) -> frozenset[int]:
-        """The epochs that hooks are not done with, and of which they may yet return something."""
-        return frozenset(one.state.epoch for runner in self._runners.values() for one in runner.unfinished)
+    def epochs_in_hand(self, names: Collection[str] | None = None) -> frozenset[int]:
+        """The epochs that the hooks called `names`, or all, are not done with, and of which they may yet return
+        something."""
+        runners = self._runners.values() if names is None else [self._runners[name] for name in names]
+        return frozenset(one.state.epoch for runner in runners for one in runner.unfinished)
 
     def eval_scores(self) -> Mapping[int, EvalRewardSummary]:
         """Every summary of scores that was returned, by policy version; of several of one version, the last."""
         return dict(self._eval_scores)
 
-    def save(self, state: TrainerState) -> None:
-        """Have all hooks that take checkpoints take one of an epoch that has ended, whether one was due or not.
-
-        Raises HookOverflow as `publish`.
-        """
-        everyone = frozenset(name for name, runner in self._runners.items() if runner.hook.saves)
-        overflown = self._put("on_epoch_end", state, save=everyone, only=everyone)
-        if overflown:
-            raise _overflow("on_epoch_end", state, overflown)
-
-    async def publish(self, event: str, state: TrainerState, *, save: frozenset[str] = _NOBODY) -> None:
+    async def publish(self, event: str, state: TrainerState, *, chosen: Mapping[str, bool] = _NOBODY) -> None:
         """Put an event into the mailboxes; then wait while a hook whose `overflow` is "block" has too much to do.
 
-        Of the hooks that take checkpoints only those in `save` get the end of an epoch. Raises HookOverflow for a
-        hook whose `overflow` is "error" and whose mailbox is full; the others have got the event all the same.
+        `chosen` says of some hooks whether they get it; for the others their `every` decides. Raises HookOverflow for
+        a hook whose `overflow` is "error" and whose mailbox is full; the others have got the event all the same.
         """
-        overflown = self._put(event, state, save=save)
+        overflown = self._put(event, state, chosen)
         if overflown:
             raise _overflow(event, state, overflown)
         if self.over and self._blocking:
             await self._wait_for_room()
+
+    def deliver(self, event: str, state: TrainerState, names: Collection[str]) -> None:
+        """Put an event into the mailboxes of the hooks called `names`, due or not. Raises HookOverflow as `publish`."""
+        overflown = self._put(event, state, {name: name in names for name in self._runners})
+        if overflown:
+            raise _overflow(event, state, overflown)
 
     def unblock(self) -> None:
         """From now on no publisher waits for a hook: the run is to end, and must not depend on one that hangs."""
@@ -296,32 +278,20 @@ class HookEngine:
             self._newest_commit = update.latest_checkpoint_uri
             # Not back to whoever reported it: a hook that copies checkpoints would copy its copies.
             state = with_changes(occurrence.state, changes)
-            for other in self._put("on_checkpoint_committed", state, but=name):
+            for other in self._put("on_checkpoint_committed", state, {name: False}):
                 self._runners[other].fail_run(_overflow("on_checkpoint_committed", state, [other]))
 
     # How.
 
-    def _put(
-        self,
-        event: str,
-        state: TrainerState,
-        *,
-        save: frozenset[str] = _NOBODY,
-        but: str = "",
-        only: frozenset[str] | None = None,
-    ) -> list[str]:
+    def _put(self, event: str, state: TrainerState, chosen: Mapping[str, bool]) -> list[str]:
         """Offer an event to everyone it is due for; returns the names of those who can't bear it."""
         listeners = self._listeners.get(event)
         if listeners is None:
             return []
         due, names = listeners.runners, listeners.names
-        if but or only is not None or not listeners.unpaced:
+        if chosen or not listeners.unpaced:
             due = [
-                runner
-                for runner in due
-                if runner.name != but
-                and (only is None or runner.name in only)
-                and (runner.name in save if runner.hook.saves and event == "on_epoch_end" else runner.due(event, state))
+                runner for runner in due if (chosen[runner.name] if runner.name in chosen else runner.due(event, state))
             ]
             names = frozenset([runner.name for runner in due])
         occurrence = Occurrence(self._events, event, state, names)

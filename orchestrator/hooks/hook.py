@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.hooks.statistics import HookStatistics
-    from orchestrator.snapshots.training_capture import CheckpointContent
+    from orchestrator.snapshots.checkpoint_files import CheckpointContent
     from orchestrator.workers.worker import Worker
     from state.trainer_state import TrainerState
 

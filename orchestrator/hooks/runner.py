@@ -67,7 +67,7 @@ class HookRunner:
         self.name = name
         self.hook = hook
         self.events = overridden_events(hook)
-        self.unpaced = hook.every == 1 and not hook.saves
+        self.unpaced = hook.every == 1
         self.mailbox = Mailbox(hook.overflow, hook.max_lag)
         self.meter = Meter()
         self._failed = False

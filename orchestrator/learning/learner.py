@@ -94,8 +94,8 @@ class LearnRequest(NamedTuple):
     rollout_start: TrainerState | None
     """The state in which the rollout started, where the losses are yet to be told because it overlapped."""
     learning_rate_scale: float = 1.0
-    capture_to: SlotRef | None = None
-    """Where the optimizer's moments go, if a checkpoint is to be taken of this epoch."""
+    moments_to: SlotRef | None = None
+    """Where the optimizer's moments go, if a snapshot is to be taken of this epoch."""
 
 
 class LearnReport(NamedTuple):
@@ -107,7 +107,7 @@ class LearnReport(NamedTuple):
     began: float
     ended: float
     interrupted: bool
-    captured: LearnerState | None = None
+    learner_state: LearnerState | None = None
     """If it was asked for: what goes with the moments."""
     spans: Sequence[Span] = ()
     """What happened in between, where the plan asks for a trace."""
@@ -180,12 +180,12 @@ class Learner:
         """Copy the live policy into a slot."""
         self.arena.write_to(self._slots.memory(ref))
 
-    def capture(self, moments: SlotRef) -> LearnerState:
+    def state(self, moments: SlotRef) -> LearnerState:
         """What the next epoch goes on from; the moments go to a slot."""
         return self._memory.write(self._bytes(moments))
 
     def restore(self, policy: SlotRef, moments: SlotRef | None, state: LearnerState | None) -> None:
-        """Go on from a policy, and from what was captured with it (None: with a new optimizer)."""
+        """Go on from a policy, and from what was learner_state with it (None: with a new optimizer)."""
         self.arena.read_from(self._slots.memory(policy))
         if moments is not None and state is not None:
             self._memory.restore(self._bytes(moments), state)
@@ -301,7 +301,7 @@ class Learner:
             ended=ended,
             interrupted=interrupted,
             spans=spans.recorded,
-            captured=None if request.capture_to is None else self.capture(request.capture_to),
+            learner_state=None if request.moments_to is None else self.state(request.moments_to),
         )
 
     # How.

@@ -6,16 +6,16 @@ import logging
 from typing import TYPE_CHECKING
 
 from orchestrator.snapshots.resume import changes_on_resume
-from orchestrator.snapshots.training_capture import fill_moments, fill_policy
+from orchestrator.snapshots.tensors import fill_moments, fill_policy
 from orchestrator.workers.event_loop import in_thread
 
 if TYPE_CHECKING:
     from orchestrator.config.settings import TrainerConfig
-    from orchestrator.loop.capturing import Capturing
     from orchestrator.loop.crew import Crew
     from orchestrator.loop.policy_versions import PolicyVersions
+    from orchestrator.loop.snapshots import SnapshotTaker
+    from orchestrator.snapshots.checkpoint_files import ResumePoint
     from orchestrator.snapshots.initial_weights import Weights
-    from orchestrator.snapshots.training_capture import ResumePoint
 
 _log = logging.getLogger("orchestrator")
 
@@ -32,7 +32,7 @@ async def begin(crew: Crew, versions: PolicyVersions, weights: Weights | None) -
 
 
 async def go_on(
-    crew: Crew, versions: PolicyVersions, capturing: Capturing, config: TrainerConfig, resume: ResumePoint
+    crew: Crew, versions: PolicyVersions, snapshots: SnapshotTaker, config: TrainerConfig, resume: ResumePoint
 ) -> None:
     """Put everyone where the checkpoint left them. Raises CheckpointError where it does not fit."""
     layout = crew.description.layout
@@ -42,7 +42,7 @@ async def go_on(
         versions.add(version, slot)
     moments = None
     if resume.moments is not None:
-        moments = capturing.claim_moments()
+        moments = snapshots.claim_moments()
         await in_thread(fill_moments, layout, moments.buffer.map_shared(), resume.moments)
     collectors = [state for state in resume.collectors if state is not None]
     known = len(collectors) == config.collection.collectors == len(resume.collectors)
@@ -53,6 +53,6 @@ async def go_on(
         await crew.begin_episodes_anew(resume.state.epoch)
     await crew.restore_learner(versions.slot(versions.newest), moments, resume.learner)
     if moments is not None:
-        capturing.release_moments(moments)
+        snapshots.release_moments(moments)
     for change in changes_on_resume(resume, config, why_anew=why_anew):
         _log.warning("resumed, but %s", change)

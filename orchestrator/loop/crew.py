@@ -177,9 +177,9 @@ class Crew:
         steps_before: int = 0,
         rollout_start: TrainerState | None = None,
         learning_rate_scale: float = 1.0,
-        capture_to: Slot | None = None,
+        moments_to: Slot | None = None,
     ) -> LearnReport:
-        """One epoch of learning; with `capture_to`, also what a checkpoint of it needs.
+        """One epoch of learning; with `moments_to`, also what a snapshot of it needs.
 
         Raises WorkerCrashed when the learner dies.
         """
@@ -194,22 +194,22 @@ class Crew:
             steps_before=steps_before,
             rollout_start=_for_losses(rollout_start) if rollout_start and "on_rollout_start" in callbacks else None,
             learning_rate_scale=learning_rate_scale,
-            capture_to=None if capture_to is None else self._learner_slots.ref(MOMENTS, capture_to),
+            moments_to=None if moments_to is None else self._learner_slots.ref(MOMENTS, moments_to),
         )
         return await self._ask(self._learner, "learn", request)
 
-    # Checkpoints.
+    # Snapshots.
 
-    async def capture_learner(self, moments: Slot) -> LearnerState:
+    async def learner_state(self, moments: Slot) -> LearnerState:
         """What the learner goes on from; the moments go to a slot."""
-        return await self._ask(self._learner, "capture", self._learner_slots.ref(MOMENTS, moments))
+        return await self._ask(self._learner, "state", self._learner_slots.ref(MOMENTS, moments))
 
     async def restore_learner(self, policy: Slot, moments: Slot | None, state: LearnerState | None) -> None:
         """Have the learner go on from what is in the slots. Raises what a loss raises for a state that is not its."""
         moments_ref = None if moments is None else self._learner_slots.ref(MOMENTS, moments)
         await self._ask(self._learner, "restore", self._learner_slots.ref(POLICY, policy), moments_ref, state)
 
-    async def capture_collectors(self) -> tuple[Mapping[str, Any] | None, ...]:
+    async def collector_states(self) -> tuple[Mapping[str, Any] | None, ...]:
         """Where each collector stands between two rollouts; None for one that has died, which its next rollout finds
         out."""
         states: list[Mapping[str, Any] | None] = []

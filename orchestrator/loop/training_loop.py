@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from orchestrator.hooks.wakeup import Wakeup
 from orchestrator.loop.beginning import begin, go_on
-from orchestrator.loop.capturing import Capturing
 from orchestrator.loop.crew import EXPERIENCE
 from orchestrator.loop.patience import WorkerHangs
 from orchestrator.loop.policy_versions import PolicyVersions
+from orchestrator.loop.snapshots import SnapshotTaker
 from orchestrator.tracing.timeline import Timeline
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
@@ -26,18 +25,21 @@ from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
     from orchestrator.collection.collector import CollectReport
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.hooks.engine import HookEngine
-    from orchestrator.loop.capturing import Saving
+    from orchestrator.learning.learner import LearnReport
     from orchestrator.loop.control import RunControl
     from orchestrator.loop.crew import Crew
+    from orchestrator.loop.newest_state import NewestState
+    from orchestrator.loop.snapshots import SnapshotPlan
+    from orchestrator.snapshots.checkpoint_files import ResumePoint
     from orchestrator.snapshots.initial_weights import Weights
-    from orchestrator.snapshots.training_capture import Captures, ResumePoint
+    from orchestrator.snapshots.training_snapshot import TrainingSnapshots
     from orchestrator.tracing.trace import Trace
     from state.policy_snapshot import PolicySnapshot
     from state.stopwatch import Stopwatch
@@ -56,8 +58,8 @@ class _Batch:
     """When the rollout started."""
     state: TrainerState
     """When it had ended."""
-    saving: Saving | None
-    """Where a checkpoint is to be taken at the end of this epoch."""
+    snapshot: SnapshotPlan | None
+    """If one is to be taken at the end of this epoch."""
 
 
 class TrainingLoop:
@@ -74,8 +76,8 @@ class TrainingLoop:
         engine: HookEngine,
         control: RunControl,
         stopwatch: Stopwatch,
-        on_state: Callable[[TrainerState], None],
-        captures: Captures,
+        newest: NewestState,
+        snapshots: TrainingSnapshots,
         resume: ResumePoint | None = None,
         trace: Trace | None = None,
         weights: Weights | None = None,
@@ -85,8 +87,8 @@ class TrainingLoop:
         self._engine = engine
         self._control = control
         self._stopwatch = stopwatch
+        self._newest = newest
         self._timeline = Timeline(stopwatch, trace)
-        self._on_state = on_state
         self._resume = resume
         self._weights = weights
         self._experience = SlotRing(crew.spec.nbytes, max_leased=config.collection.held_epochs, name=EXPERIENCE)
@@ -96,130 +98,115 @@ class TrainingLoop:
             staleness=config.staleness,
             max_leased=config.collection.held_epochs,
         )
-        self._capturing = Capturing(crew, engine, control, self._versions, captures)
-        self._newest = Wakeup()
+        self._snapshots = SnapshotTaker(crew, engine, control, self._versions, snapshots)
+        self._tracker = StatsTracker()
+        """Of the collected epochs; those that are learned from come later."""
         self._collected_steps = 0
         self._first_epoch = self._collected_epochs = 0 if resume is None else resume.state.epoch
         self._rollout_cut = False
         self._failure: Exception | None = None
         """What the collection has failed with."""
         self._warned = False
-        self.state = TrainerState()
 
     async def run(self) -> None:
-        """All epochs. `self.state` is the newest state at any time, also after an error."""
-        if self._resume is None:
-            await begin(self._crew, self._versions, self._weights)
-            self._weights = None
-            self._first_state(self.state, StatsTracker())
-        else:
-            resume = self._resume
-            await go_on(self._crew, self._versions, self._capturing, self._config, resume)
-            self._control.scale_learning_rate(resume.learning_rate_scale)
-            self._collected_steps = resume.state.agent_step
-            self._first_state(resume.state, resume.state.stats_tracker or StatsTracker())
-        await self._crew.callback("on_new_training_run", self.state)
-        if "on_new_training_run" in self._crew.description.callbacks:  # a loss may have changed the policy
-            await self._crew.publish(self._versions.slot(self._versions.newest))
-        await self._engine.publish("on_new_training_run", self.state)
+        """All epochs."""
+        await self._begin()
         # No batch is collected before the version it needs is there, which bounds how many wait.
         send, receive = anyio.create_memory_object_stream[_Batch](self._config.staleness + 1)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._collect, send, name="collect")
             tasks.start_soon(self._learn, receive, name="learn")
         self._timeline.end()
-        if self.state.epoch:
-            finished = self._collected_epochs == self.state.epoch and not self._rollout_cut
-            with suppress(WorkerHangs):  # then the last checkpoint has the policy, and cannot be resumed from
-                await self._capturing.capture(self.state.epoch, finished=finished)
-        if self.state.policy is None:  # hooks hold so much that there was no view: the last state has its own
-            self.state = replace(self.state, policy=self._versions.copy(self.state.policy_version))
-        if self._failure is not None:
-            if self.state.epoch > self._first_epoch:
-                self._engine.save(self._engine.fold(self.state))
-            raise self._failure
+        await self._end()
 
-    def _first_state(self, state: TrainerState, tracker: StatsTracker) -> None:
+    async def _begin(self) -> None:
+        """on_new_training_run, once everyone is where the run begins."""
+        if self._resume is None:
+            await begin(self._crew, self._versions, self._weights)
+            self._weights = None
+            state = self._newest.state
+        else:
+            await go_on(self._crew, self._versions, self._snapshots, self._config, self._resume)
+            self._control.scale_learning_rate(self._resume.learning_rate_scale)
+            state = self._resume.state
+            self._collected_steps = state.agent_step
+            self._tracker = state.stats_tracker or self._tracker
         for version in self._versions:
             self._timeline.published(version)
-        self.state = self._engine.fold(
-            replace(
-                state,
-                policy=self._view_policy(self._versions.newest),
-                stats_tracker=tracker,
-                timer=self._stopwatch.reading(),
-            )
+        state = self._newest.advance(
+            state,
+            policy=self._view_policy(self._versions.newest),
+            stats_tracker=self._tracker,
+            timer=self._stopwatch.reading(),
         )
-        self._on_state(self.state)
+        await self._crew.callback("on_new_training_run", state)
+        if "on_new_training_run" in self._crew.description.callbacks:  # a loss may have changed the policy
+            await self._crew.publish(self._versions.slot(self._versions.newest))
+        await self._engine.publish("on_new_training_run", state)
+
+    async def _end(self) -> None:
+        """The last epoch can be saved, and is where the run has failed. Raises what the collection has failed with."""
+        epoch = self._newest.state.epoch
+        if epoch:
+            finished = self._collected_epochs == epoch and not self._rollout_cut
+            with suppress(WorkerHangs):  # then the last checkpoint has the policy, and cannot be resumed from
+                await self._snapshots.take(epoch, finished=finished)
+        state = self._newest.advance(policy=self._policy_for_sure())
+        if self._failure is not None:
+            if epoch > self._first_epoch:
+                self._snapshots.deliver(state)
+            raise self._failure
 
     # The collect task.
 
     async def _collect(self, send: MemoryObjectSendStream[_Batch]) -> None:
         try:
-            await self._collect_epochs(send)
+            async with send:
+                await self._collect_epochs(send)
         except WorkerHangs:
             self._rollout_cut = True
 
     async def _collect_epochs(self, send: MemoryObjectSendStream[_Batch]) -> None:
-        config = self._config
-        tracker = self.state.stats_tracker or StatsTracker()
+        """on_rollout_start, a rollout, on_rollout_end: until there are enough steps, or the run or learning stops."""
         lane = self._timeline.collecting
-        async with send:
-            for epoch in itertools.count(self.state.epoch):
-                lane.now("wait")
-                version = self._versions.of_epoch(epoch)
-                if self._collected_steps >= config.total_agent_steps or not await self._version_is_there(version):
-                    return
-                if not await self._may_begin():
-                    return
-                lane.now("host")
-                before = replace(self.state, epoch=epoch, agent_step=self._collected_steps, policy_version=version)
-                if self._is_heard("on_rollout_start"):
-                    before = self._engine.fold(replace(before, timer=self._stopwatch.reading()))
-                if config.staleness == 0:  # otherwise the learner is at work, and is told when it begins with the batch
-                    await self._crew.callback("on_rollout_start", before)
-                lane.now("hooks")
-                await self._engine.publish("on_rollout_start", before)
-                lane.now("host")
-                slot = self._experience.claim()
-                lane.now("work")
-                try:
-                    reports = await self._crew.collect(slot, self._versions.slot(version))
-                except WorkerHangs:
-                    raise
-                except Exception as error:  # what has been collected is still learned from, and saved
-                    self._failure = error
-                    self._rollout_cut = True
-                    return
-                self._timeline.collected(epoch, version, reports)
-                self._versions.forget(self._capturing.oldest_version(self._versions.of_epoch(epoch + 1)))
-                if any(report.interrupted for report in reports):
-                    self._rollout_cut = True
-                    return
-                self._collected_epochs = epoch + 1
-                self._collected_steps += sum(report.agent_steps for report in reports)
-                stats = _merge(reports)
-                tracker = tracker.with_rollout(stats, sum(report.agent_steps for report in reports))
-                state = self._engine.fold(
-                    replace(
-                        self.state,
-                        epoch=epoch,
-                        agent_step=self._collected_steps,
-                        policy_version=version,
-                        rollout_stats=tracker.rollout,
-                        experience=self._view_experience(epoch, version, slot),
-                        stats_tracker=tracker,
-                        timer=self._stopwatch.reading() if self._is_heard("on_rollout_end") else None,
-                    )
-                )
-                saving = await self._capturing.plan(replace(state, epoch=epoch + 1))
-                # Here and below, who goes on with the training is woken before the hooks, so as to go first.
-                try:
-                    send.send_nowait(_Batch(epoch, slot, version, before, state, saving))
-                except anyio.BrokenResourceError:  # the learn task has stopped
-                    return
-                lane.now("hooks")
-                await self._engine.publish("on_rollout_end", state)
+        for epoch in itertools.count(self._newest.state.epoch):
+            lane.now("wait")
+            version = self._versions.of_epoch(epoch)
+            if not (await self._version_is_there(version) and await self._may_begin()):
+                return
+            lane.now("host")
+            before = self._rollout_start(epoch, version)
+            if (
+                self._config.staleness == 0
+            ):  # otherwise the learner is at work, and is told when it begins with the batch
+                await self._crew.callback("on_rollout_start", before)
+            lane.now("hooks")
+            await self._engine.publish("on_rollout_start", before)
+            lane.now("host")
+            slot = self._experience.claim()
+            lane.now("work")
+            reports = await self._roll_out(epoch, version, slot)
+            if reports is None:
+                return
+            state = self._rollout_end(before, slot, reports)
+            snapshot = await self._snapshots.plan(replace(state, epoch=epoch + 1))
+            # Here and below, who goes on with the training is woken before the hooks, so as to go first.
+            try:
+                send.send_nowait(_Batch(epoch, slot, version, before, state, snapshot))
+            except anyio.BrokenResourceError:  # the learn task has stopped
+                return
+            lane.now("hooks")
+            await self._engine.publish("on_rollout_end", state)
+
+    async def _version_is_there(self, version: int) -> bool:
+        """Wait for a published version; False when the run has enough steps, or stops first."""
+        if self._collected_steps >= self._config.total_agent_steps:
+            return False
+        while version not in self._versions:
+            if self._control.stopping:
+                return False
+            await self._newest.news()
+        return True
 
     async def _may_begin(self) -> bool:
         """Wait while the run is paused, and save where that is asked for meanwhile; False when no epoch is to begin."""
@@ -232,21 +219,53 @@ class TrainingLoop:
             await control.wait_until(lambda: control.stopping or not control.paused or saves())
             if control.stopping or not control.paused:
                 return not control.stopping
-            while self.state.epoch < self._collected_epochs and not control.stopping:
-                await self._newest.wait()
+            while self._newest.state.epoch < self._collected_epochs and not control.stopping:
+                await self._newest.news()
             if not control.stopping:
                 control.take_checkpoint_request()
-                await self._capturing.capture(self.state.epoch, finished=True)
-                policy = self.state.policy or self._versions.copy(self.state.policy_version)
-                self._engine.save(self._engine.fold(replace(self.state, policy=policy)))
+                await self._snapshots.take(self._newest.state.epoch, finished=True)
+                self._snapshots.deliver(self._newest.derive(policy=self._policy_for_sure()))
 
-    async def _version_is_there(self, version: int) -> bool:
-        """Wait for a published version; False when the run stops first."""
-        while version not in self._versions:
-            if self._control.stopping:
-                return False
-            await self._newest.wait()
-        return True
+    def _rollout_start(self, epoch: int, version: int) -> TrainerState:
+        before = replace(self._newest.state, epoch=epoch, agent_step=self._collected_steps, policy_version=version)
+        return (
+            self._newest.derive(before, timer=self._stopwatch.reading())
+            if self._is_heard("on_rollout_start")
+            else before
+        )
+
+    async def _roll_out(self, epoch: int, version: int, slot: Slot) -> tuple[CollectReport, ...] | None:
+        """One rollout into the slot; None where it was cut short, or has failed."""
+        try:
+            reports = await self._crew.collect(slot, self._versions.slot(version))
+        except WorkerHangs:
+            raise
+        except Exception as error:  # what has been collected is still learned from, and saved
+            self._failure = error
+            self._rollout_cut = True
+            return None
+        self._timeline.collected(epoch, version, reports)
+        self._versions.forget(self._snapshots.oldest_version(self._versions.of_epoch(epoch + 1)))
+        if any(report.interrupted for report in reports):
+            self._rollout_cut = True
+            return None
+        return reports
+
+    def _rollout_end(self, before: TrainerState, slot: Slot, reports: Sequence[CollectReport]) -> TrainerState:
+        """The state after a rollout, which is counted here."""
+        steps = sum(report.agent_steps for report in reports)
+        self._collected_epochs = before.epoch + 1
+        self._collected_steps += steps
+        self._tracker = self._tracker.with_rollout(_merge(reports), steps)
+        return self._newest.derive(
+            epoch=before.epoch,
+            agent_step=self._collected_steps,
+            policy_version=before.policy_version,
+            rollout_stats=self._tracker.rollout,
+            experience=self._view_experience(before.epoch, before.policy_version, slot),
+            stats_tracker=self._tracker,
+            timer=self._stopwatch.reading() if self._is_heard("on_rollout_end") else None,
+        )
 
     # The learn task.
 
@@ -264,20 +283,16 @@ class TrainingLoop:
         except (anyio.EndOfStream, WorkerHangs):
             return
         finally:
-            self._wake_collector()
+            self._newest.wake()  # the collect task may wait for a version that does not come
 
     async def _learn_from(self, batch: _Batch) -> bool:
+        """An epoch of learning, on_train_phase_end, on_epoch_end; False where it was interrupted."""
         lane = self._timeline.learning
         lane.now("host")
-        version = batch.epoch + 1
+        version, snapshot = batch.epoch + 1, batch.snapshot
         publish_to = self._versions.claim()
-        saving = batch.saving
-        moments = None if saving is None else self._capturing.claim_moments()
-        known = batch.state
-        if self._crew.description.callbacks:
-            # What losses are given must not depend on when things happened: the statistics are of the epoch before.
-            known = replace(known, loss_stats=self.state.loss_stats, policy=self.state.policy)
-            known = self._engine.fold(known)
+        moments = None if snapshot is None else self._snapshots.claim_moments()
+        known = self._known_to_losses(batch.state)
         lane.now("work")
         report = await self._crew.learn(
             known,
@@ -288,51 +303,49 @@ class TrainingLoop:
             steps_before=batch.before.agent_step,
             rollout_start=batch.before if self._config.staleness else None,
             learning_rate_scale=self._control.learning_rate_scale,
-            capture_to=moments,
+            moments_to=moments,
         )
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
         self._timeline.learned(batch.epoch, version, report)
         self._experience.release(batch.slot)
         self._versions.add(version, publish_to)
-        counters = {
-            "update_epoch": report.update_epochs,
-            "mb_idx": report.minibatches,
-            "policy_version": version,
-        }
-        phase_end = known
-        if self._engine.listens("on_train_phase_end"):
-            phase_end = self._engine.fold(
-                replace(
-                    known,
-                    loss_stats=self.state.loss_stats,
-                    policy=self.state.policy,
-                    timer=self._stopwatch.reading(),
-                    **counters,
-                )
-            )
-        self._stopwatch.rate("agent_step", batch.state.agent_step - self.state.agent_step)
-        self.state = state = self._engine.fold(
-            replace(
-                known,
-                epoch=batch.epoch + 1,
-                loss_stats=FrozenMapping(report.loss_stats),
-                policy=self._view_policy(version) if saving is None else self._versions.view_or_copy(version),
-                timer=self._timeline.lap(batch.epoch),
-                **counters,
-            )
-        )
-        self._wake_collector()
-        self._on_state(state)
+        phase_end = self._phase_end(known, version, report)
+        state = self._epoch_end(phase_end, report, keep_policy=snapshot is not None)
         lane.now("hooks")
         await self._engine.publish("on_train_phase_end", phase_end)
-        if saving is not None and report.captured is not None and moments is not None:
+        if snapshot is not None and report.learner_state is not None and moments is not None:
             # Only now: what no hook is known to need can be forgotten at every await.
-            self._capturing.keep(state.epoch, report.captured, moments, saving.collectors)
-        await self._engine.publish("on_epoch_end", state, save=frozenset() if saving is None else saving.hooks)
+            self._snapshots.keep(state.epoch, report.learner_state, moments, snapshot.collectors)
+        await self._engine.publish("on_epoch_end", state, chosen=self._snapshots.chosen(snapshot))
         return not report.interrupted
 
-    def _wake_collector(self) -> None:
-        self._newest.set()
+    def _known_to_losses(self, state: TrainerState) -> TrainerState:
+        if not self._crew.description.callbacks:
+            return state
+        # What losses are given must not depend on when things happened: the statistics are of the epoch before.
+        newest = self._newest.state
+        return self._newest.derive(state, loss_stats=newest.loss_stats, policy=newest.policy)
+
+    def _phase_end(self, known: TrainerState, version: int, report: LearnReport) -> TrainerState:
+        state = replace(known, update_epoch=report.update_epochs, mb_idx=report.minibatches, policy_version=version)
+        if not self._engine.listens("on_train_phase_end"):
+            return state
+        newest = self._newest.state
+        return self._newest.derive(
+            state, loss_stats=newest.loss_stats, policy=newest.policy, timer=self._stopwatch.reading()
+        )
+
+    def _epoch_end(self, phase_end: TrainerState, report: LearnReport, *, keep_policy: bool) -> TrainerState:
+        """The epoch has been learned from: its state is the newest from now on, for the collect task first of all."""
+        version, epoch = phase_end.policy_version, phase_end.epoch
+        self._stopwatch.rate("agent_step", phase_end.agent_step - self._newest.state.agent_step)
+        return self._newest.advance(
+            phase_end,
+            epoch=epoch + 1,
+            loss_stats=FrozenMapping(report.loss_stats),
+            policy=self._versions.view_or_copy(version) if keep_policy else self._view_policy(version),
+            timer=self._timeline.lap(epoch),
+        )
 
     # What both need.
 
@@ -352,6 +365,11 @@ class TrainingLoop:
         if view is None:
             self._warn_about_holders("policy")
         return view
+
+    def _policy_for_sure(self) -> PolicySnapshot:
+        """The newest policy; where hooks hold so much that its state came without, a copy."""
+        state = self._newest.state
+        return state.policy or self._versions.copy(state.policy_version)
 
     def _warn_about_holders(self, field: str) -> None:
         if not self._warned:

@@ -13,7 +13,7 @@ from orchestrator.checkpoints import CheckpointError, find_checkpoint
 from orchestrator.checkpoints.find import as_address, local_place
 from orchestrator.checkpoints.manifest import POLICY
 from orchestrator.checkpoints.remote import run_and_name
-from orchestrator.snapshots.training_capture import weight_differences
+from orchestrator.snapshots.tensors import weight_differences
 
 if TYPE_CHECKING:
     from orchestrator.config.settings import TrainerConfig

@@ -15,13 +15,13 @@ from orchestrator.config.fields import leaves
 from orchestrator.config.file import read_config
 from orchestrator.config.options import same_option
 from orchestrator.config.run_folder import holds_run
-from orchestrator.snapshots.training_capture import CONFIG, read_settings
+from orchestrator.snapshots.recorded_settings import CONFIG, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from orchestrator.config.settings import TrainerConfig
-    from orchestrator.snapshots.training_capture import ResumePoint
+    from orchestrator.snapshots.checkpoint_files import ResumePoint
 
 _MAY_CHANGE = re.compile(
     r"total_agent_steps|run_dir|device|collection\.(collectors|backend|held_epochs)|learning\.(threads|profile_epochs)"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from orchestrator.checkpoints import CheckpointFolder
     from orchestrator.metrics.sink import Record
-    from orchestrator.snapshots.training_capture import CheckpointContent
+    from orchestrator.snapshots.checkpoint_files import CheckpointContent
     from state.eval_rewards import EvalRewardSummary
     from state.trainer_state import TrainerState
 

@@ -35,8 +35,8 @@ from orchestrator.config.file import from_table
 from orchestrator.config.own_code import OwnCodeError, import_function
 from orchestrator.environments import InvalidEnvironment, check_environment, make_vector
 from orchestrator.policies.mlp import MLP
+from orchestrator.snapshots.checkpoint_files import ARRAYS, read_checkpoint
 from orchestrator.snapshots.resume import find_resume_source
-from orchestrator.snapshots.training_capture import ARRAYS, read_checkpoint
 from tests.orchestrator.training import small_config
 
 if TYPE_CHECKING:
@@ -299,7 +299,7 @@ unpickled = []
 sys.addaudithook(lambda event, details: unpickled.append(details) if event == "pickle.find_class" else None)
 from orchestrator.checkpoints import find_checkpoint
 from orchestrator.snapshots.resume import find_resume_source
-from orchestrator.snapshots.training_capture import read_checkpoint
+from orchestrator.snapshots.checkpoint_files import read_checkpoint
 point = read_checkpoint(find_resume_source(sys.argv[1], trust_code=True).checkpoint)
 assert point.learner is not None and point.collectors[0] is not None
 find_checkpoint(sys.argv[1]).verify()

@@ -103,31 +103,32 @@ async def test_what_is_not_of_an_epoch_comes_whatever_every_says() -> None:
     ]
 
 
-async def test_a_hook_that_saves_gets_the_epochs_that_were_found_due_for_it() -> None:
-    often, rarely = AtEpochEnd("often", every=2, saves=True), AtEpochEnd("rarely", every=4, saves=True)
+async def test_hooks_get_the_epochs_for_which_they_were_chosen_before() -> None:
+    often, rarely = AtEpochEnd("often", every=2), AtEpochEnd("rarely", every=4)
     other = AtEpochEnd("other", every=10)
     async with running(often, rarely, other) as engine:
         for epoch in range(1, 6):
-            save = engine.saves_due(TrainerState(epoch=epoch), requested=epoch == 3)
-            await engine.publish("on_epoch_end", TrainerState(epoch=epoch), save=save)
+            due = engine.due("on_epoch_end", TrainerState(epoch=epoch), ["often", "rarely"])
+            chosen = {name: epoch == 3 or name in due for name in ("often", "rarely")}
+            await engine.publish("on_epoch_end", TrainerState(epoch=epoch), chosen=chosen)
             await engine.drain(10)
-        await engine.publish("on_epoch_end", TrainerState(epoch=8))
         await engine.drain(10)
     assert often.epochs == [2, 3, 4]
     assert rarely.epochs == [3, 4]
     assert other.epochs == []
 
 
-async def test_an_epoch_can_be_saved_after_its_end_and_is_known_until_it_is_saved() -> None:
-    saving, other = Everything("saving", gated=True, saves=True, max_lag=1), AtEpochEnd("other")
+async def test_named_hooks_can_be_given_an_event_by_themselves_and_it_is_known_what_they_have_in_hand() -> None:
+    saving, other = Everything("saving", gated=True, every=100, max_lag=1), AtEpochEnd("other")
     async with running(saving, other) as engine:
         for epoch in (1, 2):
-            engine.save(TrainerState(epoch=epoch))
+            engine.deliver("on_epoch_end", TrainerState(epoch=epoch), ["saving"])
             await quiet()
-        assert engine.epochs_being_saved() == {1, 2}, "one in hand and one that waits"
+        assert engine.epochs_in_hand(["saving"]) == {1, 2}, "one in hand and one that waits"
+        assert engine.epochs_in_hand(["other"]) == frozenset()
         saving.open_for_good()
         await engine.drain(10)
-        assert engine.epochs_being_saved() == frozenset()
+        assert engine.epochs_in_hand() == frozenset()
     assert saving.done == [("on_epoch_end", 1), ("on_epoch_end", 2)]
     assert other.epochs == []
 

@@ -73,7 +73,7 @@ def learned(
     slots = {
         "experience": SlotRef("experience", 0, experience),
         "publish_to": SlotRef("policy", 0, weights),
-        "capture_to": SlotRef("moments", 0, moments),
+        "moments_to": SlotRef("moments", 0, moments),
     }
     fill(spec.arrays(experience.map_shared()), spaces)
     learner.prepare(spec)
@@ -86,11 +86,11 @@ def learned(
             rollout_start=None,
             **slots,
         )
-        captured = learner.learn(request).captured
+        state = learner.learn(request).learner_state
         if resumed and epoch == 0:
             learner = Learner(dataclasses.replace(plan, seed=2))
             learner.prepare(spec)
-            learner.restore(slots["publish_to"], slots["capture_to"], captured)
+            learner.restore(slots["publish_to"], slots["moments_to"], state)
     arrays = described.layout.arrays(weights.map_shared())
     return {**arrays, "moments": np.frombuffer(moments.map_shared(), np.float32)}
 

@@ -12,7 +12,7 @@ from orchestrator.checkpoints import CheckpointError, CheckpointFolder
 from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.command.checkpoints import run_command
 from orchestrator.command.evaluation import evaluate_checkpoint
-from orchestrator.snapshots.training_capture import read_checkpoint
+from orchestrator.snapshots.checkpoint_files import read_checkpoint
 from tests.orchestrator.training import small_config
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from losses import Loss, ppo_losses
 from orchestrator import CheckpointsConfig, ConfigurationError, Hook, LearningConfig, PolicyConfig, Trainer
 from orchestrator.checkpoints import CheckpointError, CheckpointFolder, find_checkpoint
 from orchestrator.checkpoints.checkpoint import open_checkpoint
+from orchestrator.snapshots.checkpoint_files import read_checkpoint
 from orchestrator.snapshots.resume import check_resume, find_resume_source
-from orchestrator.snapshots.training_capture import read_checkpoint
 from tests.orchestrator.training import losses_with, small_config
 
 if TYPE_CHECKING:

@@ -1,11 +1,11 @@
-"""What a run goes on from, as files of a checkpoint: taken at the end of an epoch, and read when the run is resumed."""
+"""A training snapshot as the files of a checkpoint, and back."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -15,62 +15,25 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from orchestrator.checkpoints import MANIFEST, CheckpointError
-from orchestrator.checkpoints.find import as_address
 from orchestrator.checkpoints.tensor_file import tensor_file
-from orchestrator.config.error import ConfigurationError
-from orchestrator.config.file import config_text, parse_config, read_config
-from orchestrator.config.trust import check_trust
+from orchestrator.config.file import config_text
 from orchestrator.learning.learner_state import LearnerState
 from orchestrator.snapshots.plain_data import decode, encode
+from orchestrator.snapshots.recorded_settings import CONFIG, read_config_of
+from orchestrator.snapshots.tensors import MOMENTS, moment_arrays
 from state.eval_rewards import EvalRewardSummary
 from state.frozen_mapping import FrozenMapping
 from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from orchestrator.checkpoints import Checkpoint
     from orchestrator.checkpoints.filesystem import Content
     from orchestrator.config.settings import TrainerConfig
-    from state.policy_snapshot import PolicyLayout, PolicySnapshot
-    from state.shared_memory import BufferView
+    from orchestrator.snapshots.training_snapshot import TrainingSnapshot
 
-CONFIG, POLICY, OPTIMIZER = "config.toml", "policy.safetensors", "optimizer.safetensors"
+POLICY, OPTIMIZER = "policy.safetensors", "optimizer.safetensors"
 TRAINING, ARRAYS = "training.json", "training.npz"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingCapture:
-    """All that the epochs after one depend on, beside the policy that it published."""
-
-    learner: LearnerState
-    moments: BufferView
-    """The optimizer's moments, in memory that is kept while this object lives."""
-    behaviour: tuple[PolicySnapshot, ...]
-    """The older policies that the epochs after it act with; none without staleness."""
-    collectors: tuple[Mapping[str, Any] | None, ...]
-    """Where each collector stood at the beginning of the next epoch; None where that is not known."""
-    learning_rate_scale: float
-
-
-class Captures:
-    """What the checkpoints of a run that are being taken are made of, by epoch. It is much memory, so the loop forgets
-    what nobody needs before it captures anew."""
-
-    def __init__(self) -> None:
-        self._by_epoch: dict[int, TrainingCapture] = {}
-
-    def keep(self, epoch: int, capture: TrainingCapture) -> None:
-        self._by_epoch[epoch] = capture
-
-    def get(self, epoch: int) -> TrainingCapture | None:
-        return self._by_epoch.get(epoch)
-
-    def forget_all_but(self, epochs: Collection[int]) -> None:
-        for epoch in self._by_epoch.keys() - epochs:
-            del self._by_epoch[epoch]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,66 +68,32 @@ class CheckpointContent:
 
 def checkpoint_content(
     state: TrainerState,
-    capture: TrainingCapture | None,
+    snapshot: TrainingSnapshot | None,
     config: TrainerConfig,
     hook_states: Mapping[str, Mapping[str, object]],
 ) -> CheckpointContent:
-    """A checkpoint of the end of an epoch; without a capture a run can go on from it only with a new optimizer."""
+    """A checkpoint of the end of an epoch; without a snapshot a run can go on from it only with a new optimizer."""
     policy = state.policy
     assert policy is not None
     files: dict[str, Callable[[], Content]] = {
         POLICY: lambda: tensor_file(policy.tensors),
         CONFIG: lambda: config_text(config).encode(),
     }
-    if capture is not None:
-        files[OPTIMIZER] = lambda: tensor_file(_moment_arrays(policy.layout, capture.moments.readonly()))
-        for older in capture.behaviour:
+    if snapshot is not None:
+        files[OPTIMIZER] = lambda: tensor_file(moment_arrays(policy.layout, snapshot.moments.readonly()))
+        for older in snapshot.behaviour:
             files[_policy_file(older.version)] = lambda older=older: tensor_file(older.tensors)
     # Once for both: environments may have much to tell.
-    plain = cache(lambda: _plain(state, capture, hook_states))
+    plain = cache(lambda: _plain(state, snapshot, hook_states))
     files[ARRAYS] = lambda: _npz(plain()[1])
     files[TRAINING] = lambda: json.dumps(plain()[0]).encode()
     facts = {
         "agent_step": state.agent_step,
         "policy_version": policy.version,
-        "resumable": capture is not None,
+        "resumable": snapshot is not None,
     }
-    known = None if capture is None else (capture.learning_rate_scale, None not in capture.collectors)
+    known = None if snapshot is None else (snapshot.learning_rate_scale, None not in snapshot.collectors)
     return CheckpointContent(facts, _MadeWhenAsked(files), (state.epoch, known, hook_states))
-
-
-def read_config_of(checkpoint: Checkpoint) -> TrainerConfig:
-    """The settings of the run that took the checkpoint; those of its folder, if the checkpoint has none itself.
-
-    Raises CheckpointError where there are none, ConfigurationError where they are not of this release.
-    """
-    if CONFIG in checkpoint.manifest["files"]:
-        content = checkpoint.read(CONFIG)
-        try:
-            return parse_config(content, checkpoint.path / CONFIG)
-        except ConfigurationError as error:
-            if isinstance(error.__cause__, ValueError):  # it is no TOML at all
-                raise CheckpointError(f"{checkpoint.path / CONFIG} can't be understood: {error.__cause__}") from error
-            raise
-    file = checkpoint.path.parent.parent / CONFIG
-    if not file.is_file():
-        raise CheckpointError(f"neither {checkpoint.path} nor its run has a {CONFIG}, so its settings are not known")
-    return read_config(file)
-
-
-def read_settings(
-    checkpoint: Checkpoint, where: Path | str, *, trust_code: bool = False, own: TrainerConfig | None = None
-) -> TrainerConfig:
-    """The settings of the run that took a checkpoint, which was found at `where`.
-
-    Where that is an address and not a path, the settings are not the user's: raises `ConfigurationError` as
-    `check_trust` unless `trust_code`. Otherwise raises as `read_config_of`.
-    """
-    config = read_config_of(checkpoint)
-    address = as_address(where)
-    if address is not None and not trust_code:
-        check_trust(config, address, own=own)
-    return config
 
 
 def read_checkpoint(checkpoint: Checkpoint) -> ResumePoint:
@@ -196,7 +125,7 @@ def read_checkpoint(checkpoint: Checkpoint) -> ResumePoint:
         )
     for older in behaviour:
         policies[older] = _tensors(checkpoint, _policy_file(older))
-    moments: dict[str, dict[str, NDArray[Any]]] = {kind: {} for kind in _MOMENTS}
+    moments: dict[str, dict[str, NDArray[Any]]] = {kind: {} for kind in MOMENTS}
     tensors = _tensors(checkpoint, OPTIMIZER)
     with _understood(checkpoint, OPTIMIZER):
         for name, array in tensors.items():
@@ -222,75 +151,18 @@ def _tensors(checkpoint: Checkpoint, name: str) -> dict[str, NDArray[Any]]:
         return load(checkpoint.read(name))
 
 
-def fill_policy(layout: PolicyLayout, memory: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Copy a policy's arrays into a slot's memory. Raises CheckpointError listing the tensors that differ."""
-    own = layout.arrays(memory)
-    problems = weight_differences(_forms(own), arrays)
-    if problems:
-        raise CheckpointError(
-            "the checkpoint is of another policy: " + "; ".join(problems) + ". Resume with the settings of "
-            "[policy] and the environment that it was trained with"
-        )
-    for name, array in own.items():
-        array[...] = arrays[name]
-
-
-def fill_moments(layout: PolicyLayout, memory: Any, moments: Mapping[str, Mapping[str, NDArray[Any]]]) -> None:
-    """Copy the optimizer's moments into a slot's memory. Raises CheckpointError as `fill_policy`."""
-    arrays = {f"{kind}/{name}": array for kind, named in moments.items() for name, array in named.items()}
-    own = _moment_arrays(layout, memory)
-    problems = weight_differences(_forms(own), arrays)
-    if problems:
-        raise CheckpointError("the optimizer's state in the checkpoint is of another policy: " + "; ".join(problems))
-    for name, array in own.items():
-        array[...] = arrays[name]
-
-
-def weight_differences(own: Mapping[str, tuple[tuple[int, ...], str]], saved: Mapping[str, NDArray[Any]]) -> list[str]:
-    """What keeps saved arrays from being those of `own` shapes and dtypes, tensor by tensor, in words."""
-    problems = [f"{name} is not in it" for name in own if name not in saved]
-    problems += [f"it has {name}, which this one does not" for name in saved if name not in own]
-    for name, form in own.items():
-        if name in saved and _form(saved[name]) != form:
-            mine, theirs = (f"{dtype}{list(shape)}" for shape, dtype in (form, _form(saved[name])))
-            problems.append(f"{name} is {theirs} there and {mine} here")
-    return problems
-
-
-def _form(array: NDArray[Any]) -> tuple[tuple[int, ...], str]:
-    return array.shape, array.dtype.name
-
-
-def _forms(arrays: Mapping[str, NDArray[Any]]) -> dict[str, tuple[tuple[int, ...], str]]:
-    return {name: _form(array) for name, array in arrays.items()}
-
-
-def _moment_arrays(layout: PolicyLayout, memory: Any) -> dict[str, NDArray[Any]]:
-    """Of every trainable parameter: both halves of the memory are laid out like the parameters themselves."""
-    half = layout.trainable[-1][2] if layout.trainable else 0
-    view = memoryview(memory)
-    return {
-        f"{kind}/{spec.name}": np.frombuffer(
-            view, np.dtype(spec.dtype), count=int(np.prod(spec.shape)), offset=begin + spec.offset
-        ).reshape(spec.shape)
-        for kind, begin in zip(_MOMENTS, (0, half), strict=True)
-        for spec in layout.tensors
-        if spec.offset < half
-    }
-
-
 def _plain(
-    state: TrainerState, capture: TrainingCapture | None, hook_states: Mapping[str, Mapping[str, object]]
+    state: TrainerState, snapshot: TrainingSnapshot | None, hook_states: Mapping[str, Mapping[str, object]]
 ) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """What is neither weights nor moments, as JSON and the arrays that belong to it."""
     arrays: dict[str, NDArray[Any]] = {}
     training: dict[str, Any] = {"state": encode(_counters(state), arrays), "hooks": hook_states}
-    if capture is not None:
-        learner = {name: getattr(capture.learner, name) for name in LearnerState.__dataclass_fields__}
-        training["behaviour"] = [older.version for older in capture.behaviour]
+    if snapshot is not None:
+        learner = {name: getattr(snapshot.learner, name) for name in LearnerState.__dataclass_fields__}
+        training["behaviour"] = [older.version for older in snapshot.behaviour]
         training["learner"] = encode(learner, arrays, "learner")
-        training["learning_rate_scale"] = capture.learning_rate_scale
-        training["collectors"] = [encode(collector, arrays) for collector in capture.collectors]
+        training["learning_rate_scale"] = snapshot.learning_rate_scale
+        training["collectors"] = [encode(collector, arrays) for collector in snapshot.collectors]
     return training, arrays
 
 

@@ -1,0 +1,130 @@
+"""Decides which epochs a training snapshot is taken of, and takes it at the only moments at which its parts are known,
+while the loop goes on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.loop.crew import MOMENTS
+from orchestrator.snapshots.training_snapshot import TrainingSnapshot
+from state.shared_memory import SlotRing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.hooks.engine import HookEngine
+    from orchestrator.learning.learner_state import LearnerState
+    from orchestrator.loop.control import RunControl
+    from orchestrator.loop.crew import Crew
+    from orchestrator.loop.policy_versions import PolicyVersions
+    from orchestrator.snapshots.training_snapshot import TrainingSnapshots
+    from state.shared_memory import Slot
+    from state.trainer_state import TrainerState
+
+_log = logging.getLogger("orchestrator")
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotPlan:
+    """A snapshot that is due at the end of an epoch; decided when the epoch has been collected, because where the
+    collectors stand then can't be known later."""
+
+    hooks: frozenset[str]
+    """Names of those that are to save it."""
+    collectors: tuple[Mapping[str, Any] | None, ...]
+
+
+class SnapshotTaker:
+    """For each snapshot: `plan` once its epoch has been collected, `claim_moments` before it is learned from, `keep`
+    after it, and the end of the epoch goes to the hooks that are `chosen`. Where nothing is under way, `take` and
+    `deliver`."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        engine: HookEngine,
+        control: RunControl,
+        versions: PolicyVersions,
+        snapshots: TrainingSnapshots,
+    ) -> None:
+        self._crew = crew
+        self._engine = engine
+        self._control = control
+        self._versions = versions
+        self._snapshots = snapshots
+        savers = {name: hook for name, hook in engine.hooks.items() if hook.saves}
+        self._savers = frozenset(savers)
+        self._nobody = dict.fromkeys(savers, False)
+        # Each can be not done with so many: in hand, waiting, and, where its `overflow` is "block", the one that its
+        # sender waits with. Beside those, the last one that was saved and the one being taken.
+        most = sum(hook.max_lag + 2 for hook in savers.values())
+        self._moments = SlotRing(crew.description.moments_nbytes, max_leased=most + 2, name=MOMENTS)
+        self._oldest_versions: dict[int, int] = {}
+        """By epoch of which a snapshot will be taken, the oldest version that it must hold."""
+
+    async def plan(self, state: TrainerState) -> SnapshotPlan | None:
+        """Whether a snapshot is due when the counters are as in `state`."""
+        if not self._savers:
+            return None
+        hooks = self._engine.due("on_epoch_end", state, self._savers)
+        if self._control.take_checkpoint_request():
+            hooks = self._savers
+        if not hooks:
+            return None
+        self._oldest_versions[state.epoch] = self._versions.of_epoch(state.epoch)
+        return SnapshotPlan(hooks, await self._crew.collector_states())
+
+    def chosen(self, plan: SnapshotPlan | None) -> Mapping[str, bool]:
+        """Which of the hooks that save are given the end of the epoch."""
+        return self._nobody if plan is None else {name: name in plan.hooks for name in self._savers}
+
+    def oldest_version(self, otherwise: int) -> int:
+        """The oldest version that snapshots to come must hold, or `otherwise` where that is older."""
+        return min([otherwise, *self._oldest_versions.values()])
+
+    def claim_moments(self) -> Slot:
+        """Memory for the optimizer's moments."""
+        self._snapshots.keep_only(self._engine.epochs_in_hand(self._savers))
+        return self._moments.claim()
+
+    def release_moments(self, moments: Slot) -> None:
+        self._moments.release(moments)
+
+    def keep(
+        self, epoch: int, learner: LearnerState, moments: Slot, collectors: tuple[Mapping[str, Any] | None, ...]
+    ) -> None:
+        """The parts of an epoch's snapshot are there: the moments in a claimed slot, which is given back here."""
+        needed = range(self._oldest_versions.pop(epoch, self._versions.of_epoch(epoch)), epoch)
+        lease = self._moments.lease(moments)
+        self._moments.release(moments)
+        if lease is None:
+            _log.warning(
+                "epoch %d can't be resumed from: hooks that save hold too much that they have not saved", epoch
+            )
+            return
+        behaviour = [version for version in needed if version in self._versions]
+        snapshot = TrainingSnapshot(
+            learner=learner,
+            moments=lease,
+            behaviour=tuple(self._versions.view_or_copy(version) for version in behaviour),
+            collectors=collectors,
+            learning_rate_scale=self._control.learning_rate_scale,
+        )
+        self._snapshots.keep(epoch, snapshot)
+
+    async def take(self, epoch: int, *, finished: bool) -> None:
+        """All at once, while nobody is at work: of an epoch after which the run ends or is paused. Where every rollout
+        was `finished` and learned from, the collectors stand at the next epoch; otherwise their episodes are lost."""
+        if not self._savers or (not finished and self._snapshots.get(epoch) is not None):
+            return  # what was planned before the next rollout was cut short knows its episodes
+        moments = self.claim_moments()
+        learner = await self._crew.learner_state(moments)
+        # Where a rollout was cut short its collector may hang.
+        collectors = await self._crew.collector_states() if finished else (None,) * self._crew.collectors
+        self.keep(epoch, learner, moments, collectors)
+
+    def deliver(self, state: TrainerState) -> None:
+        """Have everyone who saves save an epoch that has ended. Raises HookOverflow."""
+        self._engine.deliver("on_epoch_end", state, self._savers)
