@@ -22,9 +22,9 @@ from orchestrator.hooks.function_hook import function_hook
 from orchestrator.hooks.included.defaults import default_hooks
 from orchestrator.hooks.runner import HookFailed
 from orchestrator.learning.default_losses import default_losses
-from orchestrator.loop.crew import crew
 from orchestrator.loop.ctrl_c import cancelled_by_ctrl_c
 from orchestrator.loop.training_loop import TrainingLoop
+from orchestrator.loop.worker_group import worker_group
 from orchestrator.run import Run, RunStatistics, States
 from orchestrator.snapshots.checkpoint_files import read_checkpoint
 from orchestrator.snapshots.initial_weights import check_weights, read_weights, with_pinned_weights
@@ -192,7 +192,7 @@ class Trainer:
         self, run: Run, losses: Sequence[Loss], resume: ResumePoint | None, weights: Weights | None
     ) -> None:
         try:
-            async with crew(self.config, losses, run.control.interrupt, run.patience) as workers:
+            async with worker_group(self.config, losses, run.control.interrupt, run.patience) as workers:
                 if weights is not None:
                     check_weights(workers.description.layout, weights, str(self.config.init_from))
                 if self.config.run_dir is not None:  # not earlier: a run that could not start leaves nothing behind

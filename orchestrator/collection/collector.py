@@ -19,8 +19,8 @@ from orchestrator.config.settings import PolicyConfig
 from orchestrator.environments import EnvironmentFailed, Step, make_vector
 from orchestrator.environments.capture import CannotRestore, NotCapturable
 from orchestrator.environments.make import Mode
-from orchestrator.environments.spaces import Array, Observation, arrays_of, observation_of
-from orchestrator.policies.acting import Actor, PolicyFailed, as_tensors, check_defined
+from orchestrator.environments.spaces import Array, ObservationArrays, arrays_of, observation_of
+from orchestrator.policies.acting import ActingPolicy, PolicyFailed, as_tensors, check_defined
 from orchestrator.policies.network import Spaces
 from orchestrator.policies.policy import Policy, build_policy
 from state.experience import ExperienceSpec, FieldSpec
@@ -76,7 +76,7 @@ class Collector:
         self._generator = torch.Generator()
         self._generator.manual_seed(_derived_seed(plan.seed, 0))
         self._rollouts = 0
-        self._actor: Actor | None = None
+        self._acting: ActingPolicy | None = None
         self._scales: ObservationScales | None = None
         self._rollout = Rollout(plan.horizon, plan.count)
         self._copies = np.arange(plan.count)
@@ -108,7 +108,7 @@ class Collector:
         self._environment.record(extras)
         if policy.observation_normalizer is None:
             self._scales = ObservationScales(self.spaces().observation)
-        self._actor = Actor(policy, self._plan.count)
+        self._acting = ActingPolicy(policy, self._plan.count)
 
     def collect(
         self, experience: Mapping[str, Array], load: Callable[[Policy], None], stop: Callable[[], bool]
@@ -120,21 +120,21 @@ class Collector:
         PolicyFailed when the policy's numbers make no distribution.
         """
         began = time.monotonic()
-        actor = self._prepared()
-        load(actor.policy)
+        acting = self._prepared()
+        load(acting.policy)
         rows = slice(self._plan.first_row, self._plan.first_row + self._plan.count)
         slot = {name: array[rows] for name, array in experience.items()}
         rollout = self._rollout
         with torch.inference_mode():
-            if actor.state is not None:
-                slot[RECURRENT_STATE][...] = np.where(self._episode_start[:, None], 0.0, actor.state.numpy())
-            self._run(actor, slot, stop)
+            if acting.state is not None:
+                slot[RECURRENT_STATE][...] = np.where(self._episode_start[:, None], 0.0, acting.state.numpy())
+            self._run(acting, slot, stop)
             if rollout.complete:
                 observations = {key: slot[observation_field(key)] for key in self._current}
                 following = as_tensors(observation_of(self._current))
-                rollout.write(slot, actor, as_tensors(observation_of(observations)), following)
+                rollout.write(slot, acting, as_tensors(observation_of(observations)), following)
                 if np.isnan(slot["log_prob"]).any():
-                    self._check_policy(actor, slot)
+                    self._check_policy(acting, slot)
                 self._check_values(slot)
                 if self._scales is not None and self._rollouts < _SCALES_LOOKED_AT:
                     self._look_at_scales(self._scales, observations)
@@ -154,7 +154,7 @@ class Collector:
 
         "environment" is None for environments whose state cannot be had, "uncaptured" then says why; see `load_state`.
         """
-        actor = self._prepared()
+        acting = self._prepared()
         environment, uncaptured = None, None
         try:
             environment = self._environment.get_state()
@@ -169,7 +169,7 @@ class Collector:
             "episode_start": self._episode_start.copy(),
             "episode_returns": self._episodes.returns.copy(),
             "episode_lengths": self._episodes.lengths.copy(),
-            "recurrent_state": None if actor.state is None else actor.state.numpy().copy(),
+            "recurrent_state": None if acting.state is None else acting.state.numpy().copy(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> str | None:
@@ -178,7 +178,7 @@ class Collector:
         Returns why the episodes under way can't go on exactly, where new ones begin instead, with seeds that the run
         has not used yet: the environments could not tell their state, or are others now. None: they go on.
         """
-        actor = self._prepared()
+        acting = self._prepared()
         environment = cast("Mapping[str, object] | None", state["environment"])
         reason: str | None = None
         if environment is None:
@@ -198,29 +198,29 @@ class Collector:
         self._episode_start[:] = state["episode_start"]
         self._episodes.returns = np.array(state["episode_returns"])
         self._episodes.lengths = np.array(state["episode_lengths"])
-        if actor.state is not None:
-            actor.state = torch.from_numpy(np.array(state["recurrent_state"]))
+        if acting.state is not None:
+            acting.state = torch.from_numpy(np.array(state["recurrent_state"]))
         return None
 
     def begin_anew(self, rollouts: int) -> None:
         """New episodes after so many rollouts of the run, with seeds and noise that it has not used yet; call after
         `prepare`."""
-        actor = self._prepared()
+        acting = self._prepared()
         self._rollouts = rollouts
         self._generator.manual_seed(_derived_seed(_derived_seed(self._plan.seed, 0), 1 + rollouts))
         self._set_current(self._reset())
         self._episode_start[:] = True
         self._episodes = EpisodeCounter(self._plan.count)
-        self._actor = Actor(actor.policy, self._plan.count)
+        self._acting = ActingPolicy(acting.policy, self._plan.count)
 
     def close(self) -> None:
         """Close the environments."""
         self._environment.close()
 
-    def _prepared(self) -> Actor:
-        if self._actor is None:
+    def _prepared(self) -> ActingPolicy:
+        if self._acting is None:
             raise RuntimeError("the collector has no policy yet: call prepare() first")
-        return self._actor
+        return self._acting
 
     def _check_spec(self, spec: ExperienceSpec, own: list[FieldSpec]) -> None:
         plan = self._plan
@@ -236,22 +236,22 @@ class Collector:
                 f"the experience lacks the fields {missing} as {plan.environment!r} and its policy need them"
             )
 
-    def _reset(self) -> Observation:
+    def _reset(self) -> ObservationArrays:
         return self._environment.reset(self._environment_seed())
 
     def _environment_seed(self) -> int:
         return _derived_seed(self._plan.seed, 1 + self._rollouts)
 
-    def _set_current(self, observation: Observation) -> None:
+    def _set_current(self, observation: ObservationArrays) -> None:
         for key, array in arrays_of(observation).items():
             self._current[key][...] = array
 
-    def _run(self, actor: Actor, slot: Mapping[str, Array], stop: Callable[[], bool]) -> None:
+    def _run(self, acting: ActingPolicy, slot: Mapping[str, Array], stop: Callable[[], bool]) -> None:
         """Step the environments until the horizon or `stop`, recording each step. This is the hot loop."""
         environment, rollout, start = self._environment, self._rollout, self._episode_start
         observation, start_tensor = as_tensors(observation_of(self._current)), torch.from_numpy(start)
         recorded = [(slot[observation_field(key)], array) for key, array in self._current.items()]
-        distribution = actor.policy.distribution
+        distribution = acting.policy.distribution
         noises = distribution.noise((self._plan.horizon, self._plan.count), self._generator).unbind(0)
         rollout.begin()
         for time_step, noise in enumerate(noises):
@@ -260,13 +260,13 @@ class Collector:
             for rows, array in recorded:
                 rows[:, time_step] = array
             try:
-                parameters, value = actor.act(observation, start_tensor)
+                parameters, value = acting.act(observation, start_tensor)
             except Exception:
                 self._check_current(time_step)
                 raise  # the observation is not to blame
             action = distribution.sample(parameters, noise)
             step = self._step(parameters, action)
-            rollout.add(actor, start, parameters, value, action, step)
+            rollout.add(acting, start, parameters, value, action, step)
             self._set_current(step.observation)
             if environment.same_step:
                 np.logical_or(step.terminated, step.truncated, out=start)
@@ -285,10 +285,10 @@ class Collector:
             check_defined(distribution, parameters[None], everyone, self._environment.name, self._rollout.steps)
             raise
 
-    def _check_policy(self, actor: Actor, slot: Mapping[str, Array]) -> None:
+    def _check_policy(self, acting: ActingPolicy, slot: Mapping[str, Array]) -> None:
         valid = torch.from_numpy(self._rollout.valid)
         try:
-            check_defined(actor.policy.distribution, self._rollout.parameters, valid, self._environment.name)
+            check_defined(acting.policy.distribution, self._rollout.parameters, valid, self._environment.name)
         except PolicyFailed as error:
             # Of wrong ones the policy can make nothing; the rewards are of its own actions.
             self._environment.check(self._recorded(slot, error.step + 1), None, self._copies, 0, _STEPS_OF)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orchestrator.environments import Step
 from orchestrator.environments.spaces import Array, arrays_of, observation_of
-from orchestrator.policies.acting import Actor, as_tensors
+from orchestrator.policies.acting import ActingPolicy, as_tensors
 from orchestrator.policies.network import Observation
 
 
@@ -70,7 +70,13 @@ class Rollout:
         return torch.stack(self._parameters)
 
     def add(
-        self, actor: Actor, episode_start: Array, parameters: Tensor, value: Tensor | None, action: Tensor, step: Step
+        self,
+        acting: ActingPolicy,
+        episode_start: Array,
+        parameters: Tensor,
+        value: Tensor | None,
+        action: Tensor,
+        step: Step,
     ) -> None:
         """Record the step that `action` led to; `episode_start` is of the observation that was acted on."""
         index = self.steps
@@ -88,13 +94,15 @@ class Rollout:
             copies = np.flatnonzero(step.truncated & ~step.terminated)
             if len(copies):
                 final = {key: array[copies] for key, array in arrays_of(step.final_observation).items()}
-                state = None if actor.state is None else actor.state[torch.from_numpy(copies)]
+                state = None if acting.state is None else acting.state[torch.from_numpy(copies)]
                 self.cut.append(CutEpisodes(index, copies, final, state))
         for name, values in step.stats.items():
             self.stats.setdefault(name, []).extend(values)
         self.steps += 1
 
-    def write(self, slot: Mapping[str, Array], actor: Actor, observations: Observation, following: Observation) -> None:
+    def write(
+        self, slot: Mapping[str, Array], acting: ActingPolicy, observations: Observation, following: Observation
+    ) -> None:
         """Write every field but the observations into the rows `slot` `[count, horizon, ...]`.
 
         `observations` are the recorded ones `[count, horizon, ...]`, `following` `[count, ...]` those after the
@@ -111,16 +119,16 @@ class Rollout:
         actions = torch.stack(self._actions, dim=1)
         parameters = torch.stack(self._parameters, dim=1)
         slot["action"][...] = actions.numpy()
-        slot["log_prob"][...] = actor.policy.distribution.log_prob(parameters, actions).numpy()
+        slot["log_prob"][...] = acting.policy.distribution.log_prob(parameters, actions).numpy()
         value = slot["value"]
-        value[...] = (torch.stack(self._values, dim=1) if self._values else actor.values(observations)).numpy()
+        value[...] = (torch.stack(self._values, dim=1) if self._values else acting.values(observations)).numpy()
         next_value = slot["next_value"]
         next_value[:, :-1] = value[:, 1:]
-        next_value[:, -1] = actor.value(following, actor.state).numpy()
-        self._value_cut_episodes(next_value, actor)
+        next_value[:, -1] = acting.value(following, acting.state).numpy()
+        self._value_cut_episodes(next_value, acting)
         next_value[slot["terminated"] | ~slot["valid"]] = 0.0
 
-    def _value_cut_episodes(self, next_value: Array, actor: Actor) -> None:
+    def _value_cut_episodes(self, next_value: Array, acting: ActingPolicy) -> None:
         if not self.cut:
             return
         steps = np.repeat([cut.step for cut in self.cut], [len(cut.copies) for cut in self.cut])
@@ -128,5 +136,5 @@ class Rollout:
         states = [cut.state for cut in self.cut if cut.state is not None]
         keys = self.cut[0].final_observation
         final = {key: np.concatenate([cut.final_observation[key] for cut in self.cut]) for key in keys}
-        value = actor.value(as_tensors(observation_of(final)), torch.cat(states) if states else None)
+        value = acting.value(as_tensors(observation_of(final)), torch.cat(states) if states else None)
         next_value[copies, steps] = value.numpy()

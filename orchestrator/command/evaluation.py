@@ -54,7 +54,7 @@ def evaluate_checkpoint(
     for plan in plans:
         checkpoint.load_into(policy)  # for each: a network may change its buffers by acting
         with seeded_global_generators(plan.seed):
-            scores = plan.play(policy)
+            scores = plan.play_episodes(policy)
         reports.append(_report(plan, scores))
     if len(reports) == 1:
         return {"checkpoint": str(checkpoint.path), **counters, **reports[0]}

@@ -22,7 +22,7 @@ from orchestrator.environments.spaces import (
     ActionConverter,
     Array,
     InvalidEnvironment,
-    Observation,
+    ObservationArrays,
     arrays_of,
     observation_of,
 )
@@ -56,7 +56,7 @@ class NativeEnvironment(VectorEnvironment):
         self._all_valid = np.ones(self.count, np.bool_)
         self._resetting: Array | None = None
 
-    def reset(self, seed: int | None = None) -> Observation:
+    def reset(self, seed: int | None = None) -> ObservationArrays:
         try:
             observation = self._reader.read(reset_observation(self._environment.reset(seed=seed)), self.count)
         except Exception as error:
@@ -84,7 +84,7 @@ class NativeEnvironment(VectorEnvironment):
             truncated = truncated & valid
         ended = terminated | truncated
         any_ended = np.count_nonzero(ended) > 0
-        final_observation: Observation | None = None
+        final_observation: ObservationArrays | None = None
         stats: dict[str, list[float]] = {}
         if any_ended:
             if self.same_step:
@@ -107,7 +107,9 @@ class NativeEnvironment(VectorEnvironment):
     def close(self) -> None:
         self._environment.close()
 
-    def _final_observation(self, infos: Mapping[str, Any], observation: Observation, ended: Array) -> Observation:
+    def _final_observation(
+        self, infos: Mapping[str, Any], observation: ObservationArrays, ended: Array
+    ) -> ObservationArrays:
         given: Any = infos.get("final_obs")
         if given is None:
             raise EnvironmentFailed(

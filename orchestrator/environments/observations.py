@@ -12,7 +12,7 @@ from gymnasium import spaces
 from orchestrator.environments.returned import Warn, WrongReturn, exact
 from orchestrator.environments.spaces import (
     Array,
-    Observation,
+    ObservationArrays,
     Space,
     agent_dtype,
     agent_parts,
@@ -48,7 +48,7 @@ class ObservationReader:
             self._warn("observation keys", f"returns observations with the keys {more}, which its space lacks")
         return {name: given[part.key] for name, part in self.parts.items()}
 
-    def read(self, observation: Any, *leading: int) -> Observation:
+    def read(self, observation: Any, *leading: int) -> ObservationArrays:
         """An observation, or a batch of them with the dimensions `leading`, for the agent; may share its memory."""
         if self._only is not None:
             return self._only.read(observation, leading)

@@ -18,7 +18,7 @@ from orchestrator.environments.returned import (
     reward_of,
     step_parts,
 )
-from orchestrator.environments.spaces import ActionConverter, Array, InvalidEnvironment, Observation
+from orchestrator.environments.spaces import ActionConverter, Array, InvalidEnvironment, ObservationArrays
 from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment, copy_seeds
 from state.stats_tracker import accumulate_rollout_stats
 
@@ -57,7 +57,7 @@ class SerialEnvironment(VectorEnvironment):
         self._truncated = np.zeros(self.count, np.bool_)
         self._all_valid = np.ones(self.count, np.bool_)
 
-    def reset(self, seed: int | None = None) -> Observation:
+    def reset(self, seed: int | None = None) -> ObservationArrays:
         seeds = [None] * self.count if seed is None else copy_seeds(seed, self.count)
         for index, environment in enumerate(self._environments):
             self._reset_copy(index, environment, seeds[index])
@@ -68,7 +68,7 @@ class SerialEnvironment(VectorEnvironment):
         terminated, truncated = self._terminated, self._truncated
         terminated.fill(False)
         truncated.fill(False)
-        final_observation: Observation | None = None
+        final_observation: ObservationArrays | None = None
         stats: dict[str, list[float]] = {}
         index = 0
         self._steps += 1

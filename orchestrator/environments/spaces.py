@@ -15,7 +15,7 @@ from state.error import OrchestratorError
 
 Space = gymnasium.Space[Any]
 Array = NDArray[Any]
-Observation = Array | dict[str, Array]
+ObservationArrays = Array | dict[str, Array]
 """A batch of observations: one array `[n, ...]`, or one per key of a Dict space."""
 
 _SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of those"
@@ -90,12 +90,12 @@ def array_specs(space: Space) -> dict[str, ArraySpec]:
     return {key: ArraySpec(tuple(leaf.shape or ()), np.dtype(leaf.dtype)) for key, leaf in leaves}
 
 
-def arrays_of(observation: Observation) -> dict[str, Array]:
+def arrays_of(observation: ObservationArrays) -> dict[str, Array]:
     """The arrays of an observation by key, as `array_specs` names them."""
     return observation if isinstance(observation, dict) else {_SINGLE: observation}
 
 
-def observation_of(arrays: Mapping[str, Array]) -> Observation:
+def observation_of(arrays: Mapping[str, Array]) -> ObservationArrays:
     """The observation that `arrays_of` took apart."""
     return arrays[_SINGLE] if _SINGLE in arrays else dict(arrays)
 

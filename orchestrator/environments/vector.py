@@ -12,7 +12,7 @@ import numpy as np
 from orchestrator.environments.returned import WrongReturn, exact
 from orchestrator.environments.spaces import (
     Array,
-    Observation,
+    ObservationArrays,
     Space,
     agent_action_space,
     agent_observation_space,
@@ -32,7 +32,7 @@ class EnvironmentFailed(OrchestratorError, RuntimeError):
 class Step:
     """One step of every copy; arrays have the leading dimension `[n]` and are overwritten by the next step."""
 
-    observation: Observation
+    observation: ObservationArrays
     """What to act on next: where an episode ended, the first of the next one (`same_step`) or its last."""
     reward: Array
     """float32."""
@@ -40,7 +40,7 @@ class Step:
     truncated: Array
     valid: Array
     """False where this call only reset the copy: not a transition."""
-    final_observation: Observation | None
+    final_observation: ObservationArrays | None
     """Only where resets happen in the same step, and an episode ended: its last observation, in its row."""
     stats: Mapping[str, list[float]]
     """The numbers in the last infos of the episodes that ended, in the order of the copies."""
@@ -71,7 +71,7 @@ class VectorEnvironment(ABC):
         self._warnings: dict[str, str] = {}
 
     @abstractmethod
-    def reset(self, seed: int | None = None) -> Observation:
+    def reset(self, seed: int | None = None) -> ObservationArrays:
         """Begin an episode in every copy; the same `seed` gives the same episodes under the same actions."""
 
     @abstractmethod

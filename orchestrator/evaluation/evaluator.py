@@ -10,7 +10,7 @@ import torch
 
 from orchestrator.environments import VectorEnvironment
 from orchestrator.environments.spaces import Array, arrays_of, observation_of
-from orchestrator.policies.acting import Actor, as_tensors, check_defined
+from orchestrator.policies.acting import ActingPolicy, as_tensors, check_defined
 from orchestrator.policies.policy import Policy
 
 EPISODE_LIMIT = 108_000
@@ -81,7 +81,7 @@ def _play(
     lengths: list[list[int]] = [[] for _ in range(count)]
     running_return, running_length = np.zeros(count), np.zeros(count, np.int64)
     cut = 0
-    actor = Actor(policy, count)
+    acting = ActingPolicy(policy, count)
     distribution = policy.distribution
     generator = torch.Generator().manual_seed(seed)
     start, ended = np.ones(count, np.bool_), np.zeros(count, np.bool_)
@@ -94,7 +94,7 @@ def _play(
     while quotas.any():
         if stop():
             raise EvaluationInterrupted
-        parameters, _ = actor.act(observation, torch.from_numpy(start))
+        parameters, _ = acting.act(observation, torch.from_numpy(start))
         if deterministic:
             action = distribution.mode(parameters)
         else:

@@ -57,7 +57,7 @@ class EvaluationPlan:
         """Category and name."""
         return self.category, self.name or self.environment
 
-    def play(self, policy: Policy) -> EpisodeScores:
+    def play_episodes(self, policy: Policy) -> EpisodeScores:
         """Play the episodes, with the environment's own rewards and the policy's normalisation as it is.
 
         Blocks, and computes. Raises InvalidEnvironment where the policy was made for other spaces.

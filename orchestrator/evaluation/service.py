@@ -35,7 +35,7 @@ class EvaluatorService:
             # Loaded for each plan: a network may change its buffers by acting.
             policy = self._load(snapshot)
             with self._seeded(plan.seed):
-                played = plan.play(policy)
+                played = plan.play_episodes(policy)
             scores[plan.key] = played.mean_return
             for about, text in played.warnings.items():
                 self._warnings.setdefault((plan.environment, about), text)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names for Adam's, in the order in which a checkpoint has them
-Schedule: TypeAlias = Literal["constant", "linear", "cosine"]
+RateSchedule: TypeAlias = Literal["constant", "linear", "cosine"]
 
 
 class NonFiniteLossError(OrchestratorError, RuntimeError):
@@ -49,7 +49,7 @@ class Optimization:
         arena: ParameterArena,
         *,
         learning_rate: float,
-        schedule: Schedule,
+        schedule: RateSchedule,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
@@ -59,7 +59,7 @@ class Optimization:
     ) -> None:
         self._arena = arena
         self._learning_rate = learning_rate
-        self._schedule: Schedule = schedule
+        self._schedule: RateSchedule = schedule
         self._max_grad_norm = max_grad_norm
         self._gradients = arena.attach_gradients()
         specs = arena.layout.learned
@@ -189,7 +189,7 @@ class Optimization:
         return runs
 
 
-def schedule_factor(schedule: Schedule, progress: float) -> float:
+def schedule_factor(schedule: RateSchedule, progress: float) -> float:
     """What the learning rate is multiplied with when `progress` (0 to 1) of the run is done."""
     progress = min(max(progress, 0.0), 1.0)
     if schedule == "linear":

@@ -11,31 +11,31 @@ from orchestrator.workers.event_loop import in_thread
 
 if TYPE_CHECKING:
     from orchestrator.config.settings import TrainerConfig
-    from orchestrator.loop.crew import Crew
     from orchestrator.loop.policy_versions import PolicyVersions
     from orchestrator.loop.snapshots import SnapshotTaker
+    from orchestrator.loop.worker_group import WorkerGroup
     from orchestrator.snapshots.checkpoint_files import ResumePoint
     from orchestrator.snapshots.initial_weights import Weights
 
 _log = logging.getLogger("orchestrator")
 
 
-async def begin(crew: Crew, versions: PolicyVersions, weights: Weights | None) -> None:
+async def begin(workers: WorkerGroup, versions: PolicyVersions, weights: Weights | None) -> None:
     """The policy's first version is the learner's own, or has the weights that are given."""
     slot = versions.claim()
     if weights is None:
-        await crew.publish(slot)
+        await workers.publish(slot)
     else:
-        await in_thread(fill_policy, crew.description.layout, slot.buffer.map_shared(), weights)
-        await crew.restore_learner(slot, None, None)
+        await in_thread(fill_policy, workers.description.layout, slot.buffer.map_shared(), weights)
+        await workers.restore_learner(slot, None, None)
     versions.add(0, slot)
 
 
 async def go_on(
-    crew: Crew, versions: PolicyVersions, snapshots: SnapshotTaker, config: TrainerConfig, resume: ResumePoint
+    workers: WorkerGroup, versions: PolicyVersions, snapshots: SnapshotTaker, config: TrainerConfig, resume: ResumePoint
 ) -> None:
     """Put everyone where the checkpoint left them. Raises CheckpointError where it does not fit."""
-    layout = crew.description.layout
+    layout = workers.description.layout
     for version, arrays in sorted(resume.policies.items()):
         slot = versions.claim()
         await in_thread(fill_policy, layout, slot.buffer.map_shared(), arrays)
@@ -48,10 +48,10 @@ async def go_on(
     known = len(collectors) == config.collection.collectors == len(resume.collectors)
     why_anew: str | None = "the run was cut short within an epoch"
     if known:
-        why_anew = await crew.restore_collectors(collectors)
+        why_anew = await workers.restore_collectors(collectors)
     else:
-        await crew.begin_episodes_anew(resume.state.epoch)
-    await crew.restore_learner(versions.slot(versions.newest), moments, resume.learner)
+        await workers.begin_episodes_anew(resume.state.epoch)
+    await workers.restore_learner(versions.slot(versions.newest), moments, resume.learner)
     if moments is not None:
         snapshots.release_moments(moments)
     for change in changes_on_resume(resume, config, why_anew=why_anew):

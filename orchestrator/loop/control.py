@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from orchestrator.workers.interrupt import Interrupt
 
-StopRequest: TypeAlias = Literal["no", "after_epoch", "now"]
+StopLevel: TypeAlias = Literal["no", "after_epoch", "now"]
 
 
 class RunControl:
@@ -29,7 +29,7 @@ class RunControl:
         self._token = anyio.lowlevel.current_token()
         self._changed = Wakeup()
         self.paused = False
-        self.stop_requested: StopRequest = "no"
+        self.stop_requested: StopLevel = "no"
         self.reason = ""
         self.learning_rate_scale = 1.0
         self.checkpoint_requested = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.loop.crew import POLICY
+from orchestrator.loop.worker_group import POLICY
 from state.policy_snapshot import PolicySnapshot
 from state.shared_memory import BufferView, SlotRing
 

@@ -7,7 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.loop.crew import MOMENTS
+from orchestrator.loop.worker_group import MOMENTS
 from orchestrator.snapshots.training_snapshot import TrainingSnapshot
 from state.shared_memory import SlotRing
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from orchestrator.hooks.engine import HookEngine
     from orchestrator.learning.learner_state import LearnerState
     from orchestrator.loop.control import RunControl
-    from orchestrator.loop.crew import Crew
     from orchestrator.loop.policy_versions import PolicyVersions
+    from orchestrator.loop.worker_group import WorkerGroup
     from orchestrator.snapshots.training_snapshot import TrainingSnapshots
     from state.shared_memory import Slot
     from state.trainer_state import TrainerState
@@ -43,13 +43,13 @@ class SnapshotTaker:
 
     def __init__(
         self,
-        crew: Crew,
+        workers: WorkerGroup,
         engine: HookEngine,
         control: RunControl,
         versions: PolicyVersions,
         snapshots: TrainingSnapshots,
     ) -> None:
-        self._crew = crew
+        self._workers = workers
         self._engine = engine
         self._control = control
         self._versions = versions
@@ -60,7 +60,7 @@ class SnapshotTaker:
         # Each can be not done with so many: in hand, waiting, and, where its `overflow` is "block", the one that its
         # sender waits with. Beside those, the last one that was saved and the one being taken.
         most = sum(hook.max_lag + 2 for hook in savers.values())
-        self._moments = SlotRing(crew.description.moments_nbytes, max_leased=most + 2, name=MOMENTS)
+        self._moments = SlotRing(workers.description.moments_nbytes, max_leased=most + 2, name=MOMENTS)
         self._oldest_versions: dict[int, int] = {}
         """By epoch of which a snapshot will be taken, the oldest version that it must hold."""
 
@@ -74,7 +74,7 @@ class SnapshotTaker:
         if not hooks:
             return None
         self._oldest_versions[state.epoch] = self._versions.of_epoch(state.epoch)
-        return SnapshotPlan(hooks, await self._crew.collector_states())
+        return SnapshotPlan(hooks, await self._workers.collector_states())
 
     def chosen(self, plan: SnapshotPlan | None) -> Mapping[str, bool]:
         """Which of the hooks that save are given the end of the epoch."""
@@ -120,9 +120,9 @@ class SnapshotTaker:
         if not self._savers or (not finished and self._snapshots.get(epoch) is not None):
             return  # what was planned before the next rollout was cut short knows its episodes
         moments = self.claim_moments()
-        learner = await self._crew.learner_state(moments)
+        learner = await self._workers.learner_state(moments)
         # Where a rollout was cut short its collector may hang.
-        collectors = await self._crew.collector_states() if finished else (None,) * self._crew.collectors
+        collectors = await self._workers.collector_states() if finished else (None,) * self._workers.collectors
         self.keep(epoch, learner, moments, collectors)
 
     def deliver(self, state: TrainerState) -> None:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 import anyio
 
 from orchestrator.loop.beginning import begin, go_on
-from orchestrator.loop.crew import EXPERIENCE
 from orchestrator.loop.patience import WorkerHangs
 from orchestrator.loop.policy_versions import PolicyVersions
 from orchestrator.loop.snapshots import SnapshotTaker
+from orchestrator.loop.worker_group import EXPERIENCE
 from orchestrator.tracing.timeline import Timeline
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from orchestrator.hooks.engine import HookEngine
     from orchestrator.learning.learner import LearnReport
     from orchestrator.loop.control import RunControl
-    from orchestrator.loop.crew import Crew
     from orchestrator.loop.newest_state import NewestState
     from orchestrator.loop.snapshots import SnapshotPlan
+    from orchestrator.loop.worker_group import WorkerGroup
     from orchestrator.snapshots.checkpoint_files import ResumePoint
     from orchestrator.snapshots.initial_weights import Weights
     from orchestrator.snapshots.training_snapshot import TrainingSnapshots
@@ -72,7 +72,7 @@ class TrainingLoop:
     def __init__(
         self,
         config: TrainerConfig,
-        crew: Crew,
+        workers: WorkerGroup,
         engine: HookEngine,
         control: RunControl,
         stopwatch: Stopwatch,
@@ -83,7 +83,7 @@ class TrainingLoop:
         weights: Weights | None = None,
     ) -> None:
         self._config = config
-        self._crew = crew
+        self._workers = workers
         self._engine = engine
         self._control = control
         self._stopwatch = stopwatch
@@ -91,14 +91,14 @@ class TrainingLoop:
         self._timeline = Timeline(stopwatch, trace)
         self._resume = resume
         self._weights = weights
-        self._experience = SlotRing(crew.spec.nbytes, max_leased=config.collection.held_epochs, name=EXPERIENCE)
+        self._experience = SlotRing(workers.spec.nbytes, max_leased=config.collection.held_epochs, name=EXPERIENCE)
         self._versions = PolicyVersions(
-            crew.description.layout,
-            crew.policy_factory,
+            workers.description.layout,
+            workers.policy_factory,
             staleness=config.staleness,
             max_leased=config.collection.held_epochs,
         )
-        self._snapshots = SnapshotTaker(crew, engine, control, self._versions, snapshots)
+        self._snapshots = SnapshotTaker(workers, engine, control, self._versions, snapshots)
         self._tracker = StatsTracker()
         """Of the collected epochs; those that are learned from come later."""
         self._collected_steps = 0
@@ -122,11 +122,11 @@ class TrainingLoop:
     async def _begin(self) -> None:
         """on_new_training_run, once everyone is where the run begins."""
         if self._resume is None:
-            await begin(self._crew, self._versions, self._weights)
+            await begin(self._workers, self._versions, self._weights)
             self._weights = None
             state = self._newest.state
         else:
-            await go_on(self._crew, self._versions, self._snapshots, self._config, self._resume)
+            await go_on(self._workers, self._versions, self._snapshots, self._config, self._resume)
             self._control.scale_learning_rate(self._resume.learning_rate_scale)
             state = self._resume.state
             self._collected_steps = state.agent_step
@@ -139,9 +139,9 @@ class TrainingLoop:
             stats_tracker=self._tracker,
             timer=self._stopwatch.reading(),
         )
-        await self._crew.callback("on_new_training_run", state)
-        if "on_new_training_run" in self._crew.description.callbacks:  # a loss may have changed the policy
-            await self._crew.publish(self._versions.slot(self._versions.newest))
+        await self._workers.callback("on_new_training_run", state)
+        if "on_new_training_run" in self._workers.description.callbacks:  # a loss may have changed the policy
+            await self._workers.publish(self._versions.slot(self._versions.newest))
         await self._engine.publish("on_new_training_run", state)
 
     async def _end(self) -> None:
@@ -179,7 +179,7 @@ class TrainingLoop:
             if (
                 self._config.staleness == 0
             ):  # otherwise the learner is at work, and is told when it begins with the batch
-                await self._crew.callback("on_rollout_start", before)
+                await self._workers.callback("on_rollout_start", before)
             lane.now("hooks")
             await self._engine.publish("on_rollout_start", before)
             lane.now("host")
@@ -237,7 +237,7 @@ class TrainingLoop:
     async def _roll_out(self, epoch: int, version: int, slot: Slot) -> tuple[CollectReport, ...] | None:
         """One rollout into the slot; None where it was cut short, or has failed."""
         try:
-            reports = await self._crew.collect(slot, self._versions.slot(version))
+            reports = await self._workers.collect(slot, self._versions.slot(version))
         except WorkerHangs:
             raise
         except Exception as error:  # what has been collected is still learned from, and saved
@@ -294,7 +294,7 @@ class TrainingLoop:
         moments = None if snapshot is None else self._snapshots.claim_moments()
         known = self._known_to_losses(batch.state)
         lane.now("work")
-        report = await self._crew.learn(
+        report = await self._workers.learn(
             known,
             batch.slot,
             batch.behaviour_version,
@@ -320,7 +320,7 @@ class TrainingLoop:
         return not report.interrupted
 
     def _known_to_losses(self, state: TrainerState) -> TrainerState:
-        if not self._crew.description.callbacks:
+        if not self._workers.description.callbacks:
             return state
         # What losses are given must not depend on when things happened: the statistics are of the epoch before.
         newest = self._newest.state
@@ -351,14 +351,14 @@ class TrainingLoop:
 
     def _is_heard(self, event: str) -> bool:
         """Whether anyone looks at the states of `event`, so that all of it must be known."""
-        return bool(self._crew.description.callbacks) or self._engine.listens(event)
+        return bool(self._workers.description.callbacks) or self._engine.listens(event)
 
     def _view_experience(self, epoch: int, version: int, slot: Slot) -> Experience | None:
         lease = self._experience.lease(slot)
         if lease is None:
             self._warn_about_holders("experience")
             return None
-        return Experience(self._crew.spec, epoch, version, lease)
+        return Experience(self._workers.spec, epoch, version, lease)
 
     def _view_policy(self, version: int) -> PolicySnapshot | None:
         view = self._versions.view(version)

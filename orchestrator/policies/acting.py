@@ -1,7 +1,8 @@
 """A policy that acts for several copies of an environment, and carries their recurrent state.
 
-Networks may change what they are given, and keep what they return: `Actor` gives away nothing that is still needed, and
-keeps nothing but copies. Only the observations that `act` gets are not copied: their caller needs them no more.
+Networks may change what they are given, and keep what they return: `ActingPolicy` gives away nothing that is still
+needed, and keeps nothing but copies. Only the observations that `act` gets are not copied: their caller needs them no
+more.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from orchestrator.environments.spaces import Observation as Arrays
+from orchestrator.environments.spaces import ObservationArrays
 from orchestrator.policies.distributions import ActionDistribution, DiagonalGaussian
 from orchestrator.policies.network import Observation
 from orchestrator.policies.policy import Policy
@@ -33,7 +34,7 @@ class PolicyFailed(OrchestratorError, RuntimeError):
         return self.args[0]
 
 
-class Actor:
+class ActingPolicy:
     """Acts for `count` copies at a time; call within `torch.inference_mode()`."""
 
     def __init__(self, policy: Policy, count: int) -> None:
@@ -103,7 +104,7 @@ def check_defined(
     )
 
 
-def as_tensors(observation: Arrays) -> Observation:
+def as_tensors(observation: ObservationArrays) -> Observation:
     """The arrays as tensors over the same memory."""
     if isinstance(observation, dict):
         return {key: torch.from_numpy(array) for key, array in observation.items()}

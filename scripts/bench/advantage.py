@@ -26,7 +26,8 @@ def measure(environments: int, repeats: int) -> dict[str, list[float]]:
 
     from orchestrator import CollectionConfig, TrainerConfig, learner
     from orchestrator.learning.default_losses import default_losses
-    from orchestrator.loop.crew import EXPERIENCE, POLICY, crew
+    from orchestrator.loop.patience import Patience
+    from orchestrator.loop.worker_group import EXPERIENCE, POLICY, worker_group
     from orchestrator.workers.interrupt import Interrupt
     from state import TrainerState
     from state.shared_memory import SlotRing
@@ -46,7 +47,7 @@ def measure(environments: int, repeats: int) -> dict[str, list[float]]:
         return result
 
     async def main() -> None:
-        async with crew(config, default_losses(config), Interrupt()) as workers:
+        async with worker_group(config, default_losses(config), Interrupt(), Patience()) as workers:
             slot = SlotRing(workers.spec.nbytes, max_leased=0, name=EXPERIENCE).claim()
             policy = SlotRing(workers.description.layout.nbytes, max_leased=0, name=POLICY).claim()
             await workers.publish(policy)

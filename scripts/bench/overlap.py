@@ -47,7 +47,8 @@ def alone(environments: int) -> dict[str, float]:
     import anyio
 
     from orchestrator.learning.default_losses import default_losses
-    from orchestrator.loop.crew import EXPERIENCE, POLICY, crew
+    from orchestrator.loop.patience import Patience
+    from orchestrator.loop.worker_group import EXPERIENCE, POLICY, worker_group
     from orchestrator.workers.interrupt import Interrupt
     from state import TrainerState
     from state.shared_memory import SlotRing
@@ -57,7 +58,7 @@ def alone(environments: int) -> dict[str, float]:
     learning: list[float] = []
 
     async def main() -> None:
-        async with crew(config, default_losses(config), Interrupt()) as workers:
+        async with worker_group(config, default_losses(config), Interrupt(), Patience()) as workers:
             experience = SlotRing(workers.spec.nbytes, max_leased=0, name=EXPERIENCE)
             policies = SlotRing(workers.description.layout.nbytes, max_leased=0, name=POLICY)
             slot, policy = experience.claim(), policies.claim()

@@ -22,8 +22,8 @@ import pytest
 from orchestrator import Hook, HookFailed, NonFiniteLossError, Trainer, WorkerCrashed
 from orchestrator.config.error import ConfigurationError
 from orchestrator.environments import EnvironmentFailed
-from orchestrator.loop.crew import EXPERIENCE, POLICY, crew
 from orchestrator.loop.patience import Patience
+from orchestrator.loop.worker_group import EXPERIENCE, POLICY, worker_group
 from orchestrator.workers.interrupt import Interrupt
 from state.shared_memory import SlotRing
 from tests.orchestrator.training import FailingLoss, losses_with, small_config, worker_processes
@@ -156,7 +156,7 @@ async def test_a_killed_collector_is_replaced_and_the_run_goes_on(
 
 async def test_several_collectors_that_fail_at_once_raise_one_error() -> None:
     config = with_environment(small_config(collectors=2), how="raise", fail_at=1)
-    async with crew(config, losses_with(FailingLoss("")), Interrupt(), Patience()) as workers:
+    async with worker_group(config, losses_with(FailingLoss("")), Interrupt(), Patience()) as workers:
         slots = {name: SlotRing(100_000, max_leased=1, name=name).claim() for name in (EXPERIENCE, POLICY)}
         await workers.publish(slots[POLICY])
         with pytest.raises(EnvironmentFailed):
@@ -173,8 +173,8 @@ async def test_a_collector_that_keeps_dying_fails_the_run(caplog: pytest.LogCapt
 async def test_a_collector_may_die_more_often_in_all_than_within_an_hour(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("orchestrator.loop.crew.RESTART_SECONDS", 0.0)
-    monkeypatch.setattr("orchestrator.loop.crew.MAX_RESTARTS", 1)
+    monkeypatch.setattr("orchestrator.loop.worker_group.RESTART_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.loop.worker_group.MAX_RESTARTS", 1)
     final = await Trainer(with_environment(small_config(epochs=4, backend="process"), how="kill")).run()
     assert final.epoch >= 4
     assert caplog.text.count("starting it again (1 of 1) within an hour") > 1

@@ -186,7 +186,7 @@ def test_a_policy_does_not_play_where_it_cannot() -> None:
     policy = build_policy(TrainerConfig().policy, spaces_of("CartPole-v1", {}), seed=1)
     (plan,) = evaluation_plans(TrainerConfig())
     with pytest.raises(InvalidEnvironment, match="'Acrobot-v1' does not fit the policy"):
-        plan.on("Acrobot-v1").play(policy)
+        plan.on("Acrobot-v1").play_episodes(policy)
 
 
 # Scores.

@@ -55,8 +55,8 @@ class _Collector:
     """When it was restarted (`time.monotonic()`), as far back as counts."""
 
 
-class Crew:
-    """The workers at work. Made by `crew()`."""
+class WorkerGroup:
+    """The workers at work. Made by `worker_group()`."""
 
     def __init__(self, config: TrainerConfig, interrupt: Interrupt, patience: Patience) -> None:
         self._config = config
@@ -302,11 +302,11 @@ class Crew:
 
 
 @asynccontextmanager
-async def crew(
+async def worker_group(
     config: TrainerConfig, losses: Sequence[Loss], interrupt: Interrupt, patience: Patience
-) -> AsyncGenerator[Crew]:
+) -> AsyncGenerator[WorkerGroup]:
     """The run's workers, all ended when the context is left."""
-    workers = Crew(config, interrupt, patience)
+    workers = WorkerGroup(config, interrupt, patience)
     try:
         await workers.assemble(losses)
         yield workers
