@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from losses.advantage import discounted_scan, gae
+from losses.callback import CALLBACKS, LearnerCallback, LossContext
 from losses.composition import LossSet
 from losses.gradient_reporter import GradientReporter
-from losses.loss import CALLBACKS, Loss, LossContext
+from losses.loss import Loss
 from losses.minibatch import Minibatch, PolicyEvaluation, Rows
 from losses.ppo import PPOActor, PPOCritic, ppo_losses
 from losses.prioritization import importance_weights, segment_probabilities
@@ -17,6 +18,7 @@ from losses.vtrace import VTraceActor, VTraceCritic, VTraceTargets, vtrace_losse
 __all__ = [
     "CALLBACKS",
     "GradientReporter",
+    "LearnerCallback",
     "Loss",
     "LossContext",
     "LossSet",

@@ -1,4 +1,4 @@
-"""Gradient norms of the policy's parts, as a loss that adds nothing to what is learned."""
+"""Gradient norms of the policy's parts."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from losses.loss import Loss
+from losses.callback import LearnerCallback
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from losses.minibatch import Minibatch, PolicyEvaluation
     from state.trainer_state import TrainerState
 
 
-class GradientReporter(Loss):
+class GradientReporter(LearnerCallback):
     """Every `every` epochs, tracks `gradient_norm/<module>` for each top-level module of the policy with weights.
 
     Of all losses together, before the norm is clipped, as the mean over the epoch's minibatches; where the gradients
@@ -23,8 +22,6 @@ class GradientReporter(Loss):
 
     Raises `ValueError` for an `every` below 1.
     """
-
-    corrects_staleness = True
 
     def __init__(self, *, every: int = 10, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -34,9 +31,6 @@ class GradientReporter(Loss):
         self._parts: dict[str, list[nn.Parameter]] = {}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._squares: dict[nn.Parameter, Tensor] = {}
-
-    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
-        return evaluation.value.new_zeros(())
 
     def on_rollout_end(self, state: TrainerState) -> None:
         if state.epoch % self.every == 0:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from losses.loss import Loss
+from losses.callback import LearnerCallback
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
-    from losses.loss import StateValue
+    from losses.callback import StateValue
     from losses.minibatch import Minibatch, PolicyEvaluation
     from state.trainer_state import TrainerState
 
@@ -21,18 +21,16 @@ _TOLERANCE = 1.5
 """Factor around the target within which nothing changes, as for the penalty of Schulman et al. 2017, section 4."""
 
 
-class UpdateEpochsTuner(Loss):
+class UpdateEpochsTuner(LearnerCallback):
     """Adapts the number of passes over each batch so that the KL divergence they end at stays near `target_kl` nats.
 
-    It adds nothing to what is minimised. After an epoch whose last pass had a mean KL (estimator k3, of the policy
+    After an epoch whose last pass had a mean KL (estimator k3, of the policy
     that acted from the learned one) above 1.5 times the target, the next epochs make one pass less; below the target
     divided by 1.5, one more, up to `learning.update_epochs`, with which it begins. Tracks `update_epochs`, the passes
     made, and `kl`, that of the last one. Unlike PPO's `target_kl` it waits for the device once an epoch.
 
     Raises `ValueError` for a `target_kl` that is not positive.
     """
-
-    corrects_staleness = True
 
     def __init__(self, *, target_kl: float = 0.01, name: str | None = None) -> None:
         super().__init__(name=name)
@@ -46,13 +44,11 @@ class UpdateEpochsTuner(Loss):
         self._seen = 0  # minibatches of the present pass
         self._kls: list[Tensor] = []
 
-    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
-        """See the class; needs the field `log_prob`."""
+    def observe(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> None:
         if minibatch.mb_idx == 0:
             self._kls.clear()
-        log_ratio = (evaluation.log_prob - minibatch["log_prob"]).detach()
+        log_ratio = evaluation.log_prob - minibatch["log_prob"]
         self._kls.append(minibatch.mean(log_ratio.expm1() - log_ratio))
-        return evaluation.value.new_zeros(())
 
     def on_mb_end(self, state: TrainerState) -> None:
         if state.mb_idx == 0 and state.update_epoch > 0:
@@ -81,5 +77,5 @@ class UpdateEpochsTuner(Loss):
 
     def load_state_dict(self, state: Mapping[str, StateValue]) -> None:
         if state.keys() != self.state_dict().keys() or not all(isinstance(value, int) for value in state.values()):
-            raise ValueError(f"the loss {self.name!r} keeps {list(self.state_dict())}, but was given {dict(state)}")
+            raise ValueError(f"{self.name!r} keeps {list(self.state_dict())}, but was given {dict(state)}")
         self.allowed, self._most, self._minibatches = (int(str(state[name])) for name in self.state_dict())

@@ -36,7 +36,7 @@ from state.stopwatch import Stopwatch
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-    from losses import Loss
+    from losses import LearnerCallback
     from orchestrator.hooks.hook import Hook
     from orchestrator.snapshots.checkpoint_files import ResumePoint
     from orchestrator.snapshots.initial_weights import Weights
@@ -69,7 +69,7 @@ class Trainer:
         config: TrainerConfig | None = None,
         *,
         hooks: Sequence[Hook] = (),
-        losses: Sequence[Loss] | None = None,
+        losses: Sequence[LearnerCallback] | None = None,
         resume: ResumeSource | Path | str | None = None,
         trust_code: bool | None = None,
     ) -> None:
@@ -131,17 +131,18 @@ class Trainer:
         if error is not None:  # outside of the handler, which would change the error's cause or context
             raise error
 
-    def _checked_losses(self) -> Sequence[Loss]:
+    def _checked_losses(self) -> Sequence[LearnerCallback]:
         if self._source is not None:
             check_resume(self._source, self.config)
             for change in lost_edits(self._source, self.config):
                 _log.warning("resumed, but %s", change)
-        check_config(self.config, losses=self.losses, resuming=self._goes_on)
-        losses = self.losses if self.losses is not None else default_losses(self.config)
-        check_losses(losses, self.config.staleness)
-        if LossSet(losses).needs_segments:  # which also finds names given twice and losses that are none
+        given = None if self.losses is None else LossSet(self.losses)  # finds names given twice, losses that are none
+        check_config(self.config, losses=None if given is None else given.losses, resuming=self._goes_on)
+        losses = given or LossSet(default_losses(self.config))
+        check_losses(losses.losses, self.config.staleness)
+        if losses.needs_segments:
             check_minibatches(self.config, ["a loss needs whole segments"])
-        return losses
+        return losses.members
 
     @property
     def _goes_on(self) -> bool:
@@ -164,7 +165,7 @@ class Trainer:
         return self.current_run.statistics()
 
     async def _train(
-        self, run: Run, losses: Sequence[Loss], resume: ResumePoint | None, weights: Weights | None
+        self, run: Run, losses: Sequence[LearnerCallback], resume: ResumePoint | None, weights: Weights | None
     ) -> None:
         error: BaseException | None = None
         try:
@@ -189,7 +190,7 @@ class Trainer:
                 run.end(error)
 
     async def _train_with_hooks(
-        self, run: Run, losses: Sequence[Loss], resume: ResumePoint | None, weights: Weights | None
+        self, run: Run, losses: Sequence[LearnerCallback], resume: ResumePoint | None, weights: Weights | None
     ) -> None:
         try:
             async with worker_group(self.config, losses, run.control.interrupt, run.patience) as workers:

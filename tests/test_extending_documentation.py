@@ -31,7 +31,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     [
         ("own:network", "own:losses"),
         ("own:memory", "own:losses"),
-        ("own:network", "ppo_actor ppo_critic own:imitation"),
+        ("own:network", "ppo_actor ppo_critic own:imitation own:confidence"),
     ],
 )
 def test_the_documented_environment_network_and_losses_train(own: None, network: str, losses: str) -> None:

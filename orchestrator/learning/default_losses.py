@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
-from losses import Loss, ppo_losses, vtrace_losses
+from losses import LearnerCallback, Loss, ppo_losses, vtrace_losses
 from orchestrator.config.own_code import import_function
 
 if TYPE_CHECKING:
     from orchestrator.config.settings import TrainerConfig
 
 
-def default_losses(config: TrainerConfig) -> tuple[Loss, ...]:
-    """The losses named in `config.losses.names`; a `package.module:function` returns one loss or several.
+def default_losses(config: TrainerConfig) -> tuple[LearnerCallback, ...]:
+    """The losses named in `config.losses.names`; a `package.module:function` returns one loss or several, or a
+    `LearnerCallback`.
 
     Raises TypeError when it returns something else.
     """
@@ -37,16 +38,16 @@ def default_losses(config: TrainerConfig) -> tuple[Loss, ...]:
         ),
     ):
         known[loss.name] = loss
-    losses: list[Loss] = []
+    losses: list[LearnerCallback] = []
     for name in settings.names:
         losses.extend([known[name]] if name in known else _own(name))
     return tuple(losses)
 
 
-def _own(name: str) -> list[Loss]:
+def _own(name: str) -> list[LearnerCallback]:
     made: Any = import_function(name)()
     losses = cast("list[object]", list(made) if isinstance(made, Iterable) else [made])
     for loss in losses:
-        if not isinstance(loss, Loss):
+        if not isinstance(loss, LearnerCallback):
             raise TypeError(f"{name} must return a losses.Loss or several, not {type(loss).__name__}")
-    return cast("list[Loss]", losses)
+    return cast("list[LearnerCallback]", losses)

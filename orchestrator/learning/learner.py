@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from losses import Loss
+    from losses import LearnerCallback
     from orchestrator.config.settings import LearningConfig, PolicyConfig
     from orchestrator.learning.learner_state import LearnerState
     from orchestrator.policies import Policy, Spaces
@@ -49,7 +49,7 @@ class LearnerPlan:
 
     learning: LearningConfig
     policy: PolicyConfig
-    losses: Sequence[Loss]
+    losses: Sequence[LearnerCallback]
     spaces: Spaces
     seed: int
     device: str
@@ -123,11 +123,11 @@ class Learner:
         if plan.own_process:
             seed_global_generators(plan.seed)
         self.policy: Policy = build_policy(plan.policy, plan.spaces, plan.seed, config.discount)
-        check_gradients(self.policy, plan.losses, plan.policy.network)
+        self._losses = LossSet(plan.losses)
+        check_gradients(self.policy, self._losses.losses, plan.policy.network)
         self.policy.to(self._device)
         torch.set_num_threads(plan.threads or _threads_for(self.policy, plan))
         self.arena = ParameterArena(self.policy, self._device)
-        self._losses = LossSet(plan.losses)
         self._statistics = LossStatistics(self._device)
         self._losses.attach(
             LossContext(policy=self.policy, device=self._device, seed=plan.seed, statistics=self._statistics)
@@ -143,7 +143,7 @@ class Learner:
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             max_minibatches=config.update_epochs * config.minibatches,
-            losses=len(self._losses),
+            losses=len(self._losses.losses),
         )
         self._segments = config.shuffle == "segments" or (
             config.shuffle == "auto"

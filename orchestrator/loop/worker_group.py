@@ -30,7 +30,7 @@ from state.trainer_state import TrainerState
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
-    from losses import Loss
+    from losses import LearnerCallback
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.learning.learner_state import LearnerState
     from orchestrator.loop.patience import Patience
@@ -82,7 +82,7 @@ class WorkerGroup:
         config = self._config
         return partial(build_policy, config.policy, self.spaces, config.seed, config.learning.discount)
 
-    async def assemble(self, losses: Sequence[Loss]) -> None:
+    async def assemble(self, losses: Sequence[LearnerCallback]) -> None:
         """Start all workers. Raises what their construction raises, such as InvalidEnvironment."""
         config = self._config
         count = config.collection.collectors
@@ -303,7 +303,7 @@ class WorkerGroup:
 
 @asynccontextmanager
 async def worker_group(
-    config: TrainerConfig, losses: Sequence[Loss], interrupt: Interrupt, patience: Patience
+    config: TrainerConfig, losses: Sequence[LearnerCallback], interrupt: Interrupt, patience: Patience
 ) -> AsyncGenerator[WorkerGroup]:
     """The run's workers, all ended when the context is left."""
     workers = WorkerGroup(config, interrupt, patience)

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from losses import Loss, LossContext, LossSet, Minibatch, PolicyEvaluation, PPOActor, PPOCritic, Schedule, ppo_losses
+from losses import (
+    LearnerCallback,
+    Loss,
+    LossContext,
+    LossSet,
+    Minibatch,
+    PolicyEvaluation,
+    PPOActor,
+    PPOCritic,
+    Schedule,
+    ppo_losses,
+)
 from state.experience import FieldSpec
 from state.trainer_state import TrainerState
 
@@ -145,8 +156,6 @@ def test_only_overridden_callbacks_are_found_and_in_order() -> None:
     assert losses.overriding("on_epoch_end") == (remembering.on_epoch_end,)
     assert losses.overriding("on_rollout_start") == ()
     assert losses.overriding("on_mb_end") is losses.overriding("on_mb_end")
-    with pytest.raises(KeyError, match="no callback 'on_minibatch_end'"):
-        losses.overriding("on_minibatch_end")
 
 
 def test_a_request_to_stop_lasts_until_the_next_epoch_begins() -> None:
@@ -166,7 +175,7 @@ def test_every_loss_is_attached(context: LossContext) -> None:
 
     losses.attach(context)
 
-    assert all(loss.context is context for loss in losses)
+    assert all(loss.context is context for loss in losses.members)
 
 
 def test_declared_fields_are_merged() -> None:
@@ -198,17 +207,57 @@ def test_it_tells_what_its_losses_need() -> None:
     plain, special = LossSet(ppo_losses()), LossSet([*ppo_losses(), Remembering()])
 
     assert (plain.needs_segments, special.needs_segments) == (False, True)
-    assert (plain.uncorrected, special.uncorrected) == ((), ("remembering",))
+    assert repr(plain) == "LossSet(ppo_actor, ppo_critic)"
 
 
-def test_losses_are_found_by_name() -> None:
-    losses = LossSet(ppo_losses())
+class Watching(LearnerCallback):
+    """Tracks what it observes, and changes its minibatch."""
 
-    assert isinstance(losses["ppo_critic"], PPOCritic)
-    assert len(losses) == 2
-    assert repr(losses) == "LossSet(ppo_actor, ppo_critic)"
-    with pytest.raises(KeyError, match=r"no loss 'critic', only \['ppo_actor', 'ppo_critic'\]"):
-        losses["critic"]
+    def observe(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> None:
+        assert not torch.is_grad_enabled()
+        self.track("value", evaluation.value.mean())
+        minibatch.fields["x"].zero_()
+
+    def on_mb_end(self, state: TrainerState) -> None:
+        self.stop_update()
+
+
+def test_a_callback_watches_among_the_losses_and_adds_nothing_to_them(context: LossContext) -> None:
+    power, watching = Power(2), Watching()
+    losses = LossSet([watching, power])
+    losses.attach(context)
+    evaluation, _ = evaluation_of([1.0, 2.0])
+    minibatch = Minibatch(fields={"x": torch.ones(2)})
+
+    total, components = losses.compute(minibatch, evaluation)
+
+    alone, _ = LossSet([Power(2)]).compute(Minibatch(fields={}), evaluation)
+    assert torch.equal(total, alone)
+    assert total.requires_grad
+    assert components.shape == (1,)
+    assert minibatch["x"].tolist() == [1.0, 1.0]
+    assert context.statistics.read() == {"watching/value": 1.5}
+    assert losses.losses == (power,)
+    (stop,) = losses.overriding("on_mb_end")
+    stop(TrainerState())
+    assert losses.stop_requested
+
+
+def test_callbacks_alone_are_no_losses() -> None:
+    with pytest.raises(ValueError, match="at least one loss"):
+        LossSet([Watching()])
+
+
+def test_a_loss_must_not_change_what_a_callback_observes(context: LossContext) -> None:
+    class Careless(Loss):
+        def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> torch.Tensor:
+            with torch.no_grad():
+                evaluation.value.zero_()
+            return evaluation.value.sum()
+
+    evaluation, _ = evaluation_of([1.0, 2.0])
+    with pytest.raises(ValueError, match="'careless' changed a tensor of the policy's evaluation in place"):
+        LossSet([Careless(), Watching()]).compute(Minibatch(fields={}), evaluation)
 
 
 def test_the_state_goes_round_trip() -> None:
@@ -220,20 +269,16 @@ def test_the_state_goes_round_trip() -> None:
     restored = LossSet([*ppo_losses(), Remembering()])
     restored.load_state_dict(state)
 
-    remembering = restored["remembering"]
+    remembering = restored.members[-1]
     assert isinstance(remembering, Remembering)
     assert remembering.minibatches == 1
     assert remembering.averages.tolist() == [4.0, 4.0, 4.0]
     assert restored.state_dict()["remembering"]["names"] == ["a", "b"]
 
 
-def test_the_state_of_other_losses_is_refused_unless_that_is_wanted() -> None:
+def test_the_state_of_other_losses_is_refused() -> None:
     state = LossSet([Remembering(), PPOActor()]).state_dict()
-    state["remembering"]["minibatches"] = 9
     losses = LossSet([Remembering(), PPOCritic()])
 
     with pytest.raises(ValueError, match=r"lacks \['ppo_critic'\] and has \['ppo_actor'\] beside"):
         losses.load_state_dict(state)
-
-    losses.load_state_dict(state, strict=False)
-    assert losses.state_dict()["remembering"]["minibatches"] == 9

@@ -222,7 +222,7 @@ def test_the_experience_is_left_as_it_was(context: LossContext) -> None:
 
 
 def test_it_corrects_for_stale_experience() -> None:
-    assert LossSet(ppo_losses()).uncorrected == ()
+    assert all(loss.corrects_staleness for loss in ppo_losses())
     assert PPOActor.policy_gradient
 
 

@@ -130,7 +130,7 @@ def test_it_needs_segments_and_corrects_for_stale_experience() -> None:
     pair = LossSet(vtrace_losses())
 
     assert pair.needs_segments
-    assert pair.uncorrected == ()
+    assert all(loss.corrects_staleness for loss in pair.losses)
     assert VTraceActor.policy_gradient
     assert [loss.name for loss in (VTraceActor(), VTraceCritic())] == ["vtrace_actor", "vtrace_critic"]
 

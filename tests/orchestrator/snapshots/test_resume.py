@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from losses import Minibatch, PolicyEvaluation
-    from losses.loss import StateValue
+    from losses.callback import StateValue
     from orchestrator import TrainerConfig
     from state.trainer_state import TrainerState
 
