@@ -127,7 +127,7 @@ class LossSet:
             weighted = value if loss.weight == 1.0 else value * loss.weight
             total = weighted if total is None else total + weighted
         if total is None:
-            raise RuntimeError(f"no loss is active in epoch {minibatch.epoch}: skip the epoch's updates")
+            raise RuntimeError(f"no loss is active in epoch {minibatch.epoch + 1}: skip the epoch's updates")
         with torch.no_grad():
             for observe in self._observers:
                 observe(minibatch.again(), evaluation)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, cast
 import anyio
 
 from orchestrator.hooks.check import HookConfigurationError, check_hooks, predecessors
-from orchestrator.hooks.hook import hook_name
+from orchestrator.hooks.hook import epoch_of, hook_name
 from orchestrator.hooks.mailbox import ACCEPTED, Occurrence
 from orchestrator.hooks.runner import HookOverflow, HookRunner
 from orchestrator.hooks.updates import Updates, changes_of, with_changes
@@ -344,8 +344,8 @@ class HookEngine:
 
 def _overflow(event: str, state: TrainerState, names: Sequence[str]) -> HookOverflow:
     return HookOverflow(
-        f"hook {', '.join(map(repr, names))} is too far behind when {event} of epoch {state.epoch} comes, and its "
-        "`overflow` is 'error'; make it faster, raise its `max_lag`, or choose another `overflow`"
+        f"hook {', '.join(map(repr, names))} is too far behind when {event} of epoch {epoch_of(event, state)} comes, "
+        "and its `overflow` is 'error'; make it faster, raise its `max_lag`, or choose another `overflow`"
     )
 
 

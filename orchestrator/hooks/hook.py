@@ -284,6 +284,12 @@ class Hook:
         """Once, instead of `on_training_end`, when the run fails."""
 
 
+def epoch_of(event: str, state: TrainerState) -> int:
+    """The number of the epoch that an event is of, as everybody reads it: the first is 1. `state.epoch` counts the
+    completed ones, which on_epoch_end is the first event to include."""
+    return state.epoch + (event in EPOCH_EVENTS and event != "on_epoch_end")
+
+
 def hook_name(hook: Hook) -> str:
     """The hook's explicit name, or its class's in snake_case."""
     return hook.name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(hook).__name__).lower()

@@ -7,7 +7,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator.hooks.hook import EPOCH_EVENTS, Every, Outcome
+from orchestrator.hooks.hook import EPOCH_EVENTS, Every, Outcome, epoch_of
 from orchestrator.hooks.wakeup import Wakeup
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ class Occurrence:
     changes: dict[str, Mapping[str, Any]] = field(default_factory=dict[str, "Mapping[str, Any]"])
     """By hook, the fields of the state that it has returned."""
     news: Wakeup | None = None
+
+    @property
+    def epoch(self) -> int:
+        """As `epoch_of`."""
+        return epoch_of(self.event, self.state)
 
     def settle(self, hook: str, outcome: Outcome) -> None:
         """The hook is done with this event."""
@@ -138,9 +143,7 @@ class Pace:
             return True
         every = self._every
         if every.epochs is not None:
-            # The events of one epoch belong together: epochs count from 1, and on_epoch_end has counted already.
-            epoch = state.epoch if event == "on_epoch_end" else state.epoch + 1
-            return epoch % every.epochs == 0
+            return epoch_of(event, state) % every.epochs == 0
         if every.agent_steps is not None:
             # Whenever a multiple is passed, so that long epochs don't stretch the distance.
             passed = state.agent_step // every.agent_steps

@@ -17,6 +17,7 @@ from orchestrator.hooks.mailbox import ACCEPTED, Mailbox, Occurrence, Pace
 from orchestrator.hooks.meter import Meter
 from orchestrator.hooks.statistics import HookStatistics
 from orchestrator.hooks.wakeup import Wakeup
+from orchestrator.workers.event_loop import asyncio_task
 from state.error import OrchestratorError
 from state.frozen_mapping import FrozenMapping
 
@@ -87,7 +88,7 @@ class HookRunner:
         # The outer scope lets a hook leave its resources in order whatever happens to the run.
         self._life = anyio.CancelScope(shield=True)
         self._work = anyio.CancelScope()
-        self._cancelled: type[BaseException] = asyncio.CancelledError
+        self._cancelled: type[BaseException] = GeneratorExit  # until `serve` knows its event loop
         self._native_task: asyncio.Task[Any] | None = None
 
     def __repr__(self) -> str:
@@ -170,8 +171,7 @@ class HookRunner:
     async def serve(self) -> None:
         """Handle events until `end`. Raises HookFailed where the hook's `on_error` is "raise"."""
         self._cancelled = anyio.get_cancelled_exc_class()
-        if self._cancelled is asyncio.CancelledError:
-            self._native_task = asyncio.current_task()
+        self._native_task = asyncio_task()
         doing = "enter its resources"
         try:
             if self.mailbox.closed:  # the run has ended before this task began
@@ -234,7 +234,7 @@ class HookRunner:
                 raise
             outcome = "failed"
             self._failures_in_a_row += 1
-            self._fail(own, f"handle {occurrence.event} of epoch {occurrence.state.epoch}")
+            self._fail(own, f"handle {occurrence.event} of epoch {occurrence.epoch}")
         finally:
             own = None  # or else this frame, with the state in it, would live until the garbage collector finds it
             with self.meter.lock:
@@ -362,7 +362,7 @@ class HookRunner:
     def _state(self) -> str:
         at_work = self._at_work
         if at_work is not None:
-            return f"at {at_work.event} of epoch {at_work.state.epoch}"
+            return f"at {at_work.event} of epoch {at_work.epoch}"
         return self._closed or ("idle" if self.idle else "behind")
 
     def statistics(self) -> HookStatistics:

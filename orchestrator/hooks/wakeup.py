@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
+from typing import TYPE_CHECKING
 
 import anyio
+
+from orchestrator.workers.event_loop import asyncio_loop
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 class Wakeup:
@@ -46,8 +51,8 @@ class Wakeup:
                 raise
             return
         if self._event is None:
-            if anyio.get_cancelled_exc_class() is asyncio.CancelledError:
-                self._loop = asyncio.get_running_loop()
+            self._loop = asyncio_loop()
+            if self._loop is not None:
                 await self.wait()
                 return
             self._event = anyio.Event()

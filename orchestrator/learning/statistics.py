@@ -21,7 +21,7 @@ def loss_statistics(
     """Means over the epoch's minibatches of `log`, as `Optimization.read_log` gives it, for the active losses `names`.
 
     Raises NonFiniteLossError naming the first loss and minibatch that is not finite, or, with `skip_nonfinite`, counts
-    such minibatches and leaves them out. `minibatches` are those of one update epoch.
+    such minibatches and leaves them out. `minibatches` are those of one update epoch; `epoch` counts from 0.
     """
     columns = [*range(len(names)), log.shape[1] - 1]
     good = np.isfinite(log[:, columns])
@@ -31,8 +31,8 @@ def loss_statistics(
         culprit = [*names, "the gradient"][int(np.argmin(good[mb_idx]))]
         if not skip_nonfinite:
             raise NonFiniteLossError(
-                f"{culprit} is not finite in epoch {epoch}, minibatch {mb_idx} of the epoch "
-                f"(update epoch {mb_idx // minibatches}); that step was left out. "
+                f"{culprit} is not finite in epoch {epoch + 1}, minibatch {mb_idx + 1} of the epoch "
+                f"(update epoch {mb_idx // minibatches + 1}); that step was left out. "
                 "Look at the rewards and observations for NaN or huge values, and at the network for rows of "
                 "logits that are all -inf; lower learning.learning_rate, or set learning.nonfinite to 'skip' to "
                 "leave such steps out"

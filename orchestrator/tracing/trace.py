@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from orchestrator.collection.collector import CollectReport
     from orchestrator.learning.learner import LearnReport
-    from state.trainer_state import TrainerState
 
 LOOP, WORKERS, HOOKS = "training loop", "workers", "hooks"
 _PROCESSES = (LOOP, WORKERS, HOOKS)
@@ -45,7 +44,7 @@ class HookEvent(Protocol):
     @property
     def event(self) -> str: ...
     @property
-    def state(self) -> TrainerState: ...
+    def epoch(self) -> int: ...
 
 
 class Event(NamedTuple):
@@ -150,8 +149,7 @@ class Trace:
         if kind == "block":
             self._slice(Track(HOOKS, f"{name}: the training waits"), f"wait for {name}", "block", began, ended)
         elif occurrence is not None:
-            epoch = occurrence.state.epoch + (occurrence.event in ("on_rollout_start", "on_rollout_end"))
-            arguments = {"epoch": epoch, "event_number": occurrence.number}
+            arguments = {"epoch": occurrence.epoch, "event_number": occurrence.number}
             self._slice(Track(HOOKS, name), occurrence.event, "hook", began, ended, arguments)
 
     def _slice(

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
     from trio.lowlevel import TrioToken
 
 
+def asyncio_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that the caller runs in, where it is one of asyncio's."""
+    return asyncio.get_running_loop() if anyio.get_cancelled_exc_class() is asyncio.CancelledError else None
+
+
+def asyncio_task() -> asyncio.Task[Any] | None:
+    """The task that the caller runs in, where its event loop is one of asyncio's."""
+    loop = asyncio_loop()
+    return None if loop is None else asyncio.current_task(loop)
+
+
 def call_soon(token: EventLoopToken, function: Callable[[], object]) -> None:
     """Have the event loop of `token` call `function`, and return at once.
 

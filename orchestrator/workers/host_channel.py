@@ -9,6 +9,7 @@ from contextlib import suppress
 import anyio
 
 from orchestrator.workers.channel import Channel
+from orchestrator.workers.event_loop import asyncio_loop
 
 
 class HostChannel(Channel):
@@ -61,9 +62,9 @@ class HostChannel(Channel):
         while not self._is_complete():
             if self._broken is not None:
                 raise self._broken
-            if self._loop is None and anyio.get_cancelled_exc_class() is asyncio.CancelledError:
-                self._loop = asyncio.get_running_loop()
-                self._loop.add_reader(self.socket, self._on_readable)
+            if self._loop is None and (loop := asyncio_loop()) is not None:
+                self._loop = loop
+                loop.add_reader(self.socket, self._on_readable)
             if self._loop is not None:
                 self._waiter = self._loop.create_future()
                 await self._waiter

@@ -108,7 +108,7 @@ def test_only_the_losses_scheduled_for_the_epoch_are_computed() -> None:
 def test_an_epoch_without_losses_says_so() -> None:
     losses = LossSet([Power(1, schedule=Schedule(to_epoch=1))])
 
-    with pytest.raises(RuntimeError, match="no loss is active in epoch 1"):
+    with pytest.raises(RuntimeError, match="no loss is active in epoch 2"):
         losses.compute(Minibatch(fields={}, epoch=1), evaluation_of([1.0])[0])
 
 

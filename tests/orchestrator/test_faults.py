@@ -113,7 +113,7 @@ async def test_a_raising_loss_fails_the_run_with_the_workers_traceback(backend: 
 async def test_a_loss_that_is_nan_is_named_with_epoch_and_minibatch() -> None:
     trainer = Trainer(small_config(epochs=100), losses=losses_with(FailingLoss("nan")))
     with pytest.raises(
-        NonFiniteLossError, match=r"failing_loss is not finite in epoch 1, minibatch 2 .*update epoch 1"
+        NonFiniteLossError, match=r"failing_loss is not finite in epoch 2, minibatch 3 .*update epoch 2"
     ):
         await trainer.run()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.learning.optimization import Optimization, Schedule, schedule_factor
+from orchestrator.learning.optimization import Optimization, RateSchedule, schedule_factor
 from state.parameter_arena import ParameterArena
 
 
@@ -15,7 +15,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
 
 
-def optimization(module: nn.Module, max_grad_norm: float = 0.5, schedule: Schedule = "constant") -> Optimization:
+def optimization(module: nn.Module, max_grad_norm: float = 0.5, schedule: RateSchedule = "constant") -> Optimization:
     return Optimization(
         ParameterArena(module),
         learning_rate=0.01,
@@ -187,6 +187,6 @@ def test_state_goes_on_where_it_was_saved() -> None:
         ("cosine", 1.0, 0.0),
     ],
 )
-def test_the_learning_rate_follows_its_schedule(schedule: Schedule, progress: float, factor: float) -> None:
+def test_the_learning_rate_follows_its_schedule(schedule: RateSchedule, progress: float, factor: float) -> None:
     assert schedule_factor(schedule, progress) == pytest.approx(factor)
     assert optimization(network(), schedule=schedule).begin_epoch(progress) == pytest.approx(0.01 * factor)
