@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from orchestrator.checkpoints.filesystem import Content, FileSystem
     from orchestrator.checkpoints.retention import Retention
 
-LATEST = "LATEST"
 NAME = re.compile(r"\d{1,18}(-\d{1,9})?")
 
 _UNFINISHED, _DAMAGED, _SUPERSEDED = ".writing-", ".damaged-", ".superseded-"
@@ -127,7 +126,6 @@ class CheckpointFolder:
                     f"the checkpoint of epoch {epoch} cannot be written to {self.path}: {error.strerror}; the "
                     "checkpoints before it are as they were"
                 ) from error
-            self._point_to(final)
             try:
                 self._prune(final, awaited=awaited)
             except OSError as error:
@@ -275,17 +273,6 @@ class CheckpointFolder:
             path = self.path / f"{epoch:08d}-{number}"
             number += 1
         return path
-
-    def _point_to(self, final: Path) -> None:
-        """Say in a file which is the newest: for people and scripts; nothing here relies on it."""
-        draft = self.path / f"{_UNFINISHED}{LATEST}"
-        try:
-            with contextlib.suppress(FileNotFoundError):
-                self._files.unlink(draft)
-            self._files.write(draft, f"{final.name}\n".encode())
-            self._files.rename(draft, self.path / LATEST)
-        except OSError as error:
-            _log.warning("%s cannot be written: %s", self.path / LATEST, error)
 
     # Deleting and moving aside.
 

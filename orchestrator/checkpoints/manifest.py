@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 from state.error import OrchestratorError
@@ -72,27 +72,21 @@ def make_manifest(
 
 
 def parse_manifest(content: bytes, where: object) -> dict[str, Any]:
-    """The manifest, in the present format whatever it was written in.
-
-    Raises CheckpointDamaged, and CheckpointTooNew for one of a later release; both name `where` it was.
-    """
+    """The manifest. Raises CheckpointDamaged, and CheckpointTooNew for a later release's; both name `where` it was."""
     try:
         raw: Any = json.loads(content)
         version = raw["format_version"]
-        if not isinstance(version, int) or version < 1:
+        if not isinstance(version, int) or version < FORMAT_VERSION:
             raise ValueError(f"format version {version!r}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointDamaged(f"{where} is damaged: {error!r}") from error
     if version > FORMAT_VERSION:
         raise CheckpointTooNew(
-            f"{where} has format version {version}; this release reads up to {FORMAT_VERSION}: use the release that "
+            f"{where} has format version {version}; this release reads {FORMAT_VERSION}: use the release that "
             "wrote it, or a later one"
         )
     manifest = cast("dict[str, Any]", raw)
     try:
-        while version < FORMAT_VERSION:
-            manifest = _MIGRATIONS[version](manifest)
-            version += 1
         _check(manifest, where)
     except CheckpointError:
         raise
@@ -120,7 +114,7 @@ def parse_scores(content: bytes, manifest: Mapping[str, Any], where: object) -> 
 
 
 def _check(manifest: Mapping[str, Any], where: object) -> None:
-    if manifest["checksum"] is not None and manifest["checksum"] != _checksum(manifest):
+    if manifest["checksum"] != _checksum(manifest):
         raise CheckpointDamaged(f"{where} is damaged: its checksum does not fit its content")
     if not isinstance(manifest["epoch"], int):
         raise CheckpointDamaged(f"{where} is damaged: epoch {manifest['epoch']!r}")
@@ -150,12 +144,3 @@ def _checksum(manifest: Mapping[str, Any]) -> str:
 
 def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _from_version_1(manifest: dict[str, Any]) -> dict[str, Any]:
-    # It had neither lineage nor metrics, and did not protect itself.
-    return {**manifest, "format_version": 2, "parent": None, "created": None, "metrics": {}, "checksum": None}
-
-
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_version_1}
-"""By the version that each reads; each gives the next one."""

@@ -1,11 +1,9 @@
-"""A prefix in an object store: the few requests that checkpoints need, with retries, timeouts and clear errors."""
+"""A prefix in an object store: the few requests that checkpoints need, with timeouts and clear errors."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import random
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,7 +23,7 @@ SCHEMES = ("s3", "gs", "az", "file", "memory")
 _RANGE = 16 * 1024 * 1024
 PART = 8 * 1024 * 1024
 """Bytes of the parts in which large objects are written."""
-_log = logging.getLogger("orchestrator.checkpoints")
+_RETRIES = 8
 _memory: dict[str, Any] = {}
 """Stores of this process's memory, by the name in their address."""
 
@@ -35,15 +33,7 @@ class StoreUnavailable(CheckpointError, ConnectionError):
 
 
 class AlreadyThere(Exception):
-    """An object that was to be new exists, or one that was to be replaced has changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """An object: its content, and the marks by which the store tells its versions apart."""
-
-    content: bytes
-    version: dict[str, str]
+    """An object that was to be new exists."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +63,12 @@ class Objects:
     """The objects below one address (s3://, gs://, az://, file:// or memory://); all of it blocks.
 
     Credentials and endpoints come from the environment (AWS_..., GOOGLE_..., AZURE_...). A request may take
-    `request_seconds`; one that fails in a way that may pass is repeated `retries` times after `backoff`, twice
-    that, and so on, in seconds. Raises CheckpointError for an address that cannot be used, and where the extra is
+    `request_seconds`; one that fails in a way that may pass is repeated by the client library with growing distances,
+    for at most twice that time. Raises CheckpointError for an address that cannot be used, and where the extra is
     missing.
     """
 
-    def __init__(self, address: str, *, request_seconds: float = 30.0, retries: int = 4, backoff: float = 0.25) -> None:
+    def __init__(self, address: str, *, request_seconds: float = 30.0) -> None:
         problem = address_problem(address)
         if problem is not None:
             raise CheckpointError(f"a checkpoint's address must be {problem}")
@@ -93,8 +83,6 @@ class Objects:
         self.address = address.rstrip("/")
         self._obstore = obstore
         self._errors = obstore.exceptions
-        self._retries = retries
-        self._backoff = backoff
         self._given_up = threading.Event()
         self._prefix = ""
         try:
@@ -103,20 +91,17 @@ class Objects:
             raise CheckpointError(f"the store of {address} cannot be used: {_first_line(error)}") from error
 
     def give_up(self) -> None:
-        """From now on nothing is repeated, and no further request begins. From any thread."""
+        """From now on no further request begins. From any thread."""
         self._given_up.set()
 
-    def get(self, key: str) -> Stored | None:
-        """The object, or None where there is none."""
+    def get(self, key: str) -> bytes | None:
+        """The content of an object, or None where there is none."""
 
-        def get() -> Stored | None:
+        def get() -> bytes | None:
             try:
-                result = self._obstore.get(self._store, self._prefix + key)
+                return bytes(self._obstore.get(self._store, self._prefix + key).bytes())
             except FileNotFoundError:
                 return None
-            marks = {"e_tag": result.meta["e_tag"], "version": result.meta["version"]}
-            content = bytes(result.bytes())
-            return Stored(content, {name: mark for name, mark in marks.items() if mark is not None})
 
         return self._request("read", key, get)
 
@@ -153,17 +138,14 @@ class Objects:
 
     def create(self, key: str, content: bytes) -> None:
         """Write an object that must be new. Raises AlreadyThere, also where an earlier try did write it."""
-        self._put_if(key, content, "create")
 
-    def replace(self, key: str, content: bytes, version: dict[str, str]) -> None:
-        """Write over the `version` of an object that was read. Raises AlreadyThere where it has changed since.
+        def create() -> None:
+            try:
+                self._obstore.put(self._store, self._prefix + key, content, mode="create", use_multipart=False)
+            except (self._errors.AlreadyExistsError, self._errors.PreconditionError) as error:
+                raise AlreadyThere(key) from error
 
-        Where the store cannot compare, it writes all the same.
-        """
-        try:
-            self._put_if(key, content, dict(version))
-        except NotImplementedError:
-            self.put(key, lambda: content)
+        self._request("write", key, create)
 
     def list(self, prefix: str = "") -> list[Listed]:
         """The objects whose keys begin with the folder `prefix`, which ends in a slash or is empty."""
@@ -187,37 +169,20 @@ class Objects:
 
         self._request("delete", key, delete)
 
-    def _put_if(self, key: str, content: bytes, mode: Any) -> None:
-        def put() -> None:
-            try:
-                self._obstore.put(self._store, self._prefix + key, content, mode=mode, use_multipart=False)
-            except (self._errors.AlreadyExistsError, self._errors.PreconditionError) as error:
-                raise AlreadyThere(key) from error
-
-        self._request("write", key, put)
-
     def _request(self, doing: str, key: str, request: Callable[[], T]) -> T:
-        attempt = 0
-        while not self._given_up.is_set():
-            try:
-                return request()
-            except (self._errors.PermissionDeniedError, self._errors.UnauthenticatedError) as error:
-                raise CheckpointError(
-                    f"{self.address} does not let us {doing} {key}: check the credentials in the environment "
-                    f"({_first_line(error)})"
-                ) from error
-            except (self._errors.NotSupportedError, NotImplementedError) as error:
-                raise NotImplementedError(f"{self.address}: {_first_line(error)}") from error
-            except self._errors.BaseError as error:
-                if attempt >= self._retries:
-                    raise StoreUnavailable(
-                        f"{self.address} did not {doing} {key} in {attempt + 1} tries: {_first_line(error)}"
-                    ) from error
-                _log.info("trying again to %s %s at %s: %s", doing, key, self.address, _first_line(error))
-            # Between half of the time and all of it, so that many runs do not come back at once.
-            self._given_up.wait(self._backoff * 2**attempt * random.uniform(0.5, 1.0))
-            attempt += 1
-        raise StoreUnavailable(f"gave up to {doing} {key} at {self.address}")
+        if self._given_up.is_set():
+            raise StoreUnavailable(f"gave up to {doing} {key} at {self.address}")
+        try:
+            return request()
+        except (self._errors.PermissionDeniedError, self._errors.UnauthenticatedError) as error:
+            raise CheckpointError(
+                f"{self.address} does not let us {doing} {key}: check the credentials in the environment "
+                f"({_first_line(error)})"
+            ) from error
+        except (self._errors.NotSupportedError, NotImplementedError) as error:
+            raise CheckpointError(f"{self.address} cannot {doing} {key}: {_first_line(error)}") from error
+        except self._errors.BaseError as error:
+            raise StoreUnavailable(f"{self.address} did not {doing} {key}: {_first_line(error)}") from error
 
     def _open(self, request_seconds: float) -> Any:
         from obstore.store import LocalStore, MemoryStore, from_url
@@ -236,8 +201,7 @@ class Objects:
                 "connect_timeout": timedelta(seconds=min(5.0, request_seconds)),
                 "allow_http": allow_http,
             },
-            # Parts of a large object are repeated by the library; a whole request by `_request`.
-            retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=request_seconds)},
+            retry_config={"max_retries": _RETRIES, "retry_timeout": timedelta(seconds=2 * request_seconds)},
         )
 
 

@@ -1,7 +1,6 @@
 """The checkpoints of a run in an object store.
 
 <run>/config.toml                                the run's settings
-<run>/LATEST                                     name of the newest: a hint
 <run>/checkpoints/<name>/manifest.json           written last: the checkpoint exists once this does
 <run>/checkpoints/<name>/<attempt>/<file>        the files of one attempt to commit it
 <run>/checkpoints/<name>/scores.json             scores of its policy that came later
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.checkpoints.filesystem import REAL, make_folders, remove_tree
-from orchestrator.checkpoints.folder import LATEST, NAME, order
+from orchestrator.checkpoints.folder import NAME, order
 from orchestrator.checkpoints.locks import hold
 from orchestrator.checkpoints.manifest import (
     MANIFEST,
@@ -87,7 +86,6 @@ class RemoteCheckpoints:
                 f"{self.address(name)} is another checkpoint of that name, committed before: let the run upload to "
                 "an address of its own"
             )
-        self._point_to(name)
         return self.address(name)
 
     def upload_scores(self, path: Path) -> bool:
@@ -110,7 +108,7 @@ class RemoteCheckpoints:
         stored = self.objects.get(f"{_FOLDER}{name}/{MANIFEST}")
         if stored is None:
             raise CheckpointError(f"{self.address(name)} is not there")
-        manifest = parse_manifest(stored.content, self.address(name))
+        manifest = parse_manifest(stored, self.address(name))
         return Checkpoint(path=Path(name), manifest=manifest, scores=self._scores(name, manifest))
 
     def verify(self, name: str) -> None:
@@ -216,7 +214,7 @@ class RemoteCheckpoints:
         key = f"{_FOLDER}{name}/{SCORES}"
         stored = self.objects.get(key)
         try:
-            return {} if stored is None else parse_scores(stored.content, manifest, f"{self.objects.address}/{key}")
+            return {} if stored is None else parse_scores(stored, manifest, f"{self.objects.address}/{key}")
         except CheckpointDamaged as error:
             _log.warning("the scores of a checkpoint are left out: %s", error)
             return {}
@@ -232,24 +230,7 @@ class RemoteCheckpoints:
 
     def _committed_attempt(self, name: str) -> str | None:
         stored = self.objects.get(f"{_FOLDER}{name}/{MANIFEST}")
-        return None if stored is None else parse_manifest(stored.content, self.address(name))["attempt"]
-
-    def _point_to(self, name: str) -> None:
-        content = f"{name}\n".encode()
-        try:
-            for _ in range(5):
-                current = self.objects.get(LATEST)
-                shown = "" if current is None else current.content.decode(errors="replace").strip()
-                if NAME.fullmatch(shown) and order(shown) >= order(name):
-                    return
-                with contextlib.suppress(AlreadyThere):  # somebody else has moved it meanwhile: look again
-                    if current is None:
-                        self.objects.create(LATEST, content)
-                    else:
-                        self.objects.replace(LATEST, content, current.version)
-                    return
-        except (CheckpointError, NotImplementedError) as error:
-            _log.warning("%s/%s cannot be moved, which harms nothing: %s", self.objects.address, LATEST, error)
+        return None if stored is None else parse_manifest(stored, self.address(name))["attempt"]
 
     def _fetch(self, remote: Checkpoint, root: Path, target: Path) -> None:
         make_folders(REAL, target)
@@ -260,7 +241,7 @@ class RemoteCheckpoints:
         REAL.write(target / MANIFEST, in_folder(remote.manifest, None))
         config = self.objects.get(CONFIG)
         if config is not None:
-            REAL.write(root / CONFIG, config.content)
+            REAL.write(root / CONFIG, config)
 
     def _file(self, checkpoint: Checkpoint, file: str) -> Iterator[bytes]:
         folder = checkpoint.manifest.get("folder")

@@ -31,6 +31,7 @@ class UploadHook(Hook):
 
     name = "upload"
     max_lag = 1
+    retries = 1  # for a commit whose answer was lost, which the store's client does not repeat
 
     def __init__(self, folder: Path, address: str) -> None:
         self._folder = folder

@@ -28,6 +28,7 @@ from orchestrator.checkpoints import (
     retention_of,
 )
 from orchestrator.checkpoints.filesystem import FileSystem
+from orchestrator.checkpoints.manifest import in_folder
 from orchestrator.config.settings import CheckpointsConfig
 
 if TYPE_CHECKING:
@@ -56,19 +57,8 @@ def test_facts_files_and_lineage_come_back_as_they_were_given(tmp_path: Path) ->
     expected = {"epoch": 3, "agent_step": 7, "own": {"a": [1]}, "parent": "00000002", "format_version": 2}
     assert expected.items() <= checkpoint.manifest.items()
     assert checkpoint.manifest["metrics"] == {"return": 1.5, "loss": None}
-    assert (folder.path / "LATEST").read_text() == "00000003\n"
     with pytest.raises(CheckpointError, match=r"has no file 'else'; it has policy\.safetensors, moments"):
         checkpoint.read("else")
-
-
-@pytest.mark.parametrize("hint", ["", "nonsense", "00000009"])
-def test_the_hint_to_the_newest_is_only_a_hint(tmp_path: Path, hint: str) -> None:
-    folder = CheckpointFolder(tmp_path)
-    commit(folder, 1)
-    (tmp_path / "LATEST").write_text(hint) if hint else (tmp_path / "LATEST").unlink()
-    assert find_checkpoint(tmp_path).epoch == 1
-    commit(folder, 2)
-    assert (tmp_path / "LATEST").read_text() == "00000002\n"
 
 
 def test_wrong_facts_and_names_are_refused_and_leave_nothing(tmp_path: Path) -> None:
@@ -156,7 +146,7 @@ def test_remains_are_swept_by_age(tmp_path: Path) -> None:
     for path in (old, gone, aside):
         os.utime(path, (long_ago, long_ago))
     commit(folder, 8)
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "LATEST", young.name, aside.name, "00000008"}
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", young.name, aside.name, "00000008"}
 
 
 def test_a_run_that_goes_back_moves_what_came_later_aside(tmp_path: Path) -> None:
@@ -279,49 +269,25 @@ def test_what_changes_after_it_was_found_is_noticed_when_it_is_read(tmp_path: Pa
 @pytest.mark.parametrize(
     "name", ["../secret", "/etc/hostname", "a/../../secret", "..", "", "a\\..\\b", "manifest.json"]
 )
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_manifest_that_points_outside_is_refused(tmp_path: Path, name: str, version: int) -> None:
+def test_a_manifest_that_points_outside_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_bytes(b"")
     path = commit(CheckpointFolder(tmp_path / "checkpoints"), 1)
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest |= {"format_version": version, "files": {name: {"bytes": 0, "sha256": ""}}, "checksum": None}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    manifest["files"] = {name: {"bytes": 0, "sha256": ""}}
+    (path / "manifest.json").write_bytes(in_folder(manifest, None))
     with pytest.raises(CheckpointDamaged, match="names a file outside of the checkpoint"):
         find_checkpoint(path)
 
 
 def test_a_folder_in_a_manifest_cannot_lead_outside_either(tmp_path: Path) -> None:
     path = commit(CheckpointFolder(tmp_path / "checkpoints"), 1)
-    manifest = json.loads((path / "manifest.json").read_text()) | {"folder": "..", "checksum": None}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_bytes(in_folder(manifest, ".."))
     with pytest.raises(CheckpointDamaged, match="outside of the checkpoint: '..'"):
         find_checkpoint(path)
 
 
 # Other versions.
-
-
-def test_a_checkpoint_of_the_first_format_is_read(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoints" / "00000004"
-    path.mkdir(parents=True)
-    (path / POLICY).write_bytes(b"abc")
-    sha256 = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of abc, from the standard
-    manifest: dict[str, Any] = {
-        "format_version": 1,
-        "attempt": "0a1b2c3d",
-        "epoch": 4,
-        "agent_step": 400,
-        "policy_version": 4,
-        "files": {POLICY: {"bytes": 3, "sha256": sha256}},
-    }
-    (path / "manifest.json").write_text(json.dumps(manifest))
-    checkpoint = find_checkpoint(tmp_path)
-    assert checkpoint.read(POLICY) == b"abc"
-    assert checkpoint.manifest["agent_step"] == 400
-    assert (checkpoint.manifest["metrics"], checkpoint.manifest["parent"]) == ({}, None)
-    folder = CheckpointFolder(tmp_path / "checkpoints", retention=KeepLast(1))
-    commit(folder, 5)
-    assert names(folder) == ["5"], "retention knows it, too"
 
 
 def test_a_checkpoint_of_the_future_is_named_and_neither_skipped_nor_moved(tmp_path: Path) -> None:
@@ -331,7 +297,7 @@ def test_a_checkpoint_of_the_future_is_named_and_neither_skipped_nor_moved(tmp_p
     manifest = json.loads((path / "manifest.json").read_text()) | {"format_version": 3}
     (path / "manifest.json").write_text(json.dumps(manifest))
     for find in (folder.newest_valid, lambda: find_checkpoint(path)):
-        with pytest.raises(CheckpointError, match="format version 3; this release reads up to 2"):
+        with pytest.raises(CheckpointError, match="format version 3; this release reads 2"):
             find()
     assert names(folder) == ["1", "2"]
 
@@ -369,7 +335,7 @@ def test_a_disk_that_refuses_is_named_and_what_was_there_stays(tmp_path: Path, e
     with pytest.raises(CheckpointError, match=f"epoch 2 cannot be written to .*: {os.strerror(error)}"):
         commit(folder, 2)
     assert folder.newest_valid().epoch == 1
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "LATEST", "00000001"}
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "00000001"}
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 
 def remote(address: str, request_seconds: float = 30.0) -> RemoteCheckpoints:
-    return RemoteCheckpoints(Objects(address, request_seconds=request_seconds, backoff=0.01))
+    return RemoteCheckpoints(Objects(address, request_seconds=request_seconds))
 
 
 def test_a_checkpoint_goes_to_s3_and_comes_back_to_an_empty_machine(
@@ -59,7 +59,6 @@ def test_a_checkpoint_goes_to_s3_and_comes_back_to_an_empty_machine(
     found = find_checkpoint(address)
     assert (found.epoch, found.read(POLICY), found.read("moments")) == (2, b"weights of 2", bytes(2))
     assert find_checkpoint(f"{address}/checkpoints/00000001").epoch == 1
-    assert Objects(address).get("LATEST").content == b"00000002\n"  # type: ignore[union-attr]
     assert remote(address).prune(KeepLast(1)) == ["00000001"]
     assert remote(address).list() == ["00000002"]
     with pytest.raises(CheckpointError, match="00000001 is not there"):
@@ -83,9 +82,7 @@ def test_a_large_file_that_is_damaged_is_not_uploaded(address: str, tmp_path: Pa
     assert not Objects(address).list()
 
 
-def test_the_manifest_is_created_and_the_pointer_compared_by_the_server(
-    address: str, paths: list[Path], tmp_path: Path
-) -> None:
+def test_the_server_creates_a_manifest_only_if_there_is_none(address: str, paths: list[Path], tmp_path: Path) -> None:
     other = CheckpointFolder(tmp_path / "other").commit(epoch=1, facts={}, files={POLICY: b"another"})
     remote(address).upload(paths[0])
 
@@ -102,12 +99,6 @@ def test_the_manifest_is_created_and_the_pointer_compared_by_the_server(
 
     with pytest.raises(CheckpointError, match="another checkpoint of that name"):
         RemoteCheckpoints(Blind(address)).upload(other)
-    objects = Objects(address)
-    pointer = objects.get("LATEST")
-    assert pointer is not None
-    objects.replace("LATEST", b"1", pointer.version)
-    with pytest.raises(Exception, match="LATEST"):
-        objects.replace("LATEST", b"2", pointer.version)
 
 
 @pytest.mark.parametrize("status", [500, 503])
@@ -132,9 +123,9 @@ def test_a_server_that_never_answers_is_given_up_after_bounded_tries(
     remote(address).upload(paths[0])
     released = threading.Event()
     server.on_request = lambda method, path: released.wait(60) and None
-    objects = Objects(address, request_seconds=0.2, retries=1, backoff=0.01)
+    objects = Objects(address, request_seconds=0.2)
     try:
-        with pytest.raises(StoreUnavailable, match="did not read checkpoints/00000002/manifest.json in 2 tries"):
+        with pytest.raises(StoreUnavailable, match="did not read checkpoints/00000002/manifest.json"):
             RemoteCheckpoints(objects).upload(paths[1])
     finally:
         released.set()

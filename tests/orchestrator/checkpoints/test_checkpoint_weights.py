@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from orchestrator.checkpoints import POLICY, CheckpointError, CheckpointFolder, KeepLast, find_checkpoint
+from orchestrator.checkpoints.manifest import in_folder
 from state.parameter_arena import ParameterArena
 from state.policy_snapshot import PolicySnapshot
 from state.shared_memory import SlotRing
@@ -80,7 +81,7 @@ def test_a_failed_commit_leaves_nothing_that_looks_like_a_checkpoint(
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(CheckpointError, match="No space left"):
         commit(folder, make_state(2))
-    assert {path.name for path in tmp_path.iterdir()} == {".lock", "LATEST", "00000001"}
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", "00000001"}
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
@@ -98,8 +99,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     manifest.write_text(json.dumps(facts | {"format_version": 99}))
     with pytest.raises(CheckpointError, match="format version 99"):
         find_checkpoint(path)
-    facts |= {"format_version": 1}
-    manifest.write_text(json.dumps(facts | {"files": {"../secret": {"bytes": 1, "sha256": ""}}}))
+    manifest.write_bytes(in_folder(facts | {"files": {"../secret": {"bytes": 1, "sha256": ""}}}, None))
     with pytest.raises(CheckpointError, match="outside of the checkpoint"):
         find_checkpoint(path)
     manifest.write_text("{")
