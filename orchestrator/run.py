@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 ANSWER_SECONDS = 5.0
-"""What a worker has for its present step or minibatch, or to start, when the run is to end now."""
+"""What a worker has at least for its present step or minibatch, or to start, when the run is to end now."""
 
 
 class RunCancelled(OrchestratorError, RuntimeError):

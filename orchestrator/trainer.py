@@ -117,7 +117,7 @@ class Trainer:
             resume = await in_thread(read_checkpoint, self._source.checkpoint, abandon_on_cancel=True)
         weights = None
         if self.config.init_from is not None and resume is None:
-            weights = await anyio.to_thread.run_sync(read_weights, self.config.init_from)
+            weights = await in_thread(read_weights, self.config.init_from, abandon_on_cancel=True)
         run = self._run = Run(self.config, self.hooks, 0 if resume is None else resume.state.epoch)
         error: BaseException | None = None
         try:

@@ -23,6 +23,7 @@ from orchestrator.environments.spaces import Array, ObservationArrays, arrays_of
 from orchestrator.policies.acting import ActingPolicy, PolicyFailed, as_tensors, check_defined
 from orchestrator.policies.network import Spaces
 from orchestrator.policies.policy import Policy, build_policy
+from orchestrator.workers.interrupt import InterruptChecks
 from state.experience import ExperienceSpec, FieldSpec
 from state.stats_tracker import EPISODE_LENGTH, EPISODE_RETURN
 
@@ -62,6 +63,8 @@ class CollectReport(NamedTuple):
     """Whether `stop` cut the rollout short, so that the slot holds nothing of use."""
     warnings: Mapping[str, str] = {}
     """What the user should know of the environment, by what it is about; each only once."""
+    longest_step: float = 0.0
+    """Seconds; the longest between two times that `stop` was asked."""
 
 
 class Collector:
@@ -125,10 +128,11 @@ class Collector:
         rows = slice(self._plan.first_row, self._plan.first_row + self._plan.count)
         slot = {name: array[rows] for name, array in experience.items()}
         rollout = self._rollout
+        checks = InterruptChecks(stop)
         with torch.inference_mode():
             if acting.state is not None:
                 slot[RECURRENT_STATE][...] = np.where(self._episode_start[:, None], 0.0, acting.state.numpy())
-            self._run(acting, slot, stop)
+            self._run(acting, slot, checks)
             if rollout.complete:
                 observations = {key: slot[observation_field(key)] for key in self._current}
                 following = as_tensors(observation_of(self._current))
@@ -140,6 +144,7 @@ class Collector:
                     self._look_at_scales(self._scales, observations)
         self._rollouts += 1
         returns, lengths = self._episodes.add(rollout.reward, rollout.ended, rollout.valid)
+        checks()
         return CollectReport(
             agent_steps=int(np.count_nonzero(rollout.valid)),
             rollout_stats=rollout.stats | {EPISODE_RETURN: returns, EPISODE_LENGTH: lengths},
@@ -147,6 +152,7 @@ class Collector:
             ended=time.monotonic(),
             interrupted=not rollout.complete,
             warnings=self._environment.take_warnings(),
+            longest_step=checks.longest,
         )
 
     def state(self) -> dict[str, object]:

@@ -31,7 +31,8 @@ GRACE = 6.0
 EPOCH_GRACE = 4.0
 """Seconds that the epochs in progress have to finish after a signal: then a resumed run goes on exactly there."""
 END_SECONDS = 25.0
-"""Seconds after a signal by which the program has ended, whatever hangs: a thread cannot be ended in any other way."""
+"""Seconds after a signal by which the program has ended, whatever hangs: a thread cannot be ended in any other way.
+With what the slowest worker has for its present step or minibatch."""
 
 
 def run_training(config: TrainerConfig, *, resume: ResumeSource | None = None) -> int:
@@ -106,9 +107,10 @@ async def _obey_signals(run: Run, training: anyio.CancelScope, received: list[in
 
 def _exit_late(run: Run, number: int) -> None:
     """In a thread: end a program that something keeps from ending."""
-    time.sleep(END_SECONDS)
+    seconds = END_SECONDS + run.patience.longest
+    time.sleep(seconds)
     hooks = ", ".join(run.engine.holders()) or "none"
-    say(f"the run has not ended {END_SECONDS:g} s after a signal; hooks still at work: {hooks}; exiting", sys.stderr)
+    say(f"the run has not ended {seconds:.3g} s after a signal; hooks still at work: {hooks}; exiting", sys.stderr)
     os._exit(128 + number)
 
 

@@ -89,6 +89,7 @@ class HookRunner:
         self._life = anyio.CancelScope(shield=True)
         self._work = anyio.CancelScope()
         self._cancelled: type[BaseException] = GeneratorExit  # until `serve` knows its event loop
+        self._task = 0
         self._native_task: asyncio.Task[Any] | None = None
 
     def __repr__(self) -> str:
@@ -171,6 +172,7 @@ class HookRunner:
     async def serve(self) -> None:
         """Handle events until `end`. Raises HookFailed where the hook's `on_error` is "raise"."""
         self._cancelled = anyio.get_cancelled_exc_class()
+        self._task = anyio.get_current_task().id
         self._native_task = asyncio_task()
         doing = "enter its resources"
         try:
@@ -330,17 +332,30 @@ class HookRunner:
         """The error as a failure of the hook; None where its coroutine is being closed.
 
         That includes SystemExit and KeyboardInterrupt: one that left a task would break the whole event loop off. A
-        callback can end as if cancelled though nobody cancelled it, say by awaiting a task that was.
+        callback can end as if cancelled though nobody cancelled it, say by awaiting a task that was; or raise what
+        closes a coroutine, say by throwing it into one of its generators.
         """
         self._forget_native_cancellation()
         if isinstance(error, Exception):
             return error
         beyond = self._beyond_cancellation(error)
-        if beyond is not None:
-            return None if isinstance(beyond, GeneratorExit) else beyond
-        own = RuntimeError("it ended as if cancelled, and nobody had cancelled it")
+        if isinstance(beyond, GeneratorExit):
+            if not self._is_running():
+                return None
+            own = RuntimeError("it raised GeneratorExit, and nobody closes it")
+        elif beyond is not None:
+            return beyond
+        else:
+            own = RuntimeError("it ended as if cancelled, and nobody had cancelled it")
         own.__cause__ = error
         return own
+
+    def _is_running(self) -> bool:
+        """Whether the hook's task is what the event loop runs now: a coroutine that is being closed is not."""
+        try:
+            return anyio.get_current_task().id == self._task
+        except RuntimeError:  # there is no event loop any more
+            return False
 
     def _beyond_cancellation(self, error: BaseException) -> BaseException | None:
         """What in an error is neither a cancellation nor an Exception: the first, of several in a group."""

@@ -20,6 +20,7 @@ from orchestrator.learning.profiling import profile_path, profiled
 from orchestrator.learning.statistics import batch_statistics, loss_statistics
 from orchestrator.policies import build_policy, check_gradients
 from orchestrator.workers.global_generators import seed_global_generators
+from orchestrator.workers.interrupt import InterruptChecks
 from orchestrator.workers.slots import SlotMemory, SlotRef
 from orchestrator.workers.spans import Spans
 from state.experience import Experience
@@ -111,6 +112,8 @@ class LearnReport(NamedTuple):
     """If it was asked for: what goes with the moments."""
     spans: Sequence[Span] = ()
     """What happened in between, where the plan asks for a trace."""
+    longest_step: float = 0.0
+    """Seconds; the longest between two checks whether to stop, which come after each minibatch."""
 
 
 class Learner:
@@ -241,6 +244,7 @@ class Learner:
         done = 0
         passes = 0
         finished = not self._losses.active(epoch)
+        checks = InterruptChecks(self._plan.interrupt.is_set)
         interrupted = False
         while passes < config.update_epochs and not finished:
             waiting = 0
@@ -264,7 +268,7 @@ class Learner:
                 for callback in self._on_mb_end:
                     callback(replace(state, update_epoch=passes, mb_idx=mb_idx))
                 spans.end("minibatch", passes, mb_idx)
-                interrupted = self._plan.interrupt.is_set()
+                interrupted = checks()
                 finished = interrupted or self._losses.stop_requested
                 if finished:
                     break
@@ -293,6 +297,8 @@ class Learner:
             )
             self.callback("on_epoch_end", state)
             self.publish(request.publish_to)  # again, since a loss may have changed it
+        learner_state = None if request.moments_to is None else self.state(request.moments_to)
+        checks()
         return LearnReport(
             loss_stats=loss_stats,
             update_epochs=passes,
@@ -301,7 +307,8 @@ class Learner:
             ended=ended,
             interrupted=interrupted,
             spans=spans.recorded,
-            learner_state=None if request.moments_to is None else self.state(request.moments_to),
+            learner_state=learner_state,
+            longest_step=checks.longest,
         )
 
     # How.

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("orchestrator")
 Answer = TypeVar("Answer")
+_STEPS = 3.0
+"""Times the longest step or minibatch that was seen of a worker, after which one is taken for hanging."""
 
 
 class WorkerHangs(OrchestratorError, RuntimeError):
@@ -24,17 +26,31 @@ class Patience:
     """What a run waits for from its workers. Used in the event loop of the run."""
 
     def __init__(self) -> None:
-        self._scopes: set[anyio.CancelScope] = set()
+        self._scopes: dict[anyio.CancelScope, str] = {}
         self._seconds: float | None = None
+        self._longest_steps: dict[str, float] = {}
         self.hanging: set[str] = set()
         """The workers that are not waited for any more."""
 
     def limit(self, seconds: float, now: float) -> None:
-        """From now on workers have so many seconds for an answer, also for one that is waited for already."""
+        """From now on workers have so many seconds for an answer, also for one that is waited for already; those that
+        have been seen to take long for a step or a minibatch have several times that."""
         if self._seconds is None:
             self._seconds = seconds
-            for scope in self._scopes:
-                scope.deadline = now + seconds
+            for scope, worker in self._scopes.items():
+                scope.deadline = now + self._seconds_for(worker)
+
+    def saw(self, worker: str, longest_step: float) -> None:
+        """A worker has needed so many seconds to notice that it is to stop, or would have."""
+        self._longest_steps[worker] = max(longest_step, self._longest_steps.get(worker, 0.0))
+
+    @property
+    def longest(self) -> float:
+        """Seconds that the slowest worker has by what was seen of it. For any thread."""
+        return _STEPS * max(self._longest_steps.copy().values(), default=0.0)
+
+    def _seconds_for(self, worker: str) -> float:
+        return max(self._seconds or 0.0, _STEPS * self._longest_steps.get(worker, 0.0))
 
     async def answer(self, worker: str, what: str, ask: Callable[..., Awaitable[Answer]], *args: object) -> Answer:
         """The result of `await ask(*args)`; raises WorkerHangs where it takes too long."""
@@ -42,13 +58,14 @@ class Patience:
             raise WorkerHangs(f"worker {worker!r} hangs; it is not asked to {what!r}")
         with anyio.CancelScope() as scope:
             if self._seconds is not None:
-                scope.deadline = anyio.current_time() + self._seconds
-            self._scopes.add(scope)
+                scope.deadline = anyio.current_time() + self._seconds_for(worker)
+            self._scopes[scope] = worker
             try:
                 return await ask(*args)
             finally:
-                self._scopes.discard(scope)
+                del self._scopes[scope]
         self.hanging.add(worker)
-        message = f"worker {worker!r} has not answered {what!r} within {self._seconds:g} s after the run was to end now"
+        seconds = self._seconds_for(worker)
+        message = f"worker {worker!r} has not answered {what!r} within {seconds:.3g} s after the run was to end now"
         _log.error("%s; the run ends without it, and it is ended by force", message)
         raise WorkerHangs(message)

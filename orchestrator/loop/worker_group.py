@@ -196,7 +196,9 @@ class WorkerGroup:
             learning_rate_scale=learning_rate_scale,
             moments_to=None if moments_to is None else self._learner_slots.ref(MOMENTS, moments_to),
         )
-        return await self._ask(self._learner, "learn", request)
+        report: LearnReport = await self._ask(self._learner, "learn", request)
+        self._patience.saw(self._learner.name, report.longest_step)
+        return report
 
     # Snapshots.
 
@@ -241,6 +243,7 @@ class WorkerGroup:
             try:
                 report: CollectReport = await self._ask(collector.worker, "collect", request)
                 self._warn(report.warnings)
+                self._patience.saw(collector.worker.name, report.longest_step)
                 return report
             except WorkerCrashed as error:
                 collector.restarts += 1

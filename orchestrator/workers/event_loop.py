@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import logging
 import threading
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 
     from anyio.lowlevel import EventLoopToken
     from trio.lowlevel import TrioToken
+
+_log = logging.getLogger("orchestrator")
+ABANDON_SECONDS = 10.0
+"""What a function in a thread has to return when its caller is cancelled."""
 
 
 def asyncio_loop() -> asyncio.AbstractEventLoop | None:
@@ -60,6 +65,7 @@ class ThreadCall:
     def __init__(self, function: Callable[..., Any], *args: object) -> None:
         self.wanted = True
         """Whether anybody waits for the result."""
+        self.name: str = getattr(function, "__qualname__", None) or repr(function)
         self._function = functools.partial(function, *args)
         self._done = anyio.Event()
         self._result: Any = None
@@ -76,10 +82,20 @@ class ThreadCall:
         if self.wanted:
             call_soon(self._token, self._done.set)
 
-    async def result(self) -> Any:
-        """What the function has returned; raises what it has raised."""
+    async def result(self, patience: float = 0.0) -> Any:
+        """What the function has returned; raises what it has raised.
+
+        A caller that is cancelled has so many more seconds of `patience` for the function to return.
+        """
         try:
             await self._done.wait()
+        except anyio.get_cancelled_exc_class():
+            if patience:
+                with anyio.move_on_after(patience, shield=True):
+                    await self._done.wait()
+                if not self._done.is_set():
+                    _log.warning("%s hangs in a thread, which is left to itself", self.name)
+            raise
         finally:
             self.wanted = False
         if self._error is not None:
@@ -91,12 +107,12 @@ async def in_thread(function: Callable[..., Any], *args: object, abandon_on_canc
     """`function(*args)` in a thread, as `anyio.to_thread.run_sync`; but no program's end waits for the thread.
 
     The threads of anyio's pool keep a program alive until the event loop's main task has ended in order, which is not
-    so after a SystemExit or a KeyboardInterrupt.
+    so after a SystemExit or a KeyboardInterrupt. A caller that is cancelled waits for the function, unless
+    `abandon_on_cancel`, but not for ever: what it does may hang, as file systems do.
     """
     call = ThreadCall(function, *args)
-    threading.Thread(target=call.run, name=getattr(function, "__name__", "call"), daemon=True).start()
-    with anyio.CancelScope(shield=not abandon_on_cancel):
-        return await call.result()
+    threading.Thread(target=call.run, name=call.name, daemon=True).start()
+    return await call.result(patience=0.0 if abandon_on_cancel else ABANDON_SECONDS)
 
 
 def _context_outside_the_event_loop() -> contextvars.Context:

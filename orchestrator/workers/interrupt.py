@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from typing import TYPE_CHECKING
+
 from state.shared_memory import SharedBuffer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Interrupt:
@@ -20,3 +26,19 @@ class Interrupt:
 
     def __reduce__(self) -> tuple[type[Interrupt], tuple[SharedBuffer]]:
         return Interrupt, (self._buffer,)
+
+
+class InterruptChecks:
+    """Asks whether to stop, and measures how long that takes to be noticed."""
+
+    def __init__(self, interrupt: Callable[[], bool]) -> None:
+        self.longest = 0.0
+        """Seconds; the longest between two checks so far."""
+        self._interrupt = interrupt
+        self._last = time.monotonic()
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        self.longest = max(self.longest, now - self._last)
+        self._last = now
+        return self._interrupt()

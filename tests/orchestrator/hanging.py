@@ -49,6 +49,39 @@ def hangs_in_learning(spaces: Spaces) -> HangingNetwork:
     return HangingNetwork(spaces, learning=True, first=60)
 
 
+SLOW_SECONDS = 1.5
+
+
+class SlowNetwork(Shared):
+    """Notes in files called `slow-N` that it has begun with minibatch N."""
+
+    def __init__(self, spaces: Spaces) -> None:
+        super().__init__(spaces)
+        self._minibatches = 0
+
+    def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            Path(f"slow-{self._minibatches}").touch()
+            self._minibatches += 1
+            time.sleep(SLOW_SECONDS)
+        return super().forward(observation)
+
+
+class SlowEnvironment(FailingEnvironment):
+    def step(self, action: Any) -> Any:
+        Path(f"slow-{self._steps}").touch()
+        time.sleep(SLOW_SECONDS)
+        return super().step(action)
+
+
+def slow_network(spaces: Spaces) -> SlowNetwork:
+    return SlowNetwork(spaces)
+
+
+def slow_environment(**options: Any) -> SlowEnvironment:
+    return SlowEnvironment(**options)
+
+
 def environment() -> FailingEnvironment:
     return FailingEnvironment()
 

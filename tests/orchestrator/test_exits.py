@@ -16,16 +16,20 @@ import anyio.to_thread
 import psutil
 import pytest
 
+from losses import Loss
 from orchestrator import CheckpointsConfig, Hook, HookFailed, Trainer
 from orchestrator.checkpoints import CheckpointFolder
 from orchestrator.hooks.included.metrics import MetricsHook
 from orchestrator.hooks.included.stop_request import StopRequest
-from tests.orchestrator.training import small_config
+from tests.orchestrator.training import losses_with, small_config
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
     from pathlib import Path
 
+    from torch import Tensor
+
+    from losses import Minibatch, PolicyEvaluation
     from orchestrator import TrainerConfig
     from orchestrator.metrics.sink import RunInfo
     from state.trainer_state import TrainerState
@@ -159,6 +163,78 @@ async def test_a_run_goes_on_when_a_sink_a_stop_source_or_the_state_of_a_hook_ca
         assert what in caplog.text
 
 
+def close_nothing() -> None:
+    raise GeneratorExit
+
+
+class ClosingCallback(Hook):
+    name = "closing"
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        close_nothing()
+
+
+class ClosingAfterWaiting(Hook):
+    name = "closing"
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        await anyio.lowlevel.checkpoint()
+        close_nothing()
+
+
+class ClosingFunction(Hook):
+    name = "closing"
+
+    def on_epoch_end(self, state: TrainerState) -> None:  # type: ignore[override]
+        close_nothing()
+
+
+class ClosingBesideTasks(Hook):
+    name = "closing"
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(anyio.sleep_forever)
+            close_nothing()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("kind", [ClosingCallback, ClosingAfterWaiting, ClosingFunction, ClosingBesideTasks])
+async def test_a_hook_that_raises_generator_exit_fails_as_with_any_other_error(
+    kind: type[Hook], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with anyio.fail_after(DEADLINE):
+        final = await Trainer(eight_epochs(tmp_path), hooks=[kind()]).run()
+    assert final.epoch == 8
+    assert saved_epochs(tmp_path) == [8]
+    assert (
+        "hook 'closing' failed to handle on_epoch_end of epoch 1: RuntimeError('it raised GeneratorExit" in caplog.text
+    )
+
+
+class ClosingLoss(Loss):
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self._where = where
+
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
+        if self._where == "compute" and minibatch.epoch == 1:
+            close_nothing()
+        return evaluation.value.sum() * 0.0
+
+    def on_epoch_end(self, state: TrainerState) -> None:
+        if self._where == "on_epoch_end" and state.epoch == 2:
+            close_nothing()
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("where", ["compute", "on_epoch_end"])
+async def test_a_loss_that_raises_generator_exit_fails_the_run_by_name(where: str, tmp_path: Path) -> None:
+    with anyio.fail_after(DEADLINE), pytest.raises(RuntimeError, match="GeneratorExit") as caught:
+        await Trainer(eight_epochs(tmp_path), losses=losses_with(ClosingLoss(where))).run()
+    assert "in worker 'learner'" in caught.value.__notes__[0]
+
+
 # Programs of their own.
 
 PROGRAM = '''
@@ -182,6 +258,20 @@ class Child(Hook):
     async def on_epoch_end(self, state):
         if state.epoch == 3:
             self.third.set()
+class OtherTask(Hook):
+    def __init__(self, how):
+        self.how = how
+    async def child(self):
+        sys.exit(7)
+    async def on_epoch_end(self, state):
+        if state.epoch == 3:
+            if self.how == "create_task":
+                self.task = asyncio.create_task(self.child())
+            elif self.how == "task_group":
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self.child())
+            else:
+                asyncio.get_running_loop().call_soon(sys.exit, 7)
 class Plus(Hook):
     async def on_epoch_end(self, state):
         await anyio.to_thread.run_sync(time.sleep, 0.01)
@@ -191,7 +281,8 @@ async def main(kind):
     config = TrainerConfig(environment="CartPole-v1", total_agent_steps=10**9, policy=PolicyConfig(hidden=(8,)),
         collection=CollectionConfig(environments=2, horizon=32),
         learning=LearningConfig(update_epochs=1, minibatches=1))
-    async with Trainer(config, hooks=[Child()] if kind == "child" else [Plus()]).start() as run:
+    hook = Child() if kind == "child" else Plus() if kind in ("plus", "body") else OtherTask(kind)
+    async with Trainer(config, hooks=[hook]).start() as run:
         async for state in run.states():
             if state.epoch >= 3 and kind == "body":
                 sys.exit(7)
@@ -224,9 +315,9 @@ def result(process: subprocess.Popen[str]) -> tuple[int, str]:
     return process.returncode, output + errors
 
 
-@pytest.mark.parametrize(("how", "what"), [("asyncio", "child")])
-def test_sys_exit_that_breaks_off_the_event_loop_ends_the_program(how: str, what: str, tmp_path: Path) -> None:
-    code, text = result(start(tmp_path, how, what))
+@pytest.mark.parametrize("what", ["child", "create_task", "task_group", "call_soon"])
+def test_sys_exit_that_breaks_off_the_event_loop_ends_the_program(what: str, tmp_path: Path) -> None:
+    code, text = result(start(tmp_path, "asyncio", what))
     assert code == 7, text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,20 @@ from typing import Any
 import anyio
 import pytest
 
-from orchestrator import CheckpointsConfig, CollectionConfig, LearningConfig, PolicyConfig, Trainer, TrainerConfig
+from orchestrator import (
+    CheckpointsConfig,
+    CollectionConfig,
+    HookFailed,
+    LearningConfig,
+    PolicyConfig,
+    Trainer,
+    TrainerConfig,
+)
 from orchestrator.checkpoints import find_checkpoint
 from orchestrator.environments.vector import EnvironmentFailed
+from orchestrator.hooks.included.heartbeat import Heartbeat
 from orchestrator.loop.patience import WorkerHangs
+from tests.orchestrator.training import small_config
 
 pytestmark = pytest.mark.anyio
 DEADLINE = 90
@@ -75,6 +86,31 @@ async def test_a_run_whose_network_hangs_ends_with_a_checkpoint_of_the_last_whol
     assert find_checkpoint(tmp_path / "run").manifest["epoch"] == run.state.epoch >= 1
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("what", ["slow_network", "slow_environment"])
+async def test_a_worker_that_has_always_been_slow_is_not_taken_for_one_that_hangs(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("orchestrator.run.ANSWER_SECONDS", 1.0)
+    config = replace(config_of(tmp_path, "process"), staleness=1)
+    if what == "slow_network":
+        config = replace(config, policy=PolicyConfig(network="tests.orchestrator.hanging:slow_network"))
+        wait_for = tmp_path / "slow-1"
+    else:
+        collection = replace(config.collection, environments=1, horizon=2)
+        config = replace(config, environment="tests.orchestrator.hanging:slow_environment", collection=collection)
+        wait_for = tmp_path / "slow-2"
+    with anyio.fail_after(DEADLINE):
+        async with Trainer(config).start() as run:
+            while not wait_for.exists():
+                await anyio.sleep(0.02)
+            run.stop_now()
+            await run.result()
+    assert "has not answered" not in caplog.text
+    assert find_checkpoint(tmp_path / "run").manifest["resumable"]
+
+
 async def test_stop_now_ends_the_start_of_a_run_whose_environment_hangs_in_its_constructor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,3 +123,40 @@ async def test_stop_now_ends_the_start_of_a_run_whose_environment_hangs_in_its_c
                 await anyio.sleep(0.02)
             run.stop_now()
             await run.result()
+
+
+class Stuck:
+    """A file system that hangs."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.go_on = threading.Event()
+
+    def __call__(self, *_: object, **__: object) -> Any:
+        self.entered.set()
+        self.go_on.wait()
+        raise OSError("too late")
+
+
+@pytest.mark.parametrize("how", ["cancelled", "stopped"])
+@pytest.mark.parametrize("what", ["checkpoints.CheckpointFolder.commit", "hooks.included.heartbeat.Heartbeat._write"])
+async def test_a_run_ends_although_the_file_system_hangs(
+    what: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck = Stuck()
+    monkeypatch.setattr(f"orchestrator.{what}", stuck)
+    monkeypatch.setattr("orchestrator.workers.event_loop.ABANDON_SECONDS", 0.1)
+    config = small_config(epochs=10**6, run_dir=tmp_path / "run", checkpoints=CheckpointsConfig(every=1))
+    hooks = [Heartbeat(tmp_path / "beat", 0.01)]
+    try:
+        with anyio.fail_after(DEADLINE), suppress(HookFailed), anyio.CancelScope() as scope:
+            async with Trainer(config, hooks=hooks).start() as run:
+                while not stuck.entered.is_set():
+                    await anyio.sleep(0.01)
+                if how == "cancelled":
+                    scope.cancel()
+                run.stop()
+                run.limit_drain(0.1)
+    finally:
+        stuck.go_on.set()
+    assert "hangs in a thread" in caplog.text
