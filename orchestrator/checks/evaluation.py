@@ -6,18 +6,19 @@ from collections import Counter
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from orchestrator.checks.imports import environment_problems
-from orchestrator.config.error import Problem
+from orchestrator.checks.imports import problems_of_environment
+from orchestrator.config.paths import PATH, problem_with
+from orchestrator.config.reads import reads
 from orchestrator.workers.reply import WorkerCrashed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from orchestrator.config.error import Problem
     from orchestrator.config.settings import TrainerConfig
 
-_TASKS = "evaluation.tasks"
 
-
+@reads(PATH.environment, PATH.run_dir, PATH.collection.environment_options, PATH.collection.backend, PATH.evaluation)
 def evaluation_problems(config: TrainerConfig) -> Iterator[Problem]:
     """What keeps the evaluation from working; for values that are right in themselves.
 
@@ -28,9 +29,11 @@ def evaluation_problems(config: TrainerConfig) -> Iterator[Problem]:
     problems = list(_name_problems(config))
     for index, task in enumerate(config.evaluation.tasks):
         if task.environment is not None:
-            problems.extend(environment_problems(task.environment, f"{_TASKS}[{index}].environment"))
+            problems.extend(problems_of_environment(task.environment, PATH.evaluation.tasks[index].environment))
     yield from problems
-    if config.evaluation.tasks and not problems and not list(environment_problems(config.environment)):
+    if problems or not config.evaluation.tasks:
+        return
+    if not list(problems_of_environment(config.environment, PATH.environment)):
         yield from _space_problems(config)
 
 
@@ -45,30 +48,31 @@ def _name_problems(config: TrainerConfig) -> Iterator[Problem]:
     if twice:
         listing = ", ".join(f"{name} (category {category})" for category, name in twice)
         cure = "give the tasks a name of their own each"
-        yield Problem(field=_TASKS, value=listing, expected="each name once in its category", cure=cure)
+        expected = "each name once in its category"
+        yield problem_with(config, PATH.evaluation.tasks, value=listing, expected=expected, cure=cure)
         return
     try:
         EvalRewardSummary.from_simulations(dict.fromkeys(keys, 0.0))
     except ValueError as error:
-        yield Problem(
-            field=_TASKS, value=keys, expected="names that give each score a metric of its own", cure=str(error)
-        )
+        expected = "names that give each score a metric of its own"
+        yield problem_with(config, PATH.evaluation.tasks, value=keys, expected=expected, cure=str(error))
 
 
 def _video_problems(config: TrainerConfig) -> Iterator[Problem]:
-    every, field = config.evaluation.video_every, "evaluation.video_every"
-    if not every:
+    video_every = PATH.evaluation.video_every
+    if not config.evaluation.video_every:
         return
     if not config.evaluation.every:
-        cure = "set evaluation.every to the epochs between evaluations"
-        yield Problem(field=field, value=every, expected="0 while evaluation.every is 0", cure=cure)
+        expected = f"0 while {PATH.evaluation.every} is 0"
+        cure = f"set {PATH.evaluation.every} to the epochs between evaluations"
+        yield problem_with(config, video_every, expected=expected, cure=cure)
     if config.run_dir is None:
         expected = "0 while the run has no folder to keep videos in"
-        yield Problem(field=field, value=every, expected=expected, cure="set run_dir")
+        yield problem_with(config, video_every, expected=expected, cure=f"set {PATH.run_dir}")
     if find_spec("moviepy") is None:
         expected = "0 while moviepy, which writes videos, is not installed"
         cure = "pip install 'async-rl-orchestrator[video]' installs it"
-        yield Problem(field=field, value=every, expected=expected, cure=cure)
+        yield problem_with(config, video_every, expected=expected, cure=cure)
 
 
 def _space_problems(config: TrainerConfig) -> Iterator[Problem]:
@@ -83,10 +87,11 @@ def _space_problems(config: TrainerConfig) -> Iterator[Problem]:
         except WorkerCrashed as error:
             names = [task.environment or config.environment for task in config.evaluation.tasks]
             cure = f"see above, or below, what the process that made them died of ({error})"
-            yield Problem(field=_TASKS, value=names, expected=expected, cure=cure)
+            yield problem_with(config, PATH.evaluation.tasks, value=names, expected=expected, cure=cure)
             return
     for index, environment, problem in found:
-        yield Problem(field=f"{_TASKS}[{index}].environment", value=environment, expected=expected, cure=problem)
+        setting = PATH.evaluation.tasks[index].environment
+        yield problem_with(config, setting, value=environment, expected=expected, cure=problem)
 
 
 def misfits(config: TrainerConfig) -> list[tuple[int, str, str]]:

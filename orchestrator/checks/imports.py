@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, cast
 
-from orchestrator.config.error import Problem
+from orchestrator.config.annotations import FUNCTION, NamesCode
+from orchestrator.config.error import Problem, nearest
+from orchestrator.config.fields import fits, leaves, notes
 from orchestrator.config.own_code import OwnCodeError, import_function
-from orchestrator.config.rules import DEVICE, FUNCTION
+from orchestrator.config.paths import PATH, problem_with
+from orchestrator.config.reads import reads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,19 +19,26 @@ if TYPE_CHECKING:
     from orchestrator.config.settings import TrainerConfig
 
 
-def environment_problems(environment: str, field: str = "environment") -> Iterator[Problem]:
+@reads(PATH.environment)
+def environment_problems(config: TrainerConfig) -> Iterator[Problem]:
+    """What keeps the environment of the training from being made."""
+    return problems_of_environment(config.environment, PATH.environment)
+
+
+def problems_of_environment(environment: str, setting: object) -> Iterator[Problem]:
     """What keeps an environment from being made."""
     from orchestrator.environments import check_environment
 
     for message in check_environment(environment):
         expected = "an environment that can be made"
-        yield Problem(field=field, value=environment, expected=expected, cure=message)
+        yield Problem(field=str(setting), value=environment, expected=expected, cure=message)
 
 
+@reads(PATH.device)
 def device_problems(config: TrainerConfig) -> Iterator[Problem]:
     """A device that this machine, or this build of torch, does not have."""
     kind, _, index = config.device.partition(":")
-    if kind in ("auto", "cpu") or not DEVICE.fullmatch(config.device):
+    if kind in ("auto", "cpu"):
         return
     import torch
 
@@ -42,46 +52,57 @@ def device_problems(config: TrainerConfig) -> Iterator[Problem]:
     if not available:
         expected = f"a device that is there: {found}"
         cure = "set it to auto or cpu, or install the driver and the build of torch for it"
-        yield Problem(field="device", value=config.device, expected=expected, cure=cure)
+        yield problem_with(config, PATH.device, expected=expected, cure=cure)
 
 
+@reads()
 def own_code_problems(config: TrainerConfig) -> Iterator[Problem]:
-    """`package.module:function` that cannot be imported, or is no function."""
-    names = [("losses.names", name) for name in config.losses.names]
-    names += [("metrics.sinks", name) for name in config.metrics.sinks]
-    for path, name in (*names, ("policy.network", config.policy.network)):
-        if not FUNCTION.fullmatch(name):
-            continue
+    """Names that are not known, and `package.module:function` that cannot be imported, or is no function."""
+    for path, hint, value in leaves(config):
+        for code in notes(hint):
+            if isinstance(code, NamesCode) and fits(hint, value):
+                for name in (value,) if isinstance(value, str) else cast("tuple[str, ...]", value):
+                    yield from _name_problems(path, name, code)
+
+
+def _name_problems(path: str, name: str, code: NamesCode) -> Iterator[Problem]:
+    if name in code.known:
+        return
+    if FUNCTION.fullmatch(name):
         try:
             import_function(name)
+            return
         except OwnCodeError as fault:
-            expected = "package.module:function that can be called"
-            yield Problem(field=path, value=name, expected=expected, cure=str(fault))
+            expected, cure = "package.module:function that can be called", str(fault)
+    elif code.known:
+        expected, cure = f"one of {', '.join(code.known)}, or package.module:function", nearest(name, code.known)
+    else:
+        expected, cure = "package.module:function", f"leave it out, or name {code.function}"
+    yield Problem(field=path, value=name, expected=expected, cure=cure)
 
 
+@reads(PATH.metrics.tensorboard, PATH.metrics.wandb, PATH.metrics.prometheus, PATH.metrics.heartbeat, PATH.run_dir)
 def sink_problems(config: TrainerConfig) -> Iterator[Problem]:
     """Sinks whose packages are not installed, or that write into a folder that the run does not have."""
     from orchestrator.metrics.sink import MissingExtra, require
 
-    settings = config.metrics
-    for field, package, wanted in (
-        ("tensorboard", "tensorboard", settings.tensorboard),
-        ("tensorboard", "google_crc32c", settings.tensorboard),
-        ("wandb", "wandb", settings.wandb != "off"),
-        ("prometheus", "prometheus_client", settings.prometheus),
+    metrics, path = config.metrics, PATH.metrics
+    for setting, extra, package, wanted in (
+        (path.tensorboard, "tensorboard", "tensorboard", metrics.tensorboard),
+        (path.tensorboard, "tensorboard", "google_crc32c", metrics.tensorboard),
+        (path.wandb, "wandb", "wandb", metrics.wandb != "off"),
+        (path.prometheus, "prometheus", "prometheus_client", metrics.prometheus),
     ):
         try:
             if wanted:
-                require(package, field)
+                require(package, extra)
         except MissingExtra as missing:
             expected = f"to be off: {package} is not installed"
-            cure = str(missing).partition(": ")[2]
-            yield Problem(field=f"metrics.{field}", value=getattr(settings, field), expected=expected, cure=cure)
-    for field, wanted in (("tensorboard", settings.tensorboard), ("heartbeat", settings.heartbeat > 0)):
+            yield problem_with(config, setting, expected=expected, cure=str(missing).partition(": ")[2])
+    for setting, wanted in ((path.tensorboard, metrics.tensorboard), (path.heartbeat, metrics.heartbeat > 0)):
         if wanted and config.run_dir is None:
-            cure = "set run_dir, which the command does by itself"
-            value = getattr(settings, field)
-            yield Problem(field=f"metrics.{field}", value=value, expected="a run with a folder", cure=cure)
+            cure = f"set {PATH.run_dir}, which the command does by itself"
+            yield problem_with(config, setting, expected="a run with a folder", cure=cure)
 
 
 def own_loss_classes(config: TrainerConfig) -> Iterator[type[Loss]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from gymnasium import spaces
 
+from orchestrator.config.paths import PATH
 from orchestrator.policies.cnn import ImageLayout
 
 if TYPE_CHECKING:
@@ -56,6 +57,6 @@ class ObservationScales:
             return None
         return (
             f"returns observations of very large or different scales: {high} reaches {scales[high]:.3g}, {low}"
-            f" {scales[low]:.3g}; networks learn badly from that: set policy.normalize_observations to true, or scale"
-            " them to about 1 in the environment"
+            f" {scales[low]:.3g}; networks learn badly from that: set {PATH.policy.normalize_observations} to true, or"
+            " scale them to about 1 in the environment"
         )

@@ -18,9 +18,10 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from orchestrator.checks.configuration import check_config
-from orchestrator.checks.imports import environment_problems
+from orchestrator.checks.imports import problems_of_environment
 from orchestrator.config.error import ConfigurationError, Problem, nearest
 from orchestrator.config.file import from_table, read_config
+from orchestrator.config.paths import PATH
 from orchestrator.config.run_folder import claimed, default_run_dir
 from orchestrator.config.settings import EvaluationTask, TrainerConfig
 from orchestrator.config.user_path import user_path
@@ -153,7 +154,8 @@ def _go_on(arguments: Sequence[str], first: _FirstLook) -> int:
     if first.init_from is not None:
         expected = "no other weights beside --resume, which brings the run's own"
         cure = "leave it out to go on with the run, or leave out --resume to start a new run from these weights"
-        raise ConfigurationError([Problem(field="init_from", value=first.init_from, expected=expected, cure=cure)])
+        field = str(PATH.init_from)
+        raise ConfigurationError([Problem(field=field, value=first.init_from, expected=expected, cure=cure)])
     from orchestrator.snapshots.resume import check_resume, find_resume_source
 
     assert first.resume is not None
@@ -269,7 +271,7 @@ def _eval_problems(arguments: EvalArguments) -> Iterator[Problem]:
         cure = "the default is 20"
         yield Problem(field="episodes", value=arguments.episodes, expected="at least 1", cure=cure)
     if arguments.environment is not None:
-        yield from environment_problems(arguments.environment)
+        yield from problems_of_environment(arguments.environment, PATH.environment)
 
 
 def _report(arguments: Sequence[str]) -> int:

@@ -1,15 +1,19 @@
-"""Reads the fields of a configuration by name: their dotted paths, annotations and values."""
+"""The fields of settings: what their annotations say, their values, and what is wrong with a value.
+
+A section of settings is any class with annotated fields that have defaults: the configuration's dataclasses, and hooks.
+"""
 
 from __future__ import annotations
 
 import functools
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
-from orchestrator.config.settings import TrainerConfig
+from orchestrator.config.annotations import Admits
+from orchestrator.config.error import Problem
 
 _NAMES: dict[object, str] = {
     bool: "true or false",
@@ -19,75 +23,132 @@ _NAMES: dict[object, str] = {
     Path: "a path",
     types.NoneType: "nothing",
 }
-_PLURALS: dict[object, str] = {int: "whole numbers", float: "numbers", str: "texts"}
+_PLURALS: dict[object, str] = {
+    int: "whole numbers",
+    float: "numbers",
+    str: "texts",
+    type[Exception]: "exception classes",
+}
+
+
+class Setting(NamedTuple):
+    """One field of a section."""
+
+    hint: Any
+    """Its annotation, with all that stands there."""
+    default: object
 
 
 @functools.cache
-def fields_of(section: type) -> dict[str, Any]:
-    """The fields of one configuration dataclass, in order, with their resolved annotations."""
-    hints = get_type_hints(section)
-    return {entry.name: hints[entry.name] for entry in fields(section)}
+def settings_of(section: type) -> Mapping[str, Setting]:
+    """The settings of a section by name, in order."""
+    defaults = section()
+    hints = get_type_hints(section, include_extras=True)
+    return {name: Setting(hint, getattr(defaults, name)) for name, hint in hints.items() if hasattr(defaults, name)}
 
 
-def leaves(config: object, prefix: str = "") -> Iterator[tuple[str, Any, object]]:
-    """Path (`learning.clip`), annotation and value of every field that is not itself a section.
+def bare(hint: Any) -> Any:
+    """An annotation without its notes."""
+    return get_args(hint)[0] if get_origin(hint) is Annotated else hint
 
-    A section that holds something else than its dataclass comes out as one leaf.
-    """
-    for name, hint in fields_of(type(config)).items():
-        value = cast(object, getattr(config, name))
-        if is_dataclass(hint) and isinstance(value, cast(type, hint)):
-            yield from leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, hint, value
+
+def notes(hint: Any) -> tuple[Any, ...]:
+    """What stands at a field, or at an alternative of its type."""
+    alternatives = get_args(bare(hint)) if _is_union(hint) else ()
+    return _own_notes(hint) + tuple(note for one in alternatives for note in notes(one))
+
+
+def _own_notes(hint: Any) -> tuple[Any, ...]:
+    return getattr(hint, "__metadata__", ())
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(bare(hint)) in (Union, types.UnionType)
+
+
+def section_type(hint: Any) -> type | None:
+    """The dataclass that a field holds, `[table]` in a file; None for a field of another kind."""
+    kind = bare(hint)
+    return kind if is_dataclass(kind) and isinstance(kind, type) else None
 
 
 def table_type(hint: Any) -> type | None:
     """The dataclass of which a field holds a tuple, `[[tables]]` in a file; None for a field of another kind."""
-    item = get_args(hint)[0] if get_origin(hint) is tuple else None
-    return item if is_dataclass(item) and isinstance(item, type) else None
+    return section_type(get_args(bare(hint))[0]) if get_origin(bare(hint)) is tuple else None
 
 
-def table_leaves(config: object) -> Iterator[tuple[str, Any, object]]:
-    """As `leaves`, of the fields of every table in a tuple of them: `evaluation.tasks[0].seed`."""
-    for path, hint, value in leaves(config):
-        if table_type(hint) is not None and fits(hint, value):
-            for index, table in enumerate(cast("tuple[object, ...]", value)):
-                yield from leaves(table, f"{path}[{index}].")
+def leaves(config: object, prefix: str = "", inherited: tuple[Any, ...] = ()) -> Iterator[tuple[str, Any, object]]:
+    """Path (`learning.clip`), annotation and value of every field that is not itself a section.
+
+    What stands at a section stands at each of its fields. A section that holds something else than its dataclass
+    comes out as one leaf.
+    """
+    for name, setting in settings_of(type(config)).items():
+        value = cast(object, getattr(config, name))
+        kind = section_type(setting.hint)
+        if kind is not None and isinstance(value, kind):
+            yield from leaves(value, f"{prefix}{name}.", inherited + notes(setting.hint))
+        else:
+            yield prefix + name, Annotated[setting.hint, *inherited] if inherited else setting.hint, value
 
 
-def value_at(config: object, path: str) -> Any:
-    """The value of the field with a dotted path."""
-    return functools.reduce(getattr, path.split("."), config)
+def problems_of(config: object, kind: type, prefix: str = "") -> Iterator[Problem]:
+    """Everything that is wrong with the settings of a section, or of all sections, each by itself."""
+    for name, setting in settings_of(kind).items():
+        yield from _value_problems(getattr(config, name), setting, prefix + name)
 
 
-def default_of(path: str) -> str:
-    """What to write for the field with a dotted path if in doubt: `the default is ...`."""
-    list_path, bracket, rest = path.partition("[")
-    if bracket:  # of one table in a list of them
-        section, _, name = list_path.rpartition(".")
-        table = table_type(fields_of(type(value_at(TrainerConfig(), section)))[name])
-        assert table is not None
-        field = rest.partition("].")[2]
-        default = value_at(table(), field) if field else table()
-    else:
-        default = value_at(TrainerConfig(), path)
-    if is_dataclass(default):
-        header = f"[[{list_path}]]" if bracket else f"[{path}]"
-        return f"write {header} and its settings below it"
+def _value_problems(value: object, setting: Setting, path: str) -> Iterator[Problem]:
+    if not fits(setting.hint, value):
+        yield wrong_type(value, setting, path, in_code=True)
+        return
+    kind, item = section_type(setting.hint), table_type(setting.hint)
+    if kind is not None:
+        yield from problems_of(value, kind, path + ".")
+    elif item is not None:
+        for index, table in enumerate(cast("tuple[object, ...]", value)):
+            yield from problems_of(table, item, f"{path}[{index}].")
+    for rule in _rules(setting.hint, value):
+        if not rule.holds(value):
+            yield Problem(field=path, value=value, expected=rule.expected, cure=rule.cure or default_of(setting, path))
+
+
+def _rules(hint: Any, value: object) -> Iterator[Admits]:
+    """Those of the annotation, and of the alternative in it that the value is."""
+    yield from (note for note in _own_notes(hint) if isinstance(note, Admits))
+    if _is_union(hint):
+        yield from _rules(next(one for one in get_args(bare(hint)) if fits(one, value)), value)
+
+
+def wrong_type(value: object, setting: Setting, path: str, *, in_code: bool = False) -> Problem:
+    """The problem that a value is not what the field's annotation says."""
+    cure = default_of(setting, path, in_code=in_code)
+    if isinstance(value, str) and fits(setting.hint, (value,)):
+        cure = f"write {(value,) if in_code else [value]}"
+    return Problem(field=path, value=value, expected=describe(setting.hint, in_code=in_code), cure=cure)
+
+
+def default_of(setting: Setting, path: str, *, in_code: bool = False) -> str:
+    """What to write for a field if in doubt: `the default is ...`."""
+    default = setting.default
+    if section_type(setting.hint) is not None:
+        return f"write [{path}] and its settings below it"
     if default is None:
         return "leave it out for the default"
     if isinstance(default, bool):
         return f"the default is {str(default).lower()}"
-    return f"the default is {list(cast(tuple[object, ...], default)) if isinstance(default, tuple) else default}"
+    if isinstance(default, tuple) and not in_code:
+        default = list(cast(tuple[object, ...], default))
+    return f"the default is {default}"
 
 
 def fits(hint: Any, value: object) -> bool:
-    """Whether a value is what the annotation of a configuration field says."""
+    """Whether a value is of the type that the annotation of a field says."""
+    hint = bare(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return isinstance(value, str) and value in arguments
-    if origin in (Union, types.UnionType):
+    if _is_union(hint):
         return any(fits(argument, value) for argument in arguments)
     if origin is tuple:
         if not isinstance(value, tuple):
@@ -97,23 +158,28 @@ def fits(hint: Any, value: object) -> bool:
         return len(items) == len(expected) and all(map(fits, expected, items))
     if origin is Mapping:
         return isinstance(value, Mapping) and all(isinstance(key, str) for key in cast(Mapping[object, object], value))
+    if origin is type:
+        return isinstance(value, type) and issubclass(value, arguments[0])
     if hint in (int, float):
         return isinstance(value, int if hint is int else (int, float)) and not isinstance(value, bool)
     return isinstance(value, hint)
 
 
-def describe(hint: Any) -> str:
-    """What an annotation admits, in words."""
+def describe(hint: Any, *, in_code: bool = False) -> str:
+    """The type that an annotation says, in words: those of a file, or those of Python."""
+    hint = bare(hint)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(arguments)
-    if origin in (Union, types.UnionType):
-        return " or ".join(describe(argument) for argument in arguments)
+    if _is_union(hint):
+        return " or ".join(describe(argument, in_code=in_code) for argument in arguments)
     if origin is tuple:
-        count = "any number of" if arguments[-1] is Ellipsis else str(len(arguments))
-        if table_type(hint) is not None:
-            return f"a list of {count} tables of settings"
-        return f"a list of {count} {_PLURALS[arguments[0]]}"
-    if origin is Mapping or is_dataclass(hint):
-        return "a table of settings"
-    return _NAMES[hint]
+        count = f"{len(arguments)} " if arguments[-1] is not Ellipsis else "" if in_code else "any number of "
+        item = table_type(hint)
+        plural = (
+            _PLURALS[arguments[0]] if item is None else f"{item.__name__}(...)" if in_code else "tables of settings"
+        )
+        return f"a {'tuple' if in_code else 'list'} of {count}{plural}"
+    if is_dataclass(hint) and in_code:
+        return f"{cast(type, hint).__name__}(...)"
+    return "a table of settings" if origin is Mapping or is_dataclass(hint) else _NAMES[hint]

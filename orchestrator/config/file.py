@@ -10,15 +10,23 @@ from typing import Any, cast
 
 import tomli_w
 
+from orchestrator.config.annotations import Formerly
 from orchestrator.config.error import ConfigurationError, Problem, nearest
-from orchestrator.config.fields import default_of, describe, fields_of, fits, table_type
+from orchestrator.config.fields import (
+    fits,
+    notes,
+    problems_of,
+    section_type,
+    settings_of,
+    table_type,
+    wrong_type,
+)
 from orchestrator.config.options import plain_option
 from orchestrator.config.settings import TrainerConfig
 from orchestrator.config.user_path import user_path
 from orchestrator.replacing import replacing
 
 _HEADER = "# The settings of a run: `orchestrator train --config <this file>` repeats it, in a new folder.\n\n"
-_SECTIONS = {name: hint for name, hint in fields_of(TrainerConfig).items() if is_dataclass(hint)}
 
 
 def read_config(path: Path) -> TrainerConfig:
@@ -77,10 +85,10 @@ def as_recorded(config: TrainerConfig) -> TrainerConfig:
 
 def from_table(table: Mapping[str, object]) -> TrainerConfig:
     """The configuration that a table of plain values describes; raises `ConfigurationError`."""
-    problems: list[Problem] = []
-    config = _section(TrainerConfig, table, "", problems)
-    if problems:
-        raise ConfigurationError(problems)
+    reader = TableReader(TrainerConfig)
+    config = reader.read(TrainerConfig, table)
+    if reader.problems:
+        raise ConfigurationError([*reader.problems, *problems_of(config, TrainerConfig)])
     return config
 
 
@@ -97,47 +105,62 @@ def _unreadable(path: Path, expected: str, cure: str) -> ConfigurationError:
     return ConfigurationError([Problem(field="config", value=str(path), expected=expected, cure=cure)])
 
 
-def _section(kind: Any, table: Mapping[str, object], prefix: str, problems: list[Problem]) -> Any:
-    """The dataclass `kind` from a table; what is wrong goes to `problems` and keeps its default."""
-    known = fields_of(kind)
-    settings: dict[str, object] = {}
-    for name, raw in table.items():
-        path = prefix + name
-        if name not in known:
-            problems.append(_unknown(name, raw, prefix, known))
-            continue
-        hint = known[name]
-        value = _convert(hint, raw)
-        if is_dataclass(hint) and isinstance(raw, Mapping):
-            settings[name] = _section(hint, cast(Mapping[str, object], raw), path + ".", problems)
-        elif table_type(hint) is not None and isinstance(value, tuple):
-            settings[name] = _tables(table_type(hint), cast("tuple[object, ...]", value), path, problems)
-        elif fits(hint, value):
-            settings[name] = value
-        else:
-            problems.append(Problem(field=path, value=raw, expected=describe(hint), cure=default_of(path)))
-    return kind(**settings)
+class TableReader:
+    """Makes sections of tables of plain values; what is wrong goes to `problems` and keeps its default.
 
+    `root` is what all sections belong to, so that a misplaced setting can be told its place.
+    """
 
-def _tables(kind: Any, items: Sequence[object], path: str, problems: list[Problem]) -> tuple[object, ...]:
-    """The dataclasses `kind` from a list of tables."""
-    tables: list[object] = []
-    for index, raw in enumerate(items):
-        place = f"{path}[{index}]"
-        if isinstance(raw, Mapping):
-            tables.append(_section(kind, cast(Mapping[str, object], raw), place + ".", problems))
-        else:
-            problems.append(Problem(field=place, value=raw, expected="a table of settings", cure=default_of(place)))
-    return tuple(tables)
+    def __init__(self, root: type) -> None:
+        self.problems: list[Problem] = []
+        self._root = root
 
+    def read(self, kind: Any, table: Mapping[str, object], prefix: str = "") -> Any:
+        """The section `kind` from a table."""
+        settings = settings_of(kind)
+        names = {name: name for name in settings} | {
+            note.name: name
+            for name, setting in settings.items()
+            for note in notes(setting.hint)
+            if isinstance(note, Formerly) and name not in table
+        }
+        values: dict[str, object] = {}
+        for given, raw in table.items():
+            if given not in names:
+                self.problems.append(self._unknown(given, raw, prefix, settings))
+                continue
+            setting, path = settings[names[given]], prefix + given
+            section, item = section_type(setting.hint), table_type(setting.hint)
+            value = _convert(setting.hint, raw)
+            if section is not None and isinstance(raw, Mapping):
+                value = self.read(section, cast(Mapping[str, object], raw), path + ".")
+            elif item is not None and isinstance(value, tuple):
+                value = self._tables(item, cast("tuple[object, ...]", value), path)
+            elif not fits(setting.hint, value):
+                self.problems.append(wrong_type(raw, setting, path))
+                continue
+            values[names[given]] = value
+        return kind(**values)
 
-def _unknown(name: str, value: object, prefix: str, known: Mapping[str, object]) -> Problem:
-    homes = [f"[{section}]" for section, kind in _SECTIONS.items() if name in fields_of(kind)]
-    if prefix and name in fields_of(TrainerConfig):
-        homes.append("the top of the file")
-    cure = f"move it to {' or '.join(homes)}" if homes else nearest(name, known)
-    expected = f"a setting of [{prefix[:-1]}]" if prefix else "a setting or a section"
-    return Problem(field=prefix + name, value=value, expected=expected, cure=cure)
+    def _tables(self, kind: Any, items: Sequence[object], path: str) -> tuple[object, ...]:
+        tables: list[object] = []
+        for index, raw in enumerate(items):
+            place = f"{path}[{index}]"
+            if isinstance(raw, Mapping):
+                tables.append(self.read(kind, cast(Mapping[str, object], raw), place + "."))
+            else:
+                cure = f"write [[{path}]] and its settings below it"
+                self.problems.append(Problem(field=place, value=raw, expected="a table of settings", cure=cure))
+        return tuple(tables)
+
+    def _unknown(self, name: str, value: object, prefix: str, known: Mapping[str, object]) -> Problem:
+        sections = {other: section_type(setting.hint) for other, setting in settings_of(self._root).items()}
+        homes = [f"[{other}]" for other, kind in sections.items() if kind is not None and name in settings_of(kind)]
+        if prefix and name in sections:
+            homes.append("the top of the file")
+        cure = f"move it to {' or '.join(homes)}" if homes else nearest(name, known)
+        expected = f"a setting of [{prefix[:-1]}]" if prefix else "a setting or a section"
+        return Problem(field=prefix + name, value=value, expected=expected, cure=cure)
 
 
 def _convert(hint: Any, value: object) -> object:
@@ -153,13 +176,14 @@ def _convert(hint: Any, value: object) -> object:
 
 def _plain_section(config: object, prefix: str, problems: list[Problem]) -> dict[str, object]:
     table: dict[str, object] = {}
-    for name, hint in fields_of(type(config)).items():
+    for name, setting in settings_of(type(config)).items():
         value, path = cast(object, getattr(config, name)), prefix + name
-        if is_dataclass(hint):
+        kind = section_type(setting.hint)
+        if kind is not None and isinstance(value, kind):
             table[name] = _plain_section(value, path + ".", problems)
         elif isinstance(value, Mapping):
             table[name] = plain_option(value, path, problems)
-        elif value is not None:
+        elif value is not None or kind is not None:
             table[name] = _plain(value, path, problems)
     return table
 

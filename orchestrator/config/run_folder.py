@@ -9,13 +9,16 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.config.error import ConfigurationError, Problem
+from orchestrator.config.error import ConfigurationError
 from orchestrator.config.file import to_table
+from orchestrator.config.paths import PATH, problem_with
+from orchestrator.config.reads import reads
 
 if TYPE_CHECKING:
     import datetime
     from collections.abc import Generator, Iterator
 
+    from orchestrator.config.error import Problem
     from orchestrator.config.settings import TrainerConfig
 
 _CONTENTS = ("config.toml", "metrics.jsonl", "checkpoints")
@@ -75,7 +78,8 @@ def _make_first_free(wanted: Path) -> Path | None:
     return None
 
 
-def folder_problems(config: TrainerConfig, *, resuming: bool = False) -> Iterator[Problem]:
+@reads(PATH.run_dir)
+def folder_problems(config: TrainerConfig, resuming: bool) -> Iterator[Problem]:
     """What speaks against the run's folder: it cannot be written, or, unless `resuming`, it holds a run already."""
     folder = config.run_dir
     if folder is None:
@@ -87,12 +91,13 @@ def folder_problems(config: TrainerConfig, *, resuming: bool = False) -> Iterato
     except OSError as error:
         expected = f"a folder that can be written ({error.strerror})"
         cure = "choose another folder, or make this one writable"
-        yield Problem(field="run_dir", value=str(folder), expected=expected, cure=cure)
+        yield problem_with(config, PATH.run_dir, value=str(folder), expected=expected, cure=cure)
         return
     if occupied and not resuming:
         again = f"orchestrator train --config {folder / 'config.toml'}"
         cure = f"choose another folder; `{again}` repeats that run in a new one"
-        yield Problem(field="run_dir", value=str(folder), expected="a folder that holds no run yet", cure=cure)
+        expected = "a folder that holds no run yet"
+        yield problem_with(config, PATH.run_dir, value=str(folder), expected=expected, cure=cure)
 
 
 def _try_to_write(folder: Path) -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from typing import TYPE_CHECKING, cast
+from dataclasses import is_dataclass
+from typing import TYPE_CHECKING, Any, cast
 
+from orchestrator.config.annotations import NAMES_ENVIRONMENT, NO_CODE, Environment, NamesCode
 from orchestrator.config.error import ConfigurationError, Problem
+from orchestrator.config.fields import leaves, notes
 from orchestrator.config.own_code import is_standard_library
 
 if TYPE_CHECKING:
@@ -20,11 +22,8 @@ if TYPE_CHECKING:
     from orchestrator.config.settings import TrainerConfig
 
 _BUILT_IN = frozenset({"orchestrator.environments.memory:make"})
-_NAMES_OF_CODE = re.compile(r"environment|policy\.network|losses\.names\[\d+\]|metrics\.sinks\[\d+\]|.*\.environment")
-"""The settings that name code: here, every text with a colon does."""
-_NO_NAMES = re.compile(r"device|evaluation\.tasks\[\d+\]\.(name|category)")
 _LOOKS_LIKE_CODE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\s/:][^\s:]*")
-"""`module:function` or `module:id`: in any other setting, and in options, which environments may take for code."""
+"""`module:function` or `module:id`, where no annotation says so: in options, too, environments may take it for code."""
 
 
 def check_trust(config: TrainerConfig, origin: str, *, own: TrainerConfig | None = None) -> None:
@@ -41,27 +40,28 @@ def check_trust(config: TrainerConfig, origin: str, *, own: TrainerConfig | None
 
 def named_code(config: TrainerConfig) -> Iterator[tuple[str, str]]:
     """Path and value of every setting that names code, wherever it is. Imports nothing."""
-    for path, text in _texts("", config):
-        if _NAMES_OF_CODE.fullmatch(path):
+    for path, hint, text in (found for leaf in leaves(config) for found in _texts(*leaf)):
+        said = notes(hint)
+        if NAMES_ENVIRONMENT in said or any(isinstance(note, NamesCode) for note in said):
             if ":" in text:
                 yield path, text
-        elif _LOOKS_LIKE_CODE.fullmatch(text.strip()) and not _NO_NAMES.fullmatch(path):
+        elif NO_CODE not in said and _LOOKS_LIKE_CODE.fullmatch(text.strip()):
             yield path, text
 
 
-def _texts(path: str, value: object) -> Iterator[tuple[str, str]]:
+def _texts(path: str, hint: Any, value: object) -> Iterator[tuple[str, Any, str]]:
     if isinstance(value, str):
-        yield path, value
+        yield path, hint, value
     elif is_dataclass(value):
-        for field in fields(value):
-            yield from _texts(f"{path}.{field.name}".lstrip("."), getattr(value, field.name))
+        for leaf in leaves(value, f"{path}."):
+            yield from _texts(*leaf)
     elif isinstance(value, Mapping):
         for key, item in cast("Mapping[object, object]", value).items():
-            yield from _texts(f"{path} (a key)", key)
-            yield from _texts(f"{path}.{key}", item)
+            yield from _texts(f"{path} (a key)", hint, key)
+            yield from _texts(f"{path}.{key}", Environment if key == "environment" else hint, item)
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(cast("list[object]", value)):
-            yield from _texts(f"{path}[{index}]", item)
+            yield from _texts(f"{path}[{index}]", hint, item)
 
 
 def _problem(field: str, name: str, origin: str) -> Problem:

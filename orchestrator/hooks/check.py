@@ -8,7 +8,9 @@ import graphlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.hooks.hook import EVENTS, Every, Hook, hook_name, overridden_events
+from orchestrator.config.error import shown
+from orchestrator.config.fields import problems_of
+from orchestrator.hooks.hook import EVENTS, Hook, hook_name, overridden_events
 from state.error import OrchestratorError
 
 if TYPE_CHECKING:
@@ -36,8 +38,7 @@ def check_hooks(hooks: Sequence[Hook]) -> None:
     after: dict[str, tuple[str, ...]] = {}
     for name, hook in zip(names, hooks, strict=True):
         problems += [f"hook {name!r}: {problem}" for problem in (*_check_callbacks(hook), *_check_settings(hook))]
-        if isinstance(hook.after, str):
-            problems.append(f"hook {name!r}: `after` must be a tuple of names, such as ({hook.after!r},)")
+        if isinstance(hook.after, str):  # each letter of it is no name
             continue
         after[name] = hook.after
         problems += [
@@ -86,38 +87,7 @@ def _check_callbacks(hook: Hook) -> list[str]:
 
 
 def _check_settings(hook: Hook) -> list[str]:
-    every: Any = Every(epochs=hook.every) if isinstance(hook.every, int) else hook.every
-    given = (
-        [value for value in (every.epochs, every.agent_steps, every.seconds) if value is not None]
-        if isinstance(every, Every)
-        else []
-    )
-    transient: Any = hook.transient
-    rules = [
-        (
-            len(given) == 1 and given[0] > 0,
-            f"`every` must be a number of epochs or an Every with one positive distance, not {hook.every!r}",
-        ),
-        (_at_least(1, hook.max_lag), f"`max_lag` must be at least 1, not {hook.max_lag!r}"),
-        (hook.timeout is None or hook.timeout > 0, f"`timeout` must be positive seconds, not {hook.timeout!r}"),
-        (_at_least(0, hook.retries), f"`retries` must not be negative, but is {hook.retries!r}"),
-        (hook.backoff >= 0, f"`backoff` must not be negative, but is {hook.backoff!r}"),
-        (_at_least(1, hook.disable_after), f"`disable_after` must be at least 1, not {hook.disable_after!r}"),
-        (
-            isinstance(transient, tuple) and all(isinstance(kind, type) for kind in transient),  # pyright: ignore[reportUnknownVariableType]
-            f"`transient` must be a tuple of exception classes, not {transient!r}",
-        ),
-        (
-            hook.overflow in ("block", "coalesce", "drop", "error"),
-            f"`overflow` must be block, coalesce, drop or error, not {hook.overflow!r}",
-        ),
-        (
-            hook.on_error in ("log", "disable", "stop", "raise"),
-            f"`on_error` must be log, disable, stop or raise, not {hook.on_error!r}",
-        ),
+    return [
+        f"`{problem.field}` must be {problem.expected}, not {shown(problem.value)}; {problem.cure}"
+        for problem in problems_of(hook, Hook)
     ]
-    return [problem for holds, problem in rules if not holds]
-
-
-def _at_least(least: int, value: Any) -> bool:
-    return isinstance(value, int) and value >= least

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias, cast
 
+from orchestrator.config.annotations import Admits, Count, NotNegative, Period, PositiveOrInfinite
 from state.eval_rewards import EvalRewardSummary
 from state.frozen_mapping import freeze
 
@@ -51,6 +52,15 @@ class Every:
     epochs: int | None = None
     agent_steps: int | None = None
     seconds: float | None = None
+
+
+def _is_distance(every: int | Every) -> bool:
+    every = every if isinstance(every, Every) else Every(epochs=every)
+    given = [value for value in (every.epochs, every.agent_steps, every.seconds) if value is not None]
+    return len(given) == 1 and given[0] > 0
+
+
+_DISTANCE = Admits("a number of epochs above 0, or an Every with one positive distance", _is_distance)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,7 +214,7 @@ class Hook:
 
     name: str = ""
     """Unique in a run; by default the class's name in snake_case. A hook with a `state_dict` must give one."""
-    every: int | Every = 1
+    every: Annotated[int | Every, _DISTANCE] = 1
     """Epochs between deliveries, or an `Every`. Events that are not of an epoch are delivered whenever they come."""
     after: tuple[str, ...] = ()
     """Names of hooks that handle the same event first, and those that come before them in turn; what they return is
@@ -213,20 +223,20 @@ class Hook:
     """What happens when `max_lag` events of the same kind wait and another comes: it replaces them (coalesce), the
     training waits until one is taken (block), it is dropped (drop), the run fails (error). The start, the end and
     the failure of the run always get in."""
-    max_lag: int = 2
+    max_lag: Count = 2
     """Events of each kind that may wait while the hook is at work: so many epochs it can be behind."""
-    timeout: float | None = None
+    timeout: PositiveOrInfinite | None = None
     """Seconds that one attempt may take."""
-    retries: int = 0
+    retries: Period = 0
     """Further attempts after one of the `transient` errors, on the same state."""
-    backoff: float = 0.5
+    backoff: NotNegative = 0.5
     """Seconds before the first retry, doubled for each further one."""
     transient: tuple[type[Exception], ...] = (TimeoutError, ConnectionError)
     """Errors that are worth a retry; an attempt that exceeds `timeout` ends in a TimeoutError."""
     on_error: OnError = "log"
     """After the last attempt: log it, disable the hook after `disable_after` failures in a row, stop the run after
     the epoch (it then ends in HookFailed), or raise HookFailed out of the run at once."""
-    disable_after: int = 3
+    disable_after: Count = 3
     """Failures in a row that disable a hook whose `on_error` is "disable"."""
     drain: bool = True
     """Whether the end of the run waits for the hook's queue."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from orchestrator.config.paths import PATH
 from orchestrator.learning.optimization import NonFiniteLossError
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ def loss_statistics(
                 f"{culprit} is not finite in epoch {epoch + 1}, minibatch {mb_idx + 1} of the epoch "
                 f"(update epoch {mb_idx // minibatches + 1}); that step was left out. "
                 "Look at the rewards and observations for NaN or huge values, and at the network for rows of "
-                "logits that are all -inf; lower learning.learning_rate, or set learning.nonfinite to 'skip' to "
-                "leave such steps out"
+                "logits that are all -inf; lower "
+                f"{PATH.learning.learning_rate}, or set {PATH.learning.nonfinite} to 'skip' to leave such steps out"
             )
         stats["skipped_minibatches"] = float(len(log) - good.all(axis=1).sum())
     for index, name in enumerate(names):

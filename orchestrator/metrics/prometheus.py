@@ -6,6 +6,7 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.config.paths import PATH
 from orchestrator.metrics.sink import require
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Prometheus:
             raise OSError(
                 error.errno,
                 f"can't listen on {self._host}:{self._wanted_port} ({error.strerror}): choose another "
-                "metrics.prometheus_port, or 0 for any free one",
+                f"{PATH.metrics.prometheus_port}, or 0 for any free one",
             ) from error
         self.port = self._server.server_port
         # A port that nobody has chosen is news to everybody, and logs are seldom shown below warnings.

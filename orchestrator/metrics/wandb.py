@@ -6,6 +6,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator.config.paths import PATH
 from orchestrator.metrics.sink import require
 from orchestrator.replacing import replacing
 
@@ -76,7 +77,8 @@ class Wandb:
         if common is None:
             raise ValueError(
                 f"metrics are to go to the W&B project {self.project!r}, checkpoints to {project!r}, but a run has one "
-                "W&B run: name the same project (metrics.wandb_project, checkpoints.wandb_project), or one of them only"
+                f"W&B run: name the same project ({PATH.metrics.wandb_project}, {PATH.checkpoints.wandb_project}), or "
+                "one of them only"
             )
         self.project = common
 

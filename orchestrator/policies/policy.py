@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.minibatch import PolicyEvaluation
+from orchestrator.config.paths import PATH
 from orchestrator.policies.distributions import distribution_for
 from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces
 from orchestrator.policies.network_factory import check_network, make_network, outputs_without_gradient
@@ -164,7 +165,7 @@ def check_gradients(policy: Policy, losses: Iterable[Loss], name: str) -> None:
                 raise NetworkError(
                     f"the {output} that the network {name!r} returns have no gradient, so that the loss {loss.name!r}"
                     " would learn nothing: compute them without detach() or no_grad(), from the network's parameters,"
-                    " or leave the loss out (losses.names)"
+                    f" or leave the loss out ({PATH.losses.names})"
                 )
 
 

@@ -6,6 +6,7 @@ from html import escape
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
+from orchestrator.config.paths import PATH
 from orchestrator.replacing import replacing
 from orchestrator.report.charts import Axis, Piece, Row, Series, area_chart, line_chart, share_bar, time_axis, time_line
 from orchestrator.report.formats import UNKNOWN, duration, epochs, share, whole
@@ -201,8 +202,8 @@ def _trace(run: RunRecord) -> str:
     recorded = [] if trace is None else trace.of("epoch")
     if trace is None or not recorded:
         return (
-            f'<figure class="trace">{heading}<p class="hint">Not recorded. A run with <code>--metrics.trace</code>'
-            " records what every process does when.</p></figure>"
+            f'<figure class="trace">{heading}<p class="hint">Not recorded. A run with '
+            f"<code>--{PATH.metrics.trace}</code> records what every process does when.</p></figure>"
         )
     chosen = _typical(recorded)
     began, ended = chosen[0].began, chosen[-1].ended

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_origin
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoints import Checkpoint, CheckpointFolder, find_checkpoint
 from orchestrator.checkpoints.find import as_address, local_place
+from orchestrator.config.annotations import MAY_CHANGE
 from orchestrator.config.error import ConfigurationError, Problem
-from orchestrator.config.fields import leaves
+from orchestrator.config.fields import leaves, notes
 from orchestrator.config.file import read_config
 from orchestrator.config.options import same_option
+from orchestrator.config.paths import PATH, problem_with
 from orchestrator.config.run_folder import holds_run
 from orchestrator.snapshots.recorded_settings import CONFIG, read_settings
 
@@ -22,11 +23,6 @@ if TYPE_CHECKING:
 
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.snapshots.checkpoint_files import ResumePoint
-
-_MAY_CHANGE = re.compile(
-    r"total_agent_steps|run_dir|device|collection\.(collectors|backend|held_epochs)|learning\.(threads|profile_epochs)"
-    r"|(checkpoints|evaluation|metrics)\..*"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +67,7 @@ def find_resume_source(
         run_dir = home if newest else None
     recorded = read_settings(checkpoint, where, trust_code=trust_code, own=own)
     config = recorded if home is None else _edited_settings(recorded, home)
-    edits = {path: (before, now) for path, before, now in _differences(recorded, config)}
+    edits = {path: (before, now) for path, _, before, now in _differences(recorded, config)}
     if config.run_dir == recorded.run_dir or config.run_dir is None:
         config = replace(config, run_dir=run_dir)
     return ResumeSource(checkpoint=checkpoint, config=config, home=home, edits=edits)
@@ -91,8 +87,8 @@ def _edited_settings(recorded: TrainerConfig, home: Path) -> TrainerConfig:
             expected=f"{before!r}, with which the run began: {file} was changed, and this may not change on resume",
             cure="write there again what it was, or start a new run with --config and a copy of the file",
         )
-        for path, before, now in _differences(recorded, config)
-        if not _MAY_CHANGE.fullmatch(path)
+        for path, hint, before, now in _differences(recorded, config)
+        if MAY_CHANGE not in notes(hint)
     ]
     if refused:
         raise ConfigurationError(refused)
@@ -100,13 +96,13 @@ def _edited_settings(recorded: TrainerConfig, home: Path) -> TrainerConfig:
     return replace(config, run_dir=recorded.run_dir) if config.run_dir in (None, home) else config
 
 
-def _differences(before: TrainerConfig, now: TrainerConfig) -> Iterator[tuple[str, object, object]]:
-    """Path and both values of every setting that differs."""
+def _differences(before: TrainerConfig, now: TrainerConfig) -> Iterator[tuple[str, Any, object, object]]:
+    """Path, annotation and both values of every setting that differs."""
     values = {path: value for path, _, value in leaves(before)}
     for path, hint, value in leaves(now):
-        same = same_option(values[path], value) if get_origin(hint) is Mapping else values[path] == value
+        same = same_option(values[path], value) if isinstance(value, Mapping) else values[path] == value
         if not same:
-            yield path, values[path], value
+            yield path, hint, values[path], value
 
 
 def check_resume(source: ResumeSource, config: TrainerConfig) -> None:
@@ -118,23 +114,23 @@ def check_resume(source: ResumeSource, config: TrainerConfig) -> None:
 
 
 def _problems(source: ResumeSource, config: TrainerConfig) -> Iterator[Problem]:
-    for path, before, now in _differences(source.config, config):
-        if not _MAY_CHANGE.fullmatch(path):
+    for path, hint, before, now in _differences(source.config, config):
+        if MAY_CHANGE not in notes(hint):
             expected = f"{before!r}: a resumed run goes on with the settings of its checkpoint"
             cure = "leave it as it was, or start a new run"
-            if path == "init_from":
+            if path == str(PATH.init_from):
                 cure = "leave it out, since a resumed run has weights of its own; or start a new run from these"
             yield Problem(field=path, value=now, expected=expected, cure=cure)
     done = int(source.checkpoint.manifest["agent_step"])
     if config.total_agent_steps <= done:
         expected = f"more than the {done} agent steps that the checkpoint has done"
         cure = f"set it to {2 * done}, say, to go on with the training"
-        yield Problem(field="total_agent_steps", value=config.total_agent_steps, expected=expected, cure=cure)
+        yield problem_with(config, PATH.total_agent_steps, expected=expected, cure=cure)
 
 
 def lost_edits(source: ResumeSource, config: TrainerConfig) -> Iterator[str]:
     """What was changed by hand in config.toml and is changed again by `config`, in words for the log."""
-    for path, _, now in _differences(source.config, config):
+    for path, _, _, now in _differences(source.config, config):
         if path in source.edits:
             yield f"{path} = {now!r}, as asked for now, takes the place of {source.edits[path][1]!r} in config.toml"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.checkpoints import CheckpointError
 from orchestrator.config.error import nearest
+from orchestrator.config.paths import PATH
 from orchestrator.hooks.hook import Hook, StateUpdate
 from orchestrator.hooks.included.metrics_record import metrics, score_metrics
 from orchestrator.workers.event_loop import in_thread
@@ -84,7 +85,7 @@ class CheckpointHook(Hook):
         if state.policy is None:
             raise RuntimeError(
                 f"epoch {state.epoch} cannot be saved: hooks hold views of so many epochs that its state came without "
-                "the policy; drop states earlier or raise collection.held_epochs"
+                f"the policy; drop states earlier or raise {PATH.collection.held_epochs}"
             )
         content = self.run.checkpoint_content(state)
         # At the end the epoch may be saved already, but not what hooks have made of it since.
@@ -135,7 +136,7 @@ class CheckpointHook(Hook):
             return
         self._best_metric = None  # said once: the final checkpoint is committed all the same
         raise CheckpointError(
-            f"checkpoints.best_metric = {name!r} is no metric that a checkpoint of this run has or will have: "
+            f"{PATH.checkpoints.best_metric} = {name!r} is no metric that a checkpoint of this run has or will have: "
             f"{nearest(name, sorted(known - {name}))}; correct it and resume the run: its checkpoints are as they were"
         )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from orchestrator.config.paths import PATH
 from orchestrator.hooks.function_thread import FunctionThread
 from orchestrator.hooks.hook import Hook
 from orchestrator.tracing.trace import Trace
@@ -65,7 +66,7 @@ class TraceHook(Hook):
         await self._thread.call(self._append, self.trace.take())
         if self.trace.full and not self._told:
             self._told = True
-            _log.info("%s is full; metrics.trace_megabytes says how large it may become", self._path)
+            _log.info("%s is full; %s says how large it may become", self._path, PATH.metrics.trace_megabytes)
 
     # In the thread.
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 import pickle
 import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from orchestrator.checks.configuration import ConfigurationError, Problem, check_config, check_losses, check_minibatches
-from orchestrator.config.fields import leaves, table_leaves
+from orchestrator.config.annotations import Admits
+from orchestrator.config.fields import leaves, notes
 from orchestrator.config.file import from_table
-from orchestrator.config.rules import RULES, TABLE_RULES
-from orchestrator.config.settings import EvaluationConfig, EvaluationTask, TrainerConfig
+from orchestrator.config.reads import READS
+from orchestrator.config.settings import TrainerConfig
 
 if TYPE_CHECKING:
     from losses.loss import Loss
@@ -96,25 +99,17 @@ def test_the_error_survives_the_way_from_another_process() -> None:
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
 
-def test_every_number_has_a_range() -> None:
-    def numeric(hint: Any) -> bool:
-        return hint in (int, float) or any(numeric(argument) for argument in get_args(hint))
-
-    assert {path for path, hint, _ in leaves(TrainerConfig()) if numeric(hint)} | {"environment", "init_from"} == set(
-        RULES
-    )
+RANGED = [path for path, hint, _ in leaves(TrainerConfig()) if any(isinstance(note, Admits) for note in notes(hint))]
 
 
-def test_every_number_of_a_table_has_a_range() -> None:
-    config = TrainerConfig(evaluation=EvaluationConfig(tasks=(EvaluationTask(),)))
-    numeric = {path for path, hint, _ in table_leaves(config) if hint in (int, float) or int in get_args(hint)}
-    assert numeric <= {path.replace("[]", "[0]") for path in TABLE_RULES}
-
-
-@pytest.mark.parametrize("path", sorted(RULES))
+@pytest.mark.parametrize("path", RANGED)
 def test_a_value_outside_its_range_is_named(path: str) -> None:
     outside: dict[str, object] = {
         "environment": " ",
+        "init_from": " ",
+        "device": "gpu",
+        "losses.names": (),
+        "learning.profile_epochs": (0,),
         "learning.adam_betas": (0.9, 1.0),
         "policy.hidden": (64, 0),
         "learning.max_grad_norm": 0.0,
@@ -142,14 +137,62 @@ def test_gradients_may_be_left_unclipped() -> None:
         ("run_dir", 7, "a path or nothing"),
         ("learning.nonfinite", "ignore", "one of fail, skip"),
         ("learning.threads", True, "a whole number or nothing"),
-        ("policy.hidden", [64], "a list of any number of whole numbers"),
-        ("collection", None, "a table of settings"),
+        ("policy.hidden", [64], "a tuple of whole numbers"),
+        ("losses.names", "ppo_actor", "a tuple of texts"),
+        ("collection", None, "CollectionConfig(...)"),
+        ("evaluation.tasks", (7,), "a tuple of EvaluationTask(...)"),
         ("collection.environment_options", {1: 2}, "a table of settings"),
     ],
 )
 def test_a_value_of_another_type_is_a_problem_and_not_a_type_error(path: str, value: object, expected: str) -> None:
     problem = only_problem_of(setting(path, value))
     assert (problem.field, problem.expected) == (path, expected)
+
+
+class Spy:
+    """A configuration that notes which of its settings are read."""
+
+    def __init__(self, config: object, read: set[str], path: str = "") -> None:
+        self._config, self._read, self._path = config, read, path
+
+    def __getattr__(self, name: str) -> Any:
+        value, path = getattr(self._config, name), f"{self._path}.{name}".lstrip(".")
+        if dataclasses.is_dataclass(value):
+            return Spy(value, self._read, path)
+        self._read.add(path)
+        return value
+
+
+# folder_problems writes all settings, whatever they are; own_code_problems looks at each by itself.
+CHECKS = [check for check in READS if check.__name__ not in ("folder_problems", "own_code_problems")]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_a_check_reads_no_setting_but_those_that_it_declares(check: Any, tmp_path: Path) -> None:
+    tables: dict[str, object] = {
+        "device": "cuda:9",
+        "run_dir": str(tmp_path),
+        "total_agent_steps": 1,
+        "collection": {"backend": "inline", "collectors": 3},
+        "learning": {"minibatches": 7, "accumulate_minibatches": 2, "profile_epochs": [1]},
+        "losses": {"names": ["vtrace_actor"], "c_clip": 2.0},
+        "checkpoints": {"keep_best": 1, "enabled": False, "upload": "?", "wandb_project": "a"},
+        "evaluation": {"video_every": 1, "tasks": [{"environment": "Acrobot-v1"}]},
+        "metrics": {"wandb": "offline", "wandb_project": "b", "tensorboard": True, "prometheus": True, "trace": True},
+    }
+    for changed in (tables, {name: value for name, value in tables.items() if name != "run_dir"}):
+        read: set[str] = set()
+        more: tuple[object, ...] = (None,) if len(inspect.signature(check).parameters) > 1 else ()
+        list(check(Spy(from_table(changed), read), *more))
+        undeclared = {path for path in read if not any(path.startswith(declared) for declared in READS[check])}
+        assert not undeclared
+
+
+def test_a_check_is_skipped_where_a_setting_that_it_reads_is_wrong_already() -> None:
+    config = from_table({"collection": {"environments": 30, "collectors": 0}, "total_agent_steps": 100})
+    assert [problem.field for problem in problems_of(config)] == ["collection.collectors", "total_agent_steps"]
+    config = replace(config, collection=cast(Any, None))
+    assert [problem.field for problem in problems_of(config)] == ["collection"]
 
 
 def test_an_unknown_environment_comes_with_the_nearest_names() -> None:

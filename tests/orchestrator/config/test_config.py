@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import pickle
+import re
 import subprocess
 import sys
 import types
 from dataclasses import FrozenInstanceError
-from typing import get_args, get_origin
+from typing import Any, get_args
 
 import pytest
 
 from orchestrator.config import settings as config_module
-from orchestrator.config.fields import leaves, value_at
-from orchestrator.config.settings import CollectionConfig, TrainerConfig
+from orchestrator.config.annotations import MAY_CHANGE, Admits
+from orchestrator.config.fields import bare, leaves, notes
+from orchestrator.config.paths import PATH, problem_with
+from orchestrator.config.settings import CollectionConfig, EvaluationTask, TrainerConfig
+from tests.paths import PROJECT
 
 
 def test_the_defaults_are_a_configuration() -> None:
@@ -41,7 +46,7 @@ def test_a_configuration_travels_to_a_worker() -> None:
 def test_none_is_the_default_of_every_field_that_may_be_none() -> None:
     # A TOML file has no null: it says None by leaving the field out.
     for path, hint, value in leaves(TrainerConfig()):
-        if get_origin(hint) is types.UnionType and types.NoneType in get_args(hint):
+        if types.NoneType in get_args(bare(hint)):
             assert value is None, path
         else:
             assert value is not None, path
@@ -58,8 +63,50 @@ def test_every_field_has_one_line_of_documentation() -> None:
             assert documentation.endswith('."""'), name
 
 
-def test_a_field_is_found_by_its_path() -> None:
-    assert value_at(TrainerConfig(), "learning.discount") == 0.99
+def test_every_number_has_a_range() -> None:
+    def numeric(hint: Any) -> bool:
+        return bare(hint) in (int, float) or any(map(numeric, get_args(bare(hint))))
+
+    for path, hint, _ in [*leaves(TrainerConfig()), *leaves(EvaluationTask())]:
+        assert not numeric(hint) or any(isinstance(note, Admits) for note in notes(hint)), path
+
+
+def test_what_may_change_on_resume_is_what_the_documentation_says() -> None:
+    text = (PROJECT / "docs" / "checkpoints.md").read_text()
+    sentence = text.partition("These may be changed")[2].partition(";")[0]
+    said = set(re.findall(r"`([a-z_.]+)`", sentence)) - {"config.toml"}
+    whole = re.findall(r"\w+", sentence.partition("and all of ")[2].replace(" and ", " "))
+    assert whole == ["checkpoints", "evaluation", "metrics"]
+    may_change = {path for path, hint, _ in leaves(TrainerConfig()) if MAY_CHANGE in notes(hint)}
+    assert {path for path in may_change if path.partition(".")[0] not in whole} == said
+    assert {path for path, _, _ in leaves(TrainerConfig()) if path.partition(".")[0] in whole} <= may_change
+
+
+def test_the_path_of_a_setting_is_written_without_text() -> None:
+    assert str(PATH.learning.discount) == "learning.discount"
+    assert str(PATH.evaluation.tasks[2].environment) == "evaluation.tasks[2].environment"
+    with pytest.raises(AttributeError, match=r"there is no setting learning\.discont"):
+        _ = PATH.learning.discont  # type: ignore[attr-defined]
+    problem = problem_with(TrainerConfig(), PATH.learning.discount, expected="less", cure="lower it")
+    assert (problem.field, problem.value) == ("learning.discount", 0.99)
+
+
+def test_no_code_has_the_path_of_a_setting_as_text() -> None:
+    paths = {path for path, _, _ in leaves(TrainerConfig()) if "." in path} - {"metrics.jsonl"}  # which is a file, too
+    mention = re.compile(r"(?<![\w.])(" + "|".join(map(re.escape, paths)) + r")(?![\w.])")
+    for file in sorted((PROJECT / "orchestrator").rglob("*.py")):
+        tree = ast.parse(file.read_text())
+        explanations = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in explanations:
+                assert not mention.search(node.value), f"{file}:{node.lineno}: use PATH of orchestrator.config.paths"
+
+
+def test_what_one_setting_says_of_another_is_there() -> None:
+    sections = "|".join({path.partition(".")[0] for path, _, _ in leaves(TrainerConfig()) if "." in path})
+    source = inspect.getsource(config_module)
+    for path in re.findall(rf"(?<![\w.])(?:{sections})\.[a-z_]+", source.replace("metrics.jsonl", "")):
+        assert path in {name for name, _, _ in leaves(TrainerConfig())}
 
 
 def test_the_command_line_starts_without_torch_and_without_gymnasium() -> None:

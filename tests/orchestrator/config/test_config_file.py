@@ -5,16 +5,18 @@ from __future__ import annotations
 import datetime
 import math
 import tomllib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.config.annotations import Count, Formerly
 from orchestrator.config.error import ConfigurationError
-from orchestrator.config.file import from_table, read_config, to_table, write_config
+from orchestrator.config.file import TableReader, from_table, read_config, to_table, write_config
 from orchestrator.config.settings import (
     CollectionConfig,
     EvaluationConfig,
@@ -145,6 +147,27 @@ def test_everything_wrong_in_a_file_is_said_at_once() -> None:
     assert "move it to [checkpoints] or [evaluation]" in problems["evaluation.tasks[0].every"]
     assert "write [[evaluation.tasks]] and its settings below it" in problems["evaluation.tasks[1]"]
     assert "leave it out for the default" in problems["evaluation.tasks[2].episodes"]
+
+
+def test_what_is_outside_its_range_is_said_together_with_what_is_no_setting() -> None:
+    problems = problems_of({"sed": 1, "learning": {"discount": 2.0}, "losses": {"names": "ppo_actor"}})
+    assert set(problems) == {"sed", "learning.discount", "losses.names"}
+    assert problems["learning.discount"] == "a number between 0 and 1 | the default is 0.99"
+    assert problems["losses.names"] == "a list of any number of texts | write ['ppo_actor']"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Renamed:
+    num_environments: Annotated[Count, Formerly("environments")] = 64
+    horizon: int = 128
+
+
+def test_a_setting_is_read_under_its_former_name() -> None:
+    reader = TableReader(Renamed)
+    assert reader.read(Renamed, {"environments": 8}) == Renamed(num_environments=8)
+    assert reader.problems == []
+    reader.read(Renamed, {"environments": 8, "num_environments": 4})
+    assert [problem.field for problem in reader.problems] == ["environments"], "one of both is enough"
 
 
 def test_a_table_where_a_list_of_tables_belongs_is_refused() -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from orchestrator.config.fields import settings_of
 from orchestrator.hooks.check import HookConfigurationError, check_hooks, predecessors
 from orchestrator.hooks.hook import Every, Hook, hook_name
 from state.trainer_state import TrainerState
+from tests.paths import PROJECT
 
 
 class AnHTTPHook(Hook):
@@ -48,29 +51,40 @@ def test_unknown_and_circular_predecessors_are_refused() -> None:
         hook("a", after=("c",)), hook("b", after=("a",)), hook("c", after=("b",)), hook("d", after=("a",))
     )
     assert "cycle: a after a" in problems(hook("a", after=("a",)))
-    assert "`after` must be a tuple of names, such as ('b',)" in problems(hook("a", after="b"), hook("b"))
+    assert "`after` must be a tuple of texts, not 'b'; write ('b',)" in problems(hook("a", after="b"), hook("b"))
 
 
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"every": 0}, "`every` must be a number of epochs or an Every with one positive distance, not 0"),
-        ({"every": 2.5}, "`every` must be a number of epochs"),
+        ({"every": 0}, "`every` must be a number of epochs above 0, or an Every with one positive distance, not 0"),
+        ({"every": 2.5}, "`every` must be a whole number or Every(...), not 2.5; the default is 1"),
         ({"every": Every()}, "`every` must be a number of epochs"),
         ({"every": Every(epochs=1, seconds=1)}, "`every` must be a number of epochs"),
         ({"every": Every(agent_steps=-5)}, "`every` must be a number of epochs"),
         ({"max_lag": 0}, "`max_lag` must be at least 1, not 0"),
-        ({"timeout": 0}, "`timeout` must be positive seconds, not 0"),
-        ({"retries": -1}, "`retries` must not be negative"),
-        ({"backoff": -0.5}, "`backoff` must not be negative"),
-        ({"disable_after": 0}, "`disable_after` must be at least 1"),
+        ({"timeout": 0}, "`timeout` must be a number above 0, not 0; leave it out for the default"),
+        ({"retries": -1}, "`retries` must be at least 0, not -1"),
+        ({"backoff": -0.5}, "`backoff` must be a finite number, 0 or above, not -0.5"),
+        ({"disable_after": 0}, "`disable_after` must be at least 1, not 0; the default is 3"),
+        ({"drain": "no"}, "`drain` must be true or false, not 'no'"),
         ({"transient": OSError}, "`transient` must be a tuple of exception classes"),
-        ({"overflow": "wait"}, "`overflow` must be block, coalesce, drop or error, not 'wait'"),
-        ({"on_error": "ignore"}, "`on_error` must be log, disable, stop or raise, not 'ignore'"),
+        ({"overflow": "wait"}, "`overflow` must be one of block, coalesce, drop, error, not 'wait'"),
+        ({"on_error": "ignore"}, "`on_error` must be one of log, disable, stop, raise, not 'ignore'"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], problem: str) -> None:
     assert f"hook 'mine': {problem}" in problems(hook("mine", **settings))
+
+
+def test_the_documentation_has_every_setting_with_its_default() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (.*) \|$", (PROJECT / "docs" / "hooks.md").read_text(), re.MULTILINE)
+    described = dict(rows) | {"saves": "no"}
+    words = {"None": "none", "True": "yes", "False": "no", "": "the class's name in snake_case"}
+    for name, setting in settings_of(Hook).items():
+        default: Any = setting.default
+        kinds = name == "transient" and f"({', '.join(kind.__name__ for kind in default)})"
+        assert described[name].strip("`") == (kinds or words.get(str(default), str(default)))
 
 
 def test_a_callback_that_does_not_exist_is_refused_with_the_nearest_that_does() -> None:

@@ -1,0 +1,77 @@
+"""What stands at a setting beside its type: what it may be, whether it may change on resume, whether it names code."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any
+
+FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+"""`package.module:function`, the way to name code of one's own."""
+_SEED_END = 2**31  # the narrowest of what environments take as a seed
+
+
+@dataclass(frozen=True, slots=True)
+class Admits:
+    """What a value of the right type must be, too."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+    cure: str | None = None
+    """None: what the default is."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamesCode:
+    """The setting names code: one of the `known` names, or `package.module:function`."""
+
+    known: tuple[str, ...] = ()
+    function: str = "a function"
+    """What such a function is, to be named where nothing is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Formerly:
+    """What the setting was called in earlier releases, whose files are still read."""
+
+    name: str
+
+
+class Note(Enum):
+    """What else can be said of a setting, or of all settings of a section."""
+
+    MAY_CHANGE = "may change when a run is resumed"
+    NAMES_ENVIRONMENT = "names an environment, which is code where it has a colon"
+    NO_CODE = "never names code, whatever it looks like"
+
+
+MAY_CHANGE, NAMES_ENVIRONMENT, NO_CODE = Note
+
+
+def _positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+Count = Annotated[int, Admits("at least 1", lambda value: value >= 1)]
+Period = Annotated[int, Admits("at least 0", lambda value: value >= 0)]
+Seed = Annotated[int, Admits(f"a whole number from 0 to {_SEED_END - 1}", lambda value: 0 <= value < _SEED_END)]
+Positive = Annotated[float, Admits("a finite number above 0", _positive)]
+PositiveOrInfinite = Annotated[float, Admits("a number above 0", lambda value: value > 0)]
+NotNegative = Annotated[float, Admits("a finite number, 0 or above", lambda value: 0 <= value < math.inf)]
+Fraction = Annotated[float, Admits("a number between 0 and 1", lambda value: 0 <= value <= 1)]
+
+
+def named(expected: str) -> Admits:
+    """Text that is not blank."""
+    return Admits(expected, lambda value: bool(value.strip()))
+
+
+def each(expected: str, holds: Callable[[Any], bool]) -> Admits:
+    """A list of such values."""
+    return Admits(expected, lambda values: all(map(holds, values)))
+
+
+Environment = Annotated[str, named("the name of an environment"), NAMES_ENVIRONMENT]
