@@ -6,7 +6,7 @@ import logging
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -18,7 +18,7 @@ from orchestrator.config.file import as_recorded, read_config, replace_config, w
 from orchestrator.config.settings import TrainerConfig
 from orchestrator.config.trust import check_trust
 from orchestrator.hooks.engine import check_hooks
-from orchestrator.hooks.function_hook import function_hook
+from orchestrator.hooks.function_hook import EventDecorator
 from orchestrator.hooks.included.defaults import default_hooks
 from orchestrator.hooks.runner import HookFailed
 from orchestrator.learning.default_losses import default_losses
@@ -244,46 +244,14 @@ class Trainer:
 
     # Hooks from functions.
 
-    def on_new_training_run(self, function: Any = None, **settings: Any) -> Any:
-        """Make a hook of a function of the state, async or plain; `settings` are those of `Hook`."""
-        return self._decorate("on_new_training_run", function, settings)
-
-    def on_rollout_start(self, function: Any = None, **settings: Any) -> Any:
-        """As `on_new_training_run`."""
-        return self._decorate("on_rollout_start", function, settings)
-
-    def on_rollout_end(self, function: Any = None, **settings: Any) -> Any:
-        """As `on_new_training_run`."""
-        return self._decorate("on_rollout_end", function, settings)
-
-    def on_train_phase_end(self, function: Any = None, **settings: Any) -> Any:
-        """As `on_new_training_run`."""
-        return self._decorate("on_train_phase_end", function, settings)
-
-    def on_epoch_end(self, function: Any = None, **settings: Any) -> Any:
-        """As `on_new_training_run`."""
-        return self._decorate("on_epoch_end", function, settings)
-
-    def on_checkpoint_committed(self, function: Any = None, **settings: Any) -> Any:
-        """As `on_new_training_run`."""
-        return self._decorate("on_checkpoint_committed", function, settings)
-
-    def on_training_end(self, function: Any = None, **settings: Any) -> Any:
-        """As `on_new_training_run`."""
-        return self._decorate("on_training_end", function, settings)
-
-    def on_failure(self, function: Any = None, **settings: Any) -> Any:
-        """As `on_new_training_run`."""
-        return self._decorate("on_failure", function, settings)
-
-    def _decorate(self, event: str, function: Any, settings: dict[str, Any]) -> Any:
-        def register(target: Any) -> Any:
-            hook = function_hook(event, target, settings)
-            check_hooks([*self.hooks, hook])
-            self.hooks.append(hook)
-            return target
-
-        return register if function is None else register(function)
+    on_new_training_run = EventDecorator()
+    on_rollout_start = EventDecorator()
+    on_rollout_end = EventDecorator()
+    on_train_phase_end = EventDecorator()
+    on_epoch_end = EventDecorator()
+    on_checkpoint_committed = EventDecorator()
+    on_training_end = EventDecorator()
+    on_failure = EventDecorator()
 
 
 def _settled(config: TrainerConfig) -> TrainerConfig:

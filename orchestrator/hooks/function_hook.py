@@ -2,15 +2,59 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from orchestrator.hooks.hook import EVENTS, Hook
+from orchestrator.hooks.check import check_hooks
+from orchestrator.hooks.hook import Hook
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from state.trainer_state import TrainerState
 
+F = TypeVar("F", bound=Callable[["TrainerState"], Any])
 _SETTINGS = sorted(name for name in Hook.__annotations__ if name not in ("run", "saves"))
+
+
+class HasHooks(Protocol):
+    hooks: list[Hook]
+
+
+class EventDecorator:
+    """Makes a hook of a function of the state, async or plain: `@trainer.on_epoch_end`, or with settings of `Hook`,
+    `@trainer.on_epoch_end(every=10)`. The event is the name that it has in the trainer's class.
+
+    Raises TypeError as `function_hook`, HookConfigurationError as `check_hooks`.
+    """
+
+    _trainer: HasHooks
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._event = name
+
+    def __get__(self, trainer: HasHooks | None, owner: type) -> EventDecorator:
+        if trainer is None:
+            return self
+        bound = copy.copy(self)
+        bound._trainer = trainer
+        return bound
+
+    @overload
+    def __call__(self, function: F, **settings: Any) -> F: ...
+    @overload
+    def __call__(self, function: None = None, **settings: Any) -> Callable[[F], F]: ...
+    def __call__(self, function: Callable[..., Any] | None = None, **settings: Any) -> Any:
+        if function is None:
+
+            def decorate(target: F) -> F:
+                return self(target, **settings)
+
+            return decorate
+        hook = function_hook(self._event, function, settings)
+        check_hooks([*self._trainer.hooks, hook])
+        self._trainer.hooks.append(hook)
+        return function
 
 
 def function_hook(event: str, function: Callable[..., Any], settings: dict[str, Any]) -> Hook:
@@ -18,8 +62,6 @@ def function_hook(event: str, function: Callable[..., Any], settings: dict[str, 
 
     Raises TypeError for settings that a hook does not have, and for a function that can't be called with a state.
     """
-    if event not in EVENTS:
-        raise ValueError(f"there is no event {event!r}; there are {', '.join(EVENTS)}")
     unknown = sorted(settings.keys() - set(_SETTINGS))
     if unknown:
         raise TypeError(f"{event} does not take {', '.join(unknown)}; a hook's settings are {', '.join(_SETTINGS)}")
