@@ -11,7 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 from orchestrator.config.error import shown
 from orchestrator.environments.native import NativeEnvironment
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
-from orchestrator.environments.serial import SerialEnvironment
+from orchestrator.environments.serial import SerialEnvironment, close_all
 from orchestrator.environments.spaces import InvalidEnvironment
 from orchestrator.environments.vector import VectorEnvironment
 
@@ -82,8 +82,7 @@ def _make_serial(
             copies.append(_make_one(environment, found, options))
         return SerialEnvironment(environment, copies)
     except BaseException:
-        for copy in copies:
-            copy.close()
+        close_all(copies)
         raise
 
 

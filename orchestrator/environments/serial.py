@@ -120,8 +120,7 @@ class SerialEnvironment(VectorEnvironment):
         self._state.restore(state)
 
     def close(self) -> None:
-        for environment in self._environments:
-            environment.close()
+        close_all(self._environments)
 
     def _reset_copy(self, index: int, environment: gymnasium.Env[Any, Any], seed: int | None) -> None:
         try:
@@ -141,6 +140,20 @@ class SerialEnvironment(VectorEnvironment):
         return EnvironmentFailed(
             f"environment {self.name!r}: {what} of {copy} failed with {type(error).__name__}: {error}{cure}"
         )
+
+
+def close_all(environments: Sequence[gymnasium.Env[Any, Any]]) -> None:
+    """Close each, whatever another one raises; then raise that, or all of it in an ExceptionGroup."""
+    errors: list[Exception] = []
+    for environment in environments:
+        try:
+            environment.close()
+        except Exception as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise ExceptionGroup(f"{len(errors)} of {len(environments)} copies failed to close", errors)
+    if errors:
+        raise errors[0]
 
 
 def _lookup(info: Mapping[str, object], name: str) -> object:

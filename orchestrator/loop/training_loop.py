@@ -113,9 +113,15 @@ class TrainingLoop:
         await self._begin()
         # No batch is collected before the version it needs is there, which bounds how many wait.
         send, receive = anyio.create_memory_object_stream[_Batch](self._config.staleness + 1)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._collect, send, name="collect")
-            tasks.start_soon(self._learn, receive, name="learn")
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._collect, send, name="collect")
+                tasks.start_soon(self._learn, receive, name="learn")
+        except Exception:
+            # The learner is gone, or amid an epoch: the policy that it has published last is what can be saved.
+            if self._newest.state.epoch > self._first_epoch:
+                self._snapshots.deliver(self._newest.advance(policy=self._policy_for_sure()))
+            raise
         self._timeline.end()
         await self._end()
 

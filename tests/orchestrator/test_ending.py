@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
+from losses import Loss
 from orchestrator import CheckpointsConfig, Hook, HookFailed, StateUpdate, Trainer
 from orchestrator.checkpoints import find_checkpoint
+from orchestrator.learning.optimization import NonFiniteLossError
 from orchestrator.run import RunCancelled
+from orchestrator.workers.worker import WorkerCrashed
 from tests.orchestrator.training import FailingLoss, losses_with, small_config
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from torch import Tensor
+
+    from losses import Minibatch, PolicyEvaluation
     from state.trainer_state import TrainerState
 
 pytestmark = pytest.mark.anyio
@@ -215,3 +221,35 @@ async def test_the_first_epoch_learns_with_the_whole_learning_rate_and_the_last_
     assert rates[0] == 1e-3
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] > 0
+
+
+class FailingCallback(Loss):
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
+        return evaluation.value.sum() * 0.0
+
+    def on_rollout_end(self, state: TrainerState) -> None:
+        if state.epoch == 1:
+            raise ArithmeticError("the loss gave up")
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize(("how", "every"), [("raise", 0), ("raise", 1), ("nan", 0), ("callback", 0), ("kill", 0)])
+async def test_a_run_whose_learner_fails_saves_the_last_whole_epoch(
+    how: str, every: int, staleness: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    loss = FailingCallback() if how == "callback" else FailingLoss(how)
+    config = small_config(
+        epochs=10,
+        staleness=staleness,
+        run_dir=tmp_path / "run",
+        checkpoints=CheckpointsConfig(every=every),
+        backend="process" if how == "kill" else "inline",
+    )
+    with anyio.fail_after(60), pytest.raises((ArithmeticError, NonFiniteLossError, WorkerCrashed)):
+        await Trainer(config, losses=losses_with(loss)).run()
+    checkpoint = find_checkpoint(tmp_path / "run")
+    assert checkpoint.manifest["epoch"] == 1
+    assert checkpoint.manifest["resumable"] == (every == 1)
+    if how == "raise" and every == 0:
+        assert (await Trainer(resume=tmp_path / "run").run()).epoch == 10
+        assert "the optimizer and all random generators begin anew" in caplog.text

@@ -52,6 +52,8 @@ class CheckpointHook(Hook):
         self.every = every or _NEVER
         self._folder = folder
         self._saved: object = None
+        self._resumable_epoch = 0
+        """The last that was saved with all that is needed to resume."""
         self._parent = parent
         self._best_metric = best_metric
         self._expected = expected
@@ -91,6 +93,8 @@ class CheckpointHook(Hook):
         # At the end the epoch may be saved already, but not what hooks have made of it since.
         if content.identity == self._saved:
             return None
+        if not content.facts["resumable"] and state.epoch == self._resumable_epoch:
+            return None  # a failed run has no more of an epoch than was saved of it
         # The scores in the state are of an older policy, as a rule. Those of this one may come later: what may still
         # get some is not deleted.
         self._awaited = self.run.epochs_in_hand() if self._best_metric is not None else frozenset()
@@ -98,6 +102,8 @@ class CheckpointHook(Hook):
         record = metrics(replace(state, eval_scores=scores.get(state.policy.version)), self.run.hook_statistics())
         path = await in_thread(self._commit, state.epoch, content, record, scores)
         self._saved = content.identity
+        if content.facts["resumable"]:
+            self._resumable_epoch = state.epoch
         self._parent = path.name
         self._check_best_metric(record, scores)
         return StateUpdate(latest_checkpoint_uri=path.absolute().as_uri())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
 import pytest
 
 from orchestrator.environments import InvalidEnvironment, check_environment, make_vector
+from tests.orchestrator.training import FailingEnvironment
 
 
 @pytest.mark.parametrize(
@@ -132,3 +133,24 @@ def test_a_vector_environment_that_does_not_reset_its_copies_is_refused() -> Non
 def test_no_copies_are_no_environment() -> None:
     with pytest.raises(ValueError, match="0 copies of environment 'CartPole-v1'"):
         make_vector("CartPole-v1", 0)
+
+
+class FailsToClose(FailingEnvironment):
+    closed: ClassVar[list[int]] = []
+
+    def close(self) -> None:
+        self.closed.append(len(self.closed))
+        if len(self.closed) != 2:
+            raise OSError(f"close {len(self.closed)} failed")
+
+
+def fails_to_close() -> FailsToClose:
+    return FailsToClose()
+
+
+def test_every_copy_is_closed_although_some_fail_at_it() -> None:
+    FailsToClose.closed.clear()
+    vector = make_vector("tests.orchestrator.environments.test_make:fails_to_close", 3)
+    with pytest.raises(ExceptionGroup, match="2 of 3 copies failed to close") as caught:
+        vector.close()
+    assert [str(error) for error in caught.value.exceptions] == ["close 1 failed", "close 3 failed"]
