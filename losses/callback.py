@@ -73,7 +73,7 @@ class LearnerCallback:
     # What it is made of.
 
     def experience_fields(self) -> Sequence[FieldSpec]:
-        """Fields that collectors shall record for it beside the ones that every experience has."""
+        """Fields that collectors shall record for it in addition to those that every experience has."""
         return ()
 
     def attach(self, context: LossContext) -> None:

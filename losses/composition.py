@@ -1,5 +1,5 @@
 """Several losses as the one that a learner minimises, a weighted sum of those that are active in the epoch; and the
-callbacks that take part beside them."""
+callbacks that take part with them."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class LossSet:
         if state.keys() != self._by_name.keys():
             missing, unknown = sorted(self._by_name.keys() - state), sorted(state.keys() - self._by_name)
             raise ValueError(
-                f"the saved state is of other losses: it lacks {missing} and has {unknown} beside; "
+                f"the saved state is of other losses: it lacks {missing} and has {unknown} in addition; "
                 "train with the same losses"
             )
         for name, member in self._by_name.items():

@@ -51,7 +51,7 @@ class Rows(Mapping[str, "Tensor"]):
         return len(self._source)
 
     def again(self) -> Rows:
-        """The same rows in memory of their own."""
+        """The same rows in separate memory."""
         return Rows(self._source, self._index)
 
 
@@ -84,7 +84,7 @@ class Minibatch:
             ) from None
 
     def again(self) -> Minibatch:
-        """The same in memory of its own, for a reader that may change it."""
+        """The same in separate memory, for a reader that may change it."""
         fields = self.fields
         return Minibatch(
             fields=fields.again() if isinstance(fields, Rows) else {name: fields[name].clone() for name in fields},

@@ -49,7 +49,7 @@ class LossStatistics:
         entry.count += 1
 
     def read(self) -> dict[str, float]:
-        """The means of all names to which something was added since the last call; then starts anew.
+        """The means of all names to which something was added since the last call; then starts from zero.
 
         This is the one place that waits for the device.
         """

@@ -1,4 +1,4 @@
-"""A run that is going on: what an embedding program and the hooks see of it, and ask of it."""
+"""A run in progress: what an embedding program and the hooks see of it, and request of it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ANSWER_SECONDS = 5.0
 
 
 class RunCancelled(OrchestratorError, RuntimeError):
-    """What those who wait for a run's result get when the run was cancelled and they were not."""
+    """Raised in those that wait for a run's result when the run was cancelled and they were not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class RunStatistics:
 
 
 class Run:
-    """A run that is going on: watch it, pause it, stop it. Made by `Trainer.start()`."""
+    """A run in progress: watch it, pause it, stop it. Made by `Trainer.start()`."""
 
     def __init__(self, config: TrainerConfig, hooks: Sequence[Hook], first_epoch: int = 0) -> None:
         self.run_id = uuid.uuid4().hex[:12]

@@ -50,9 +50,9 @@ FATAL_GRACE = 5.0
 
 
 class Trainer:
-    """Trains a policy as `config` says; `hooks` run beside it, `losses` replace the configured ones.
+    """Trains a policy as `config` says; `hooks` run alongside, `losses` replace the configured ones.
 
-    `resume` is a run's folder, a checkpoint, or the URI of one: the training goes on there, by default with the
+    `resume` is a run's folder, a checkpoint, or the URI of one: the training resumes there, by default with the
     recorded settings and in the folder it began in. The checkpoint is found and read while the trainer is made, which
     blocks (as for `init_from`): a service does that in a thread, or gives what `find_resume_source` has found there.
 
@@ -146,7 +146,7 @@ class Trainer:
 
     @property
     def _goes_on(self) -> bool:
-        """Whether a resumed run goes on in its own folder."""
+        """Whether a resumed run stays in its own folder."""
         return self._source is not None and self._source.goes_on_in(self.config.run_dir)
 
     @property
@@ -221,13 +221,13 @@ class Trainer:
             await self._finish(run, "on_failure")
             raise
         except anyio.get_cancelled_exc_class():
-            if run.engine.fatal():  # cancelled because of a hook: the others are told
+            if run.engine.fatal():  # cancelled because of a hook: the others hear of it
                 with anyio.move_on_after(FATAL_GRACE, shield=True):
                     await self._finish(run, "on_failure")
             raise
 
     async def _finish(self, run: Run, event: str) -> None:
-        """The last event, once hooks have done what they have in hand, so that its state has their results."""
+        """The last event, once hooks have finished their work, so that its state has their results."""
         with run.drain_scope() as scope:
             await self._drain(run)
         run.engine.unblock()
@@ -267,7 +267,7 @@ def _settled(config: TrainerConfig) -> TrainerConfig:
 
 def _begin_folder(config: TrainerConfig, folder: Path, resumed: bool) -> None:
     if resumed:
-        with CheckpointFolder(folder / "checkpoints").claim():  # or else the run still goes on in another process
+        with CheckpointFolder(folder / "checkpoints").claim():  # or else the run is still active in another process
             file = folder / "config.toml"
             if not file.is_file() or read_config(file) != config:  # it may hold notes that are worth keeping
                 replace_config(config, file)

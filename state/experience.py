@@ -101,10 +101,10 @@ class Experience(Mapping[str, NDArray[Any]]):
     """One epoch's experience, read-only: `experience["reward"]` is `[segments, horizon]`.
 
     The arrays are views of shared memory, made on access; they and this object keep the slot from being reused. Each
-    access maps the memory anew (15 us), so that nothing done to an array, by whatever way, shows in another.
+    access maps the memory again (15 us), so that nothing done to an array, by whatever way, shows in another.
 
     Two are equal when they are of the same epoch and policy version, with the same fields, and hold the same bytes.
-    `copy.deepcopy` gives one in memory of its own, which keeps no slot.
+    `copy.deepcopy` gives one in separate memory, which keeps no slot.
     """
 
     spec: ExperienceSpec

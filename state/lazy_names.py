@@ -20,7 +20,7 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
 
     @functools.cache
     def homes() -> dict[str, str]:
-        import ast  # only now: those who import a module below the package need none of this
+        import ast  # only now: importing a module below the package needs none of this
 
         loader: Any = module.__loader__
         blocks = [node for node in ast.parse(loader.get_source(package)).body if isinstance(node, ast.If)]

@@ -1,4 +1,4 @@
-"""Views of buffers for readers beside the owner of these, such as losses: what they keep outlives the content."""
+"""Views of buffers for readers other than their owner, such as losses: what they keep outlives the content."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Lender:
         return view
 
     def settle(self) -> None:
-        """To be called before a buffer changes: whatever is held of it gets memory of its own."""
+        """To be called before a buffer changes: whatever is held of it is copied first."""
         for view in list(self._views):
             view.settle()
         for mapping in list(self._mappings.values()):
@@ -47,7 +47,7 @@ class _LentView(BufferView):
 
     def private(self) -> PrivateMapping:
         mapping = self.buffer.map_private()
-        self._lent[id(mapping)] = mapping  # for nothing once the view has a buffer of its own
+        self._lent[id(mapping)] = mapping  # for nothing once the view has its own buffer
         return mapping
 
     def settle(self) -> None:

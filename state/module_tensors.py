@@ -16,7 +16,7 @@ def tensor_places(module: nn.Module) -> dict[str, tuple[dict[str, Any], str]]:
     """By every name, the dict of a submodule's that holds the parameter or buffer (or None), and its key there."""
     places: dict[str, tuple[dict[str, Any], str]] = {}
     for path, submodule in module.named_modules():
-        # nn.Module has no public way to put a buffer back where a module has assigned it anew.
+        # nn.Module has no public way to put a buffer back where a module has reassigned it.
         for table in (submodule._parameters, submodule._buffers):  # pyright: ignore[reportPrivateUsage]
             for name in table:
                 places[f"{path}.{name}" if path else name] = table, name

@@ -23,7 +23,7 @@ class TensorsChanged(OrchestratorError, RuntimeError):
 class ParameterArena:
     """Owns the memory of `module`'s tensors; the module keeps working on views of it.
 
-    Where the module, or whoever else has it, assigns a tensor anew (`self.mean = ...`, `parameter.data = ...`), what
+    Where the module, or other code that holds it, reassigns a tensor (`self.mean = ...`, `parameter.data = ...`), what
     was assigned is copied into the arena by `adopt`, and the module gets its view back. Other names, shapes, dtypes or
     devices raise TensorsChanged there.
     """
@@ -91,7 +91,7 @@ class ParameterArena:
     # What the module has become.
 
     def adopt(self) -> None:
-        """Take over what has been assigned anew. Raises TensorsChanged for what has no place in the layout: tensors
+        """Take over what has been reassigned. Raises TensorsChanged for what has no place in the layout: tensors
         of other names, shapes, dtypes or devices, and parameters that were not learned from the start and now are."""
         own = named_tensors(self._module)
         known = {spec.name for spec in self.layout.tensors}
@@ -115,7 +115,7 @@ class ParameterArena:
         torch.from_numpy(self._bytes(memory)).copy_(self.memory)
 
     def read_from(self, memory: Any) -> None:
-        """Take all tensors from a snapshot's memory, whatever the module has made of its own."""
+        """Take all tensors from a snapshot's memory, whatever the module has made of them."""
         if not self._unchanged(len(self._places)):
             for (table, name), tensor, view in zip(self._places, self._tensors, self._views, strict=True):
                 table[name] = tensor

@@ -127,7 +127,7 @@ class PolicySnapshot:
 
     @property
     def tensors(self) -> Mapping[str, NDArray[Any]]:
-        """Parameters and buffers by name, as read-only arrays over memory that is mapped anew for each call; they keep
+        """Parameters and buffers by name, as read-only arrays over memory that is mapped again for each call; they keep
         the slot from being reused."""
         return self.layout.arrays(self.memory.readonly())
 
@@ -153,7 +153,7 @@ class PolicySnapshot:
 def load_arrays(module: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> None:
     """Copy named arrays into a module's parameters and buffers, in place; ValueError lists what does not fit.
 
-    (Not quite in place for a buffer that was assigned anew in inference mode, since nothing may write to that.)
+    (Not quite in place for a buffer that was reassigned in inference mode, since nothing may write to that.)
     """
     own = named_tensors(module)
     problems = [f"{name}: missing" for name in own if name not in arrays]

@@ -122,7 +122,7 @@ class BufferView:
         return memoryview(self.private()).toreadonly()
 
     def private(self) -> PrivateMapping:
-        """A mapping of its own for one caller, who may scribble over it."""
+        """A separate mapping for one caller, which may overwrite it."""
         return self.buffer.map_private()
 
     def holds_the_same(self, other: BufferView, nbytes: int) -> bool:
@@ -232,7 +232,7 @@ class SlotRing:
         return Lease(self, slot)
 
     def take(self, slot: Slot) -> None:
-        """One more view of `slot` lives, made by the loop or by who has one already. From any thread."""
+        """One more view of `slot` lives, made by the loop or from another view. From any thread."""
         self._changes.append((slot, 1))
 
     def give_back(self, slot: Slot) -> None:

@@ -153,8 +153,8 @@ class Stopwatch:
     def lap(self, now: float | None = None) -> StopwatchReading:
         """Close the lap of all timers and counters, begin the next, and read.
 
-        A timer that runs goes on; its time until now belongs to the closed lap. `now` is what the clock showed a
-        moment ago, for those who have looked at it already.
+        A running timer keeps running; its time until now belongs to the closed lap. `now` is what the clock showed a
+        moment ago, for callers that have read it already.
         """
         now = self._clock() if now is None else now
         for name, started in self._running.items():
@@ -176,7 +176,7 @@ class Stopwatch:
         return self.reading().to_dict()
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Show what was saved, and go on from there now.
+        """Show what was saved, and continue from there.
 
         The lap that was open when it was saved is not continued: its time is in the overall times only. Raises
         `StopwatchError` if a timer runs, and `ValueError` naming an entry of `state` that is missing or wrong.

@@ -56,7 +56,7 @@ class TrainerState:
     """The run's stopwatch, read when this state was made."""
 
     results: Mapping[str, object] | None = None
-    """What hooks have published under names of their own."""
+    """What hooks have published, by their own names."""
 
     def __post_init__(self) -> None:
         for name in _MAPPINGS:

@@ -79,7 +79,7 @@ def make_folders(files: FileSystem, path: Path) -> None:
         try:
             files.make_folder(folder)
         except FileExistsError:
-            if not folder.is_dir():  # or else somebody else was quicker
+            if not folder.is_dir():  # or else another process was quicker
                 raise
         files.sync(folder.parent)
 
@@ -139,7 +139,7 @@ def hash_regular(path: Path) -> tuple[int, str]:
 
 
 def sync_if_possible(files: FileSystem, folder: Path) -> None:
-    """Sync a folder that may belong to somebody else."""
+    """Sync a folder that may belong to another user."""
     with contextlib.suppress(PermissionError, FileNotFoundError):
         files.sync(folder)
 

@@ -1,4 +1,4 @@
-"""The checkpoints of one run on disk: written beside, committed by one rename, deleted by rules."""
+"""The checkpoints of one run on disk: written to a temporary folder, committed by one rename, deleted by rules."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class CheckpointFolder:
     """The checkpoints of one run, one folder each, named by epoch; none is ever overwritten.
 
     After each commit those are deleted that `retention` does not want, but never the newest, one in `protect` (say,
-    that which the run was resumed from), or one that somebody holds. What a killed run left unfinished goes once it
+    that which the run was resumed from), or one that is being read. What a killed run left unfinished goes once it
     is `orphan_seconds` old. All of it blocks.
     """
 
@@ -117,7 +117,7 @@ class CheckpointFolder:
             if newest is not None and order(newest.name)[0] > epoch:
                 raise CheckpointError(
                     f"{self.path} holds {newest.name}, of a later epoch than {epoch}, which would be taken for newer: "
-                    "call `rewind` first, or continue the run in a folder of its own"
+                    "call `rewind` first, or continue the run in its own folder"
                 )
             try:
                 final = self._write(epoch, facts, files, parent)
@@ -171,7 +171,7 @@ class CheckpointFolder:
         return hold(path)
 
     def rewind(self, path: Path) -> list[Path]:
-        """Move the checkpoints that are newer than `path` aside, so that a run can go on from there; where to."""
+        """Move the checkpoints that are newer than `path` aside, so that a run can resume from there; where to."""
         with self.claim():
             newer = [other for other in self.list() if order(other.name) > order(path.name)]
             return [self._move_aside(other, _SUPERSEDED) for other in reversed(newer)]
@@ -187,7 +187,7 @@ class CheckpointFolder:
             return self._prune(newest, dry_run=dry_run)
 
     def score(self, scores: Mapping[int, Mapping[str, Any]]) -> list[Path]:
-        """Write metrics that came late, by policy version, beside the checkpoints of those policies that have none of
+        """Write metrics that came late, by policy version, next to the checkpoints of those policies that have none of
         these names; which they are. What can't be written is left out, with a warning in the log."""
         scored: list[Path] = []
         with self.claim():
@@ -230,7 +230,7 @@ class CheckpointFolder:
     def _make(self) -> None:
         make_folders(self._files, self.path)
         if not self._anchored:
-            # The folder may be new, made by somebody who did not sync it: what is in it would be lost with it.
+            # The folder may be new, and its maker may not have synced it: what is in it would be lost with it.
             sync_if_possible(self._files, self.path.absolute().parent)
             sync_if_possible(self._files, self.path.absolute().parent.parent)
             self._anchored = True

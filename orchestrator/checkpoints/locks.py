@@ -53,7 +53,7 @@ def unheld(path: Path) -> Generator[bool]:
 
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Generator[None]:
-    """While entered, nobody else commits to this folder. Raises CheckpointError where somebody does."""
+    """While entered, no other process commits to this folder. Raises CheckpointError where one does."""
     lock = folder / RUN_LOCK
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:

@@ -127,7 +127,7 @@ def _check(manifest: Mapping[str, Any], where: object) -> None:
 
 
 def in_folder(manifest: Mapping[str, Any], folder: str | None) -> bytes:
-    """The manifest of a copy whose files are in `folder` beside it (none: right beside it)."""
+    """The manifest of a copy whose files are in `folder` next to it (none: in its own folder)."""
     changed = {name: value for name, value in manifest.items() if name not in ("folder", "checksum")}
     if folder is not None:
         changed["folder"] = folder

@@ -76,7 +76,7 @@ class RemoteCheckpoints:
                     # Read once, and compared with the manifest meanwhile: rather no copy than a damaged one.
                     read = checkpoint.read if facts["bytes"] <= PART else checkpoint.pieces
                     self.objects.put(f"{_FOLDER}{name}/{attempt}/{file}", partial(read, file))
-                with contextlib.suppress(AlreadyThere):  # by somebody else, or by a try whose answer was lost
+                with contextlib.suppress(AlreadyThere):  # by another writer, or by an attempt whose answer was lost
                     self.objects.create(f"{_FOLDER}{name}/{MANIFEST}", in_folder(checkpoint.manifest, attempt))
             winner = self._committed_attempt(name)
         if winner != attempt:
@@ -84,7 +84,7 @@ class RemoteCheckpoints:
                 self._delete_below(f"{_FOLDER}{name}/{attempt}/")
             raise CheckpointError(
                 f"{self.address(name)} is another checkpoint of that name, committed before: let the run upload to "
-                "an address of its own"
+                "its own address"
             )
         return self.address(name)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Retention(Protocol):
-    """A rule. A folder keeps more than it asks for: the newest, what is protected, and what somebody holds."""
+    """A rule. A folder keeps more than it asks for: the newest, what is protected, and what is being read."""
 
     def wanted(self, checkpoints: Sequence[Checkpoint]) -> set[Path]:
         """The paths of those to keep, of all there are, oldest first."""

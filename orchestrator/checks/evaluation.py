@@ -23,7 +23,7 @@ def evaluation_problems(config: TrainerConfig) -> Iterator[Problem]:
     """What keeps the evaluation from working; for values that are right in themselves.
 
     Makes the environments of tasks, and that of the training, for a moment: where workers are processes also in
-    one of their own, since what simulators load is no business of this one.
+    a separate one, since what simulators load must not stay in this one.
     """
     yield from _video_problems(config)
     problems = list(_name_problems(config))
@@ -47,14 +47,14 @@ def _name_problems(config: TrainerConfig) -> Iterator[Problem]:
     twice = [key for key, count in Counter(keys).items() if count > 1]
     if twice:
         listing = ", ".join(f"{name} (category {category})" for category, name in twice)
-        cure = "give the tasks a name of their own each"
+        cure = "give each task its own name"
         expected = "each name once in its category"
         yield problem_with(config, PATH.evaluation.tasks, value=listing, expected=expected, cure=cure)
         return
     try:
         EvalRewardSummary.from_simulations(dict.fromkeys(keys, 0.0))
     except ValueError as error:
-        expected = "names that give each score a metric of its own"
+        expected = "names that give each score its own metric"
         yield problem_with(config, PATH.evaluation.tasks, value=keys, expected=expected, cure=str(error))
 
 

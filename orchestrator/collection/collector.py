@@ -68,7 +68,7 @@ class CollectReport(NamedTuple):
 
 
 class Collector:
-    """Steps `plan.count` copies of an environment, rollout after rollout; episodes go on from one to the next.
+    """Steps `plan.count` copies of an environment, rollout after rollout; episodes continue from one to the next.
 
     Raises InvalidEnvironment when the environment cannot be made.
     """
@@ -156,7 +156,7 @@ class Collector:
         )
 
     def state(self) -> dict[str, object]:
-        """What the next rollouts depend on beside the policy: numbers, None, arrays, and lists and dicts of those.
+        """What the next rollouts depend on besides the policy: numbers, None, arrays, and lists and dicts of those.
 
         "environment" is None for environments whose state cannot be had, "uncaptured" then says why; see `load_state`.
         """
@@ -179,10 +179,10 @@ class Collector:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> str | None:
-        """Go on from a `state()` of a collector with the same plan; call after `prepare`.
+        """Resume from a `state()` of a collector with the same plan; call after `prepare`.
 
-        Returns why the episodes under way can't go on exactly, where new ones begin instead, with seeds that the run
-        has not used yet: the environments could not tell their state, or are others now. None: they go on.
+        Returns why the episodes in progress can't continue exactly, where new ones begin instead, with seeds that the
+        run has not used yet: the environments could not give their state, or are others now. None: they continue.
         """
         acting = self._prepared()
         environment = cast("Mapping[str, object] | None", state["environment"])
@@ -195,7 +195,7 @@ class Collector:
             except CannotRestore as error:
                 reason = f"the environment can't take its saved state: {error}"
         if reason is not None:
-            self.begin_anew(int(state["rollouts"]))
+            self.begin_new_episodes(int(state["rollouts"]))
             self._generator.set_state(torch.from_numpy(np.array(state["generator"])))
             return reason
         self._rollouts = int(state["rollouts"])
@@ -208,7 +208,7 @@ class Collector:
             acting.state = torch.from_numpy(np.array(state["recurrent_state"]))
         return None
 
-    def begin_anew(self, rollouts: int) -> None:
+    def begin_new_episodes(self, rollouts: int) -> None:
         """New episodes after so many rollouts of the run, with seeds and noise that it has not used yet; call after
         `prepare`."""
         acting = self._prepared()
@@ -283,7 +283,7 @@ class Collector:
 
     def _step(self, parameters: Tensor, action: Tensor) -> Step:
         try:
-            with torch.inference_mode(False):  # an environment may train a model of its own
+            with torch.inference_mode(False):  # an environment may train its own model
                 return self._environment.step(action.numpy())
         except EnvironmentFailed:
             # It may well fail because no action was possible.
@@ -296,7 +296,7 @@ class Collector:
         try:
             check_defined(acting.policy.distribution, self._rollout.parameters, valid, self._environment.name)
         except PolicyFailed as error:
-            # Of wrong ones the policy can make nothing; the rewards are of its own actions.
+            # The policy can make nothing of wrong ones; the rewards follow from its own actions.
             self._environment.check(self._recorded(slot, error.step + 1), None, self._copies, 0, _STEPS_OF)
             raise
 

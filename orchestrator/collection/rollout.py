@@ -80,7 +80,7 @@ class Rollout:
     ) -> None:
         """Record the step that `action` led to; `episode_start` is of the observation that was acted on."""
         index = self.steps
-        # A network of somebody's own may return views of the observation, or the same tensor at every call.
+        # A user's network may return views of the observation, or the same tensor at every call.
         self._parameters.append(parameters.clone())
         self._actions.append(action)
         if value is not None:

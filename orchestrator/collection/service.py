@@ -1,4 +1,4 @@
-"""A collector behind a worker's messages: finds the slots' memory and gives the policy the version it is told."""
+"""A collector behind a worker's messages: finds the slots' memory and loads the requested version of the policy."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ class CollectorService:
             set_global_generators(state["global_generators"])
         return reason
 
-    def begin_anew(self, rollouts: int) -> None:
-        self._collector.begin_anew(rollouts)
+    def begin_new_episodes(self, rollouts: int) -> None:
+        self._collector.begin_new_episodes(rollouts)
 
     def close(self) -> None:
         self._collector.close()

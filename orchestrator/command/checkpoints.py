@@ -55,7 +55,7 @@ class Show:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prune:
-    """Delete all that none of the rules keeps; the newest always stays, and so does what somebody is reading."""
+    """Delete all that none of the rules keeps; the newest always stays, and so does what is being read."""
 
     where: _Where
     """A run's folder, its checkpoints folder, or the address of a run in a store."""

@@ -43,7 +43,7 @@ Trains reinforcement-learning agents; checkpoints, evaluation and reports never 
 
 commands:
   train   train an agent:      orchestrator train --environment CartPole-v1
-          go on with a run:    orchestrator train --resume runs/first
+          resume a run:        orchestrator train --resume runs/first
   eval    measure an agent:    orchestrator eval runs/first --episodes 20
   report  look at runs:        orchestrator report runs/first runs/second
   checkpoints   list, verify, show, prune or export them:    orchestrator checkpoints list runs/first
@@ -64,7 +64,7 @@ class TrainArguments:
     config: Path | None = None
     """TOML file with settings."""
     resume: str | None = None
-    """Run to go on with: its folder, one of its checkpoints, or the URI of one. Its settings hold; those that may
+    """Run to resume: its folder, one of its checkpoints, or the URI of one. Its settings hold; those that may
     change (how long, where, on which device, what is saved and measured) can be given as flags."""
     trust_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Run the code that the settings of a checkpoint from a URI name (environment, network, losses, sinks)."""
@@ -146,14 +146,14 @@ def _go_on(arguments: Sequence[str], first: _FirstLook) -> int:
                 Problem(
                     field="config",
                     value=str(first.config),
-                    expected="no file beside --resume, which brings settings",
+                    expected="no file together with --resume, which brings settings",
                     cure=cure,
                 )
             ]
         )
     if first.init_from is not None:
-        expected = "no other weights beside --resume, which brings the run's own"
-        cure = "leave it out to go on with the run, or leave out --resume to start a new run from these weights"
+        expected = "no other weights together with --resume, which brings the run's own"
+        cure = "leave it out to resume the run, or leave out --resume to start a new run from these weights"
         field = str(PATH.init_from)
         raise ConfigurationError([Problem(field=field, value=first.init_from, expected=expected, cure=cure)])
     from orchestrator.snapshots.resume import check_resume, find_resume_source
@@ -181,7 +181,7 @@ def train_settings(arguments: Sequence[str]) -> tuple[TrainerConfig, TrainerConf
     """The configuration of the file, and that with the flags over it.
 
     The file's `run_dir` is not in the latter: a folder that a flag names is an order, one that a file names is
-    the wish of a run that may be repeated.
+    the order of a command that may be repeated.
     """
     file = _first_look(arguments).config
     base = TrainerConfig() if file is None else read_config(file)

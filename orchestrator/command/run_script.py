@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 GRACE = 6.0
 """Seconds that hooks have to finish after a signal, before the last event and half as long after it."""
 EPOCH_GRACE = 4.0
-"""Seconds that the epochs in progress have to finish after a signal: then a resumed run goes on exactly there."""
+"""Seconds that the epochs in progress have to finish after a signal: then a resumed run continues exactly there."""
 END_SECONDS = 25.0
 """Seconds after a signal by which the program has ended, whatever hangs: a thread cannot be ended in any other way.
 With what the slowest worker has for its present step or minibatch."""
@@ -68,7 +68,7 @@ async def _run(config: TrainerConfig, resume: ResumeSource | None) -> int:
             tasks.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         error = only_error(group)
-    hangs_at_the_start = bool(received) and isinstance(error, WorkerHangs)  # the log has told of it
+    hangs_at_the_start = bool(received) and isinstance(error, WorkerHangs)  # the log has said so
     if error is not None and not hangs_at_the_start:  # outside of the handler, which would change its cause
         raise error
     if final is not None and mode != "off":

@@ -67,7 +67,7 @@ def write_config(config: TrainerConfig, path: Path) -> None:
 
 
 def replace_config(config: TrainerConfig, path: Path) -> None:
-    """Writes every setting in place of what is there, at once: for a run that goes on with some of them changed."""
+    """Writes every setting in place of what is there, at once: for a run that resumes with some of them changed."""
     with replacing(path) as working:
         working.write_text(config_text(config), encoding="utf-8")
 

@@ -60,7 +60,7 @@ def import_module(name: str) -> types.ModuleType:
         raise OwnCodeError(f"there is no module {missing}: {hint}") from error
     except StandardLibraryError:
         raise
-    except Exception as error:  # whatever a module of somebody else's raises is what the user must know
+    except Exception as error:  # whatever another's module raises is what the user must know
         raise OwnCodeError(f"correct the module: {type(error).__name__} at {place_of(error)}: {error}") from error
 
 
@@ -111,7 +111,7 @@ def place_of(error: BaseException) -> str:
 
 @functools.cache
 def _standard_folders() -> tuple[Path, ...]:
-    # Not platstdlib, which within a virtual environment is a folder of its own with nothing of the library in it.
+    # Not platstdlib, which within a virtual environment is a separate folder with nothing of the library in it.
     return tuple({Path(sysconfig.get_path("stdlib")).resolve(), Path(types.__file__).parent.resolve()})
 
 

@@ -101,7 +101,7 @@ def folder_problems(config: TrainerConfig, resuming: bool) -> Iterator[Problem]:
 
 
 def _try_to_write(folder: Path) -> None:
-    """Does for a moment what the run will do, beside everything that exists, so that nothing is left behind."""
+    """Tries what the run will do, next to everything that exists, so that nothing is left behind."""
     existing = folder
     while not existing.exists():
         existing = existing.parent

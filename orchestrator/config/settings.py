@@ -160,13 +160,13 @@ class CheckpointsConfig:
     keep: Period = 3
     """Newest checkpoints that stay on disk (0: all)."""
     keep_best: Period = 0
-    """Checkpoints that stay besides because their metric is best (0: none)."""
+    """Further checkpoints that stay because their metric is best (0: none)."""
     best_metric: str | None = None
     """Metric of metrics.jsonl that says which checkpoints are best, such as rollout/recent_return."""
     best_mode: Literal["max", "min"] = "max"
     """Whether the largest or the smallest metric is best."""
     keep_every: Period = 0
-    """Checkpoints of every so many epochs stay besides (0: none)."""
+    """Further checkpoints that stay, of every so many epochs (0: none)."""
     upload: str | None = None
     """Object store to copy them to, below the run's name: s3://bucket/..., gs://, az://, file:// (none: nowhere)."""
     wandb_project: str | None = None
@@ -195,7 +195,7 @@ class EvaluationTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
-    """Evaluation on environments of its own, beside the training."""
+    """Evaluation on separate environments, alongside the training."""
 
     every: Period = 0
     """Epochs between evaluations (0: none)."""
@@ -208,7 +208,7 @@ class EvaluationConfig:
     seed: Seed = 1_000_000
     """Seed of the evaluation's environments, the same for every evaluation."""
     tasks: tuple[EvaluationTask, ...] = ()
-    """Environments to evaluate on (none: the training's), each with settings of its own."""
+    """Environments to evaluate on (none: the training's), each with its own settings."""
     video_every: Period = 0
     """Epochs between evaluations that also record an episode of each task as a video (0: none)."""
 

@@ -1,4 +1,4 @@
-"""Whose code runs: settings name code, and those that somebody else wrote may not have it run unless they are trusted.
+"""Whose code runs: settings name code, and those written by others may run it only if they are trusted.
 
 What the user wrote is trusted: settings in code, on the command line, and in files on this machine. What came with a
 checkpoint from an address, or in a request to a service, is not.

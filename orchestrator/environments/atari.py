@@ -68,7 +68,7 @@ def make(
 ) -> gymnasium.Env[_Images, np.int64]:
     """The environment "orchestrator.environments.atari:make": observations are uint8 `[size, size, frames]`.
 
-    An action is held for `frame_skip` frames, the last two of which make one image. The game goes on with the
+    An action is held for `frame_skip` frames, the last two of which make one image. The game continues with the
     previous action at `repeat_action_probability` per frame, and begins after up to `noop_max` frames of doing
     nothing. Needs the packages ale_py and opencv: raises DependencyNotInstalled without them.
     """

@@ -57,7 +57,7 @@ class EnvironmentState:
         self._variables = {name: graph.digest() for name, graph in surroundings.items()}
 
     def capture(self) -> dict[str, object]:
-        """Their state now. Raises NotCapturable naming an attribute that holds more than can be told."""
+        """Their state now. Raises NotCapturable naming an attribute that holds more than can be captured."""
         while True:
             surroundings = self._surroundings()
             changed = [name for name, graph in surroundings.items() if self._has_changed(name, graph)]
@@ -143,7 +143,7 @@ class EnvironmentState:
         return graph.digest() != self._variables.get(name) or any(id(value) in own for value in graph.objects)
 
     def _surroundings(self) -> dict[str, ObjectGraph]:
-        """What the environments' code sees beside them, as it is now; sets `_code`."""
+        """What the environments' code sees besides them, as it is now; sets `_code`."""
         found: dict[str, ObjectGraph] = {}
         while True:  # since what is in a variable may be code, too, which sees other variables
             self._code = ReachableCode(self._classes, self._functions.values(), self._called.values())

@@ -59,7 +59,7 @@ def _make_native(
 ) -> VectorEnvironment:
     if not isinstance(found, EnvSpec) or found.vector_entry_point is None:
         raise InvalidEnvironment(
-            f"environment {environment!r} has no vectorised form of its own (a vector_entry_point registered with"
+            f"environment {environment!r} has no vectorised form (a vector_entry_point registered with"
             " gymnasium); use the mode 'sync' or 'auto'"
         )
     try:

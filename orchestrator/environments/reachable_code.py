@@ -1,4 +1,4 @@
-"""What an environment's code consists of, and what it can see beside the environment: attributes of its classes,
+"""What an environment's code consists of, and what it can see besides the environment: attributes of its classes,
 variables of their modules, default arguments. What changes of these while the environment is used is part of its state.
 """
 
@@ -69,7 +69,7 @@ class ReachableCode:
         self.modules: dict[str, types.ModuleType] = {}
         """Those that the functions are of."""
         self.refused: list[str] = []
-        """What holds state that can't be told, and why."""
+        """What holds state that can't be captured, and why."""
         classes, functions = list(classes), list(functions)
         self._held = set(map(id, functions))
         self._own = {kind.__module__.partition(".")[0] for kind in classes}

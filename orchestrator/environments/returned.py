@@ -1,5 +1,5 @@
-"""What environments return beside observations, taken apart and checked: tuples, rewards, flags, infos, and values that
-must become arrays of a given shape and dtype without becoming other numbers."""
+"""What environments return besides observations, taken apart and checked: tuples, rewards, flags, infos, and values
+that must become arrays of a given shape and dtype without becoming other numbers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from orchestrator.environments.spaces import Array
 
 Warn = Callable[[str, str], None]
-"""Takes what a warning is about, of which there is one, and its text, which goes on from the environment's name."""
+"""Takes what a warning is about, of which there is one, and its text, which continues the environment's name."""
 
 _NUMBERS = "biuf"
 _STEP = "observation, reward, terminated, truncated, info"
 
 
 class WrongReturn(ValueError):
-    """Says what an environment returned, what is expected instead, and what to do; goes on from "returned"."""
+    """Says what an environment returned, what is expected instead, and what to do; continues "returned"."""
 
 
 def step_parts(result: object) -> tuple[Any, ...]:

@@ -104,7 +104,7 @@ class ActionConverter:
     """Turns a batch of agents' actions into actions that are in the environment's own space: offset, or of its dtype
     (rounded where that is of integers) and clipped to its bounds.
 
-    They have memory of their own: environments may change the actions that they are given, or keep them.
+    They have separate memory: environments may change the actions that they are given, or keep them.
     """
 
     def __init__(self, space: Space) -> None:

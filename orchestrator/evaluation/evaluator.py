@@ -26,7 +26,7 @@ class EpisodeScores:
     lengths: tuple[int, ...]
     """Agent steps."""
     cut: int
-    """Episodes that were still going on at the limit, and count with what they had earned."""
+    """Episodes that were unfinished at the limit, and count with the return so far."""
     warnings: Mapping[str, str] = field(default_factory=dict[str, str])
     """What the user should know of the environment, by what it is about."""
 
@@ -85,7 +85,7 @@ def _play(
     distribution = policy.distribution
     generator = torch.Generator().manual_seed(seed)
     start, ended = np.ones(count, np.bool_), np.zeros(count, np.bool_)
-    # Memory of its own, as networks may change what they are given.
+    # In separate memory, as networks may change what they are given.
     with torch.inference_mode(False):
         first = environment.reset(seed)
     current = {key: array.copy() for key, array in arrays_of(first).items()}

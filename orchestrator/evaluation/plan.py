@@ -62,7 +62,7 @@ class EvaluationPlan:
 
         Blocks, and computes. Raises InvalidEnvironment where the policy was made for other spaces.
         """
-        # New copies each time: what an environment keeps beside its seed would make the scores depend on the last ones.
+        # New copies each time: what an environment keeps besides its seed would carry over into the scores.
         copies = min(self.copies, self.episodes)
         environment = make_vector(self.environment, copies, self.options, "sync")
         with closed_in_any_case(self.environment, environment):

@@ -82,7 +82,7 @@ def _check_callbacks(hook: Hook) -> list[str]:
     if not overridden_events(hook):
         problems.append(f"it overrides no callback, so it would never be called; there are {', '.join(EVENTS)}")
     if type(hook).state_dict is not Hook.state_dict and not hook.name:
-        problems.append("it keeps state in checkpoints, so it needs a `name` of its own, by which it is found again")
+        problems.append("it keeps state in checkpoints, so it needs its own `name`, by which it is found again")
     return problems
 
 

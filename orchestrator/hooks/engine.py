@@ -116,7 +116,7 @@ class HookEngine:
         hooks = [runner.hook for runner in self._runners.values()]
         busy = [hook_name(hook) for hook in hooks if id(hook) in _at_work]
         if busy:
-            raise HookConfigurationError(f"hooks {busy} are at work in another run; give each run instances of its own")
+            raise HookConfigurationError(f"hooks {busy} are at work in another run; give each run its own instances")
         _at_work.update(map(id, hooks))
         try:
             async with anyio.create_task_group() as tasks:
@@ -173,7 +173,7 @@ class HookEngine:
         self._room.set()
 
     async def drain(self, seconds: float) -> tuple[str, ...]:
-        """Wait until all hooks with `drain` have handled what waits for them; returns the names of those who did not
+        """Wait until all hooks with `drain` have handled what waits for them; returns the names of those that did not
         within `seconds`."""
         with anyio.move_on_after(seconds):
             while self._undrained():
@@ -195,7 +195,7 @@ class HookEngine:
         )
 
     def holders(self) -> tuple[str, ...]:
-        """Names of hooks that are at work or have mail, those with the oldest first: who may be holding views."""
+        """Names of hooks that are at work or have mail, those with the oldest first: they may hold views."""
         held = {name: oldest.number for name, runner in self._runners.items() if (oldest := runner.oldest) is not None}
         return tuple(sorted(held, key=held.__getitem__))
 
@@ -284,7 +284,7 @@ class HookEngine:
     # How.
 
     def _put(self, event: str, state: TrainerState, chosen: Mapping[str, bool]) -> list[str]:
-        """Offer an event to everyone it is due for; returns the names of those who can't bear it."""
+        """Offer an event to all hooks that it is due for; returns the names of those that overflow."""
         listeners = self._listeners.get(event)
         if listeners is None:
             return []
@@ -319,7 +319,7 @@ class HookEngine:
         }
 
     async def _wait_for_room(self) -> None:
-        # A snapshot: whoever fills a mailbox while we wait is the one who waits for it.
+        # A copy: a publisher that fills a mailbox while we wait does its own waiting.
         blocking = list(self.over)
         for runner in blocking:
             runner.meter.begin_block()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class FunctionThread:
     """Calls plain functions one at a time, in the order in which they were asked for.
 
-    A thread cannot be ended from outside. When a call is cancelled, its caller goes on at once, and the next call
+    A thread cannot be ended from outside. When a call is cancelled, its caller continues at once, and the next call
     waits until the function has returned. The thread is a daemon: a function that never returns does not keep the
     program from ending, which a thread of a shared pool would.
     """
@@ -27,7 +27,7 @@ class FunctionThread:
     async def call(self, function: Callable[..., Any], *args: object) -> Any:
         """`function(*args)`, in a copy of the caller's context; raises what it raises."""
         if self._calls is None:
-            # Each thread has a queue of its own: one that was closed in the middle of a call has yet to find its end.
+            # Each thread has its own queue: one that was closed in the middle of a call has yet to find its end.
             self._calls = queue.SimpleQueue()
             threading.Thread(target=_serve, args=[self._calls], name=self._name, daemon=True).start()
         call = ThreadCall(function, *args)

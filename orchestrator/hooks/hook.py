@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from state.trainer_state import TrainerState
 
 # The events of a run as the loop's pseudocode. With staleness 0 this is also their order in time; with more, the
-# collection of an epoch goes on while earlier epochs are learned from, and so do its two events.
+# collection of an epoch proceeds while earlier epochs are learned from, and so do its two events.
 #
 #     on_new_training_run                      once
 #     for each epoch:
@@ -206,7 +206,7 @@ current_delivery: ContextVar[Callable[[], DeliveryInfo]] = ContextVar("current_d
 
 
 class Hook:
-    """Override any of the callbacks; they run beside the training and can neither slow nor change it.
+    """Override any of the callbacks; they run alongside the training and can neither slow nor change it.
 
     The attributes say how events are delivered; the defaults suit a hook that reports or measures. See
     `docs/hooks.md`.
@@ -242,8 +242,8 @@ class Hook:
     """Whether the end of the run waits for the hook's queue."""
 
     saves: bool = False
-    """Whether it takes checkpoints: `every` then says which epochs' ends it is given, beside those for which one was
-    asked for, and `run.checkpoint_content` has all that a run goes on from."""
+    """Whether it takes checkpoints: `every` then says which epochs' ends it is given, besides those for which one was
+    requested, and `run.checkpoint_content` has everything needed to resume."""
 
     run: RunContext
     """The run; set before the first event."""
@@ -285,7 +285,7 @@ class Hook:
         """An epoch is over; everything about it is in the state."""
 
     async def on_checkpoint_committed(self, state: TrainerState) -> StateUpdate | None:
-        """A checkpoint exists, at `state.latest_checkpoint_uri`; not told to the hook that reported it."""
+        """A checkpoint exists, at `state.latest_checkpoint_uri`; not delivered to the hook that reported it."""
 
     async def on_training_end(self, state: TrainerState) -> StateUpdate | None:
         """Once, after the last epoch."""
@@ -295,7 +295,7 @@ class Hook:
 
 
 def epoch_of(event: str, state: TrainerState) -> int:
-    """The number of the epoch that an event is of, as everybody reads it: the first is 1. `state.epoch` counts the
+    """The number of the epoch that an event is of, as people read it: the first is 1. `state.epoch` counts the
     completed ones, which on_epoch_end is the first event to include."""
     return state.epoch + (event in EPOCH_EVENTS and event != "on_epoch_end")
 

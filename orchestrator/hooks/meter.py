@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Observer(Protocol):
-    """Is told of every attempt of a hook at an event ("work"), and of every time that senders have waited for it."""
+    """Gets every attempt of a hook at an event ("work"), and every time that senders have waited for it."""
 
     def __call__(
         self, hook: str, kind: Literal["work", "block"], began: float, ended: float, occurrence: Occurrence | None, /
@@ -26,7 +26,7 @@ class Meter:
     """Counts what happens to one hook's events, and measures how long it is busy and holds up its senders.
 
     It is written in the event loop's thread and read from any: whoever changes it, or what belongs to it, holds `lock`.
-    (Which can be taken again by who holds it: a signal handler may ask for statistics.)
+    (A reentrant one: a signal handler may ask for statistics.)
     """
 
     __slots__ = (

@@ -1,4 +1,4 @@
-"""Heavy computation out of a hook, in a process of its own: it costs the host no interpreter time."""
+"""Heavy computation of a hook in a separate process: it costs the host no interpreter time."""
 
 from __future__ import annotations
 

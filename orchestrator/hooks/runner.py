@@ -152,7 +152,7 @@ class HookRunner:
         self._end("failed")
 
     def end(self, *, complain: bool) -> None:
-        """Cancel what is going on, and leave the hook's resources.
+        """Cancel the hook's work, and leave its resources.
 
         With `complain`, unfinished work of a hook that the run depends on counts as its failure.
         """
@@ -180,7 +180,7 @@ class HookRunner:
                 return
             with self._life:
                 async with self.hook.resources():
-                    doing = "go on"
+                    doing = "finish its work"
                     with self._work:
                         await self._handle_all()
                     doing = "leave its resources"
@@ -213,7 +213,7 @@ class HookRunner:
                 except BaseException as error:
                     if self._must_end(error) or self._hooks_own(error) is None:
                         raise
-                    _log.warning("hook %r has cancelled the task that it runs in; it goes on", self.name)
+                    _log.warning("hook %r has cancelled the task that it runs in; it continues", self.name)
 
     async def _handle(self, occurrence: Occurrence) -> None:
         outcome: Outcome = "skipped"
@@ -368,7 +368,7 @@ class HookRunner:
 
     def _forget_native_cancellation(self) -> None:
         # A callback that has cancelled its own asyncio task leaves a mark there, which the scopes around would take
-        # for a cancellation of their own.
+        # for their own cancellation.
         while self._native_task is not None and self._native_task.cancelling():
             self._native_task.uncancel()
 

@@ -40,7 +40,7 @@ def changes_of(update: StateUpdate, hook: str, state: TrainerState) -> dict[str,
 
 
 def with_changes(state: TrainerState, changes: Mapping[str, Any]) -> TrainerState:
-    """`state` with the fields changed, and with the results beside those it has."""
+    """`state` with the fields changed, and with the results added to those it has."""
     if "results" in changes and state.results:
         changes = {**changes, "results": FrozenMapping({**state.results, **changes["results"]})}
     return replace(state, **changes) if changes else state

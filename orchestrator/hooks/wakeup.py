@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Wakeup:
-    """Wakes everyone who waits, as often as there is news. `set` costs next to nothing while nobody waits.
+    """Wakes every waiter, as often as there is news. `set` costs next to nothing while nobody waits.
 
     Use: `while not condition(): await wakeup.wait()`. Nothing can change between the check and the wait, because
     both happen in one step of the event loop. For the tasks of one event loop.
@@ -27,7 +27,7 @@ class Wakeup:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def set(self) -> None:
-        """There is news: those who wait now go on."""
+        """There is news: wakes every waiter."""
         if self._futures:
             for future in self._futures:
                 if not future.done():  # its task has been cancelled

@@ -93,7 +93,7 @@ class LearnRequest(NamedTuple):
     steps_before: int
     """Agent steps of the run before this epoch's."""
     rollout_start: TrainerState | None
-    """The state in which the rollout started, where the losses are yet to be told because it overlapped."""
+    """The state in which the rollout started, where the losses have yet to hear of it because it overlapped."""
     learning_rate_scale: float = 1.0
     moments_to: SlotRef | None = None
     """Where the optimizer's moments go, if a snapshot is to be taken of this epoch."""
@@ -184,7 +184,7 @@ class Learner:
         self.arena.write_to(self._slots.memory(ref))
 
     def state(self, moments: SlotRef) -> LearnerState:
-        """What the next epoch goes on from; the moments go to a slot."""
+        """The state between two epochs; the moments go to a slot."""
         return self._memory.write(self._bytes(moments))
 
     def restore(self, policy: SlotRef, moments: SlotRef | None, state: LearnerState | None) -> None:

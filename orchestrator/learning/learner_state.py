@@ -1,4 +1,4 @@
-"""What a learner goes on from between two epochs, beside the policy it has published."""
+"""A learner's state between two epochs, except for the policy that it has published."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LearnerState:
-    """The moments are in memory of their own, laid out as `Optimization.moments_nbytes` says."""
+    """The moments are in separate memory, laid out as `Optimization.moments_nbytes` says."""
 
     steps: list[float]
     """Optimizer steps taken with each parameter; of all, where there is only one number."""
@@ -32,7 +32,7 @@ class LearnerState:
     reward_carry: torch.Tensor | None
     """Of the reward normaliser: it belongs to the episodes under way."""
     global_generators: Mapping[str, Any] | None
-    """None where the learner has no process of its own."""
+    """None where the learner has no separate process."""
     frozen: tuple[str, ...] | None = None
     """Parameters that have been frozen since the start; None where that is not known."""
 
@@ -58,7 +58,7 @@ class LearnerMemory:
         self._own_process = own_process
 
     def write(self, memory: torch.Tensor) -> LearnerState:
-        """What the next epoch goes on from; the moments go to `memory` (bytes, on the CPU)."""
+        """The state between two epochs; the moments go to `memory` (bytes, on the CPU)."""
         normalizer = self._policy.reward_normalizer
         carry = None if normalizer is None or normalizer.carry is None else normalizer.carry.cpu()
         return LearnerState(

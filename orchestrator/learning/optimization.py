@@ -41,7 +41,7 @@ class Optimization:
 
     A parameter that requires no gradient, or has none, is left as it is, with its moments and step count, as torch's
     own optimizers do. A step whose losses or gradient are not finite leaves all weights as they are: the fused kernel
-    is told on the device. What happened at each minibatch is written to a log on the device and read once per epoch.
+    reads the flag on the device. What happened at each minibatch is written to a log there and read once per epoch.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Optimization:
         self._runs = self._make_runs()
 
     def _make_runs(self) -> list[_Run]:
-        """The active parameters, and new tensors for everybody's step counts, by which runs part where they differ."""
+        """The active parameters, and new tensors for all step counts, by which runs part where they differ."""
         arena, device = self._arena, self._arena.memory.device
         counts = torch.stack(self._steps).cpu().tolist() if self._steps else []
         specs = arena.layout.learned

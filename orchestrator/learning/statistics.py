@@ -1,4 +1,4 @@
-"""What is told of one epoch of learning: means of the losses, and figures of the batch that was learned from."""
+"""The statistics of one epoch of learning: means of the losses, and figures of the batch that was learned from."""
 
 from __future__ import annotations
 

@@ -46,13 +46,13 @@ async def go_on(
         await in_thread(fill_moments, layout, moments.buffer.map_shared(), resume.moments)
     collectors = [state for state in resume.collectors if state is not None]
     known = len(collectors) == config.collection.collectors == len(resume.collectors)
-    why_anew: str | None = "the run was cut short within an epoch"
+    why_new: str | None = "the run was cut short within an epoch"
     if known:
-        why_anew = await workers.restore_collectors(collectors)
+        why_new = await workers.restore_collectors(collectors)
     else:
-        await workers.begin_episodes_anew(resume.state.epoch)
+        await workers.begin_new_episodes(resume.state.epoch)
     await workers.restore_learner(versions.slot(versions.newest), moments, resume.learner)
     if moments is not None:
         snapshots.release_moments(moments)
-    for change in changes_on_resume(resume, config, why_anew=why_anew):
+    for change in changes_on_resume(resume, config, why_new=why_new):
         _log.warning("resumed, but %s", change)

@@ -1,4 +1,4 @@
-"""The wishes of hooks, signals and the embedding program about a run: pause, resume, stop, checkpoint."""
+"""What hooks, signals and the embedding program request of a run: pause, resume, stop, checkpoint."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ StopLevel: TypeAlias = Literal["no", "after_epoch", "now"]
 
 
 class RunControl:
-    """Wishes are kept here and met by the training loop. They return at once, and can be made from any thread and from
-    signal handlers, also after the run's end, where they do nothing. Made inside the event loop of the run."""
+    """Requests are kept here and met by the training loop. They return at once, and can be made from any thread and
+    from signal handlers, also after the run's end, where they do nothing. Made inside the event loop of the run."""
 
     def __init__(self, interrupt: Interrupt, on_stop_now: Callable[[], object] = lambda: None) -> None:
         """`on_stop_now` is called in the event loop when the run is to end now."""
@@ -87,7 +87,7 @@ class RunControl:
         call_soon(self._token, function)
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Waits for a wish after which `condition` holds."""
+        """Waits for a request after which `condition` holds."""
         while not condition():
             await self._changed.wait()
 

@@ -32,7 +32,7 @@ class NewestState:
         return self.state
 
     def wake(self) -> None:
-        """Have all who wait look again: something else that they may wait for has happened."""
+        """Wake every waiter: something else that they may wait for has happened."""
         self._news.set()
 
     async def news(self) -> None:

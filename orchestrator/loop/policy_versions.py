@@ -72,6 +72,6 @@ class PolicyVersions:
         return self.view(version) or self.copy(version)
 
     def copy(self, version: int) -> PolicySnapshot:
-        """As `view`, in memory of its own."""
+        """As `view`, in separate memory."""
         copy = self._slots[version].buffer.copy("policy-copy")
         return PolicySnapshot(version, self._layout, self._factory, BufferView(copy.reader()))

@@ -1,5 +1,5 @@
 """Decides which epochs a training snapshot is taken of, and takes it at the only moments at which its parts are known,
-while the loop goes on."""
+while the loop continues."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class SnapshotTaker:
         savers = {name: hook for name, hook in engine.hooks.items() if hook.saves}
         self._savers = frozenset(savers)
         self._nobody = dict.fromkeys(savers, False)
-        # Each can be not done with so many: in hand, waiting, and, where its `overflow` is "block", the one that its
-        # sender waits with. Beside those, the last one that was saved and the one being taken.
+        # Each can have so many unfinished: the one it handles, those that wait, and, where its `overflow` is "block",
+        # the one that its sender waits with. Besides those, the last one that was saved and the one being taken.
         most = sum(hook.max_lag + 2 for hook in savers.values())
         self._moments = SlotRing(workers.description.moments_nbytes, max_leased=most + 2, name=MOMENTS)
         self._oldest_versions: dict[int, int] = {}
@@ -126,5 +126,5 @@ class SnapshotTaker:
         self.keep(epoch, learner, moments, collectors)
 
     def deliver(self, state: TrainerState) -> None:
-        """Have everyone who saves save an epoch that has ended. Raises HookOverflow."""
+        """Have all hooks that save take an epoch that has ended. Raises HookOverflow."""
         self._engine.deliver("on_epoch_end", state, self._savers)

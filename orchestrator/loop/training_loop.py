@@ -184,7 +184,7 @@ class TrainingLoop:
             before = self._rollout_start(epoch, version)
             if (
                 self._config.staleness == 0
-            ):  # otherwise the learner is at work, and is told when it begins with the batch
+            ):  # otherwise the learner is busy, and hears of it when it begins with the batch
                 await self._workers.callback("on_rollout_start", before)
             lane.now("hooks")
             await self._engine.publish("on_rollout_start", before)
@@ -196,7 +196,7 @@ class TrainingLoop:
                 return
             state = self._rollout_end(before, slot, reports)
             snapshot = await self._snapshots.plan(replace(state, epoch=epoch + 1))
-            # Here and below, who goes on with the training is woken before the hooks, so as to go first.
+            # Here and below, the task that continues the training is woken before the hooks, so that it runs first.
             try:
                 send.send_nowait(_Batch(epoch, slot, version, before, state, snapshot))
             except anyio.BrokenResourceError:  # the learn task has stopped

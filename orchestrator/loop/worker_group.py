@@ -203,11 +203,11 @@ class WorkerGroup:
     # Snapshots.
 
     async def learner_state(self, moments: Slot) -> LearnerState:
-        """What the learner goes on from; the moments go to a slot."""
+        """The learner's state between two epochs; the moments go to a slot."""
         return await self._ask(self._learner, "state", self._learner_slots.ref(MOMENTS, moments))
 
     async def restore_learner(self, policy: Slot, moments: Slot | None, state: LearnerState | None) -> None:
-        """Have the learner go on from what is in the slots. Raises what a loss raises for a state that is not its."""
+        """Have the learner resume from what is in the slots. Raises what a loss raises for a state that is not its."""
         moments_ref = None if moments is None else self._learner_slots.ref(MOMENTS, moments)
         await self._ask(self._learner, "restore", self._learner_slots.ref(POLICY, policy), moments_ref, state)
 
@@ -223,17 +223,17 @@ class WorkerGroup:
         return tuple(states)
 
     async def restore_collectors(self, states: Sequence[Mapping[str, Any]]) -> str | None:
-        """Have each collector go on from its state; why one of them begins new episodes, if one does."""
+        """Have each collector resume from its state; returns why one of them begins new episodes, if one does."""
         reasons: list[str | None] = [
             await self._ask(collector.worker, "load_state", state)
             for collector, state in zip(self._collectors, states, strict=True)
         ]
         return next(filter(None, reasons), None)
 
-    async def begin_episodes_anew(self, rollouts: int) -> None:
+    async def begin_new_episodes(self, rollouts: int) -> None:
         """Have all collectors begin new episodes, unlike those of the first `rollouts`."""
         for collector in self._collectors:
-            await self._ask(collector.worker, "begin_anew", rollouts)
+            await self._ask(collector.worker, "begin_new_episodes", rollouts)
 
     async def _collect(self, collector: _Collector, experience: Slot, policy: Slot) -> CollectReport:
         while True:
@@ -254,7 +254,7 @@ class WorkerGroup:
                 if len(collector.recent) > MAX_RESTARTS:
                     raise
                 _log.warning(
-                    "%s; starting it again (%d of %d) within an hour: its episodes begin anew",
+                    "%s; starting it again (%d of %d) within an hour: its episodes begin again",
                     error,
                     len(collector.recent),
                     MAX_RESTARTS,
@@ -278,7 +278,7 @@ class WorkerGroup:
             environment=self._config.environment,
             count=count,
             horizon=config.horizon,
-            # Collectors draw from streams of their own, and a restarted one must not repeat its first episodes.
+            # Collectors draw from their own streams, and a restarted one must not repeat its first episodes.
             seed=self._config.seed + 1_000_003 * index + 7_919 * restarts,
             first_row=index * count,
             options=config.environment_options,

@@ -22,7 +22,7 @@ class Prometheus:
     """Serves `http://<host>:<port>/metrics`. Port 0 is any free one, which is said in the log and in `port`.
 
     Metrics are gauges called `orchestrator_` and the metric's name with underscores; those of hooks have the hook as
-    a label, and all have the run. Nothing is computed until somebody asks.
+    a label, and all have the run. Nothing is computed until it is requested.
 
     Raises MissingExtra, ValueError for an impossible port.
     """
@@ -56,7 +56,7 @@ class Prometheus:
                 f"{PATH.metrics.prometheus_port}, or 0 for any free one",
             ) from error
         self.port = self._server.server_port
-        # A port that nobody has chosen is news to everybody, and logs are seldom shown below warnings.
+        # Nobody has chosen this port, so it must be seen, and logs are seldom shown below warnings.
         level = logging.INFO if self._wanted_port else logging.WARNING
         _log.log(level, "metrics for Prometheus at http://%s:%d/metrics", self._host, self.port)
 

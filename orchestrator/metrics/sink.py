@@ -48,7 +48,7 @@ class Sink(Protocol):
     """Somewhere to write records to. Plain functions that may wait: all are called in one thread of the sink's own.
 
     `write` is called once per epoch, in order, and should leave the record where a kill of the process does not
-    lose it. A sink that raises is reported once and goes on getting records; one that could not be opened gets none.
+    lose it. A sink that raises is reported once and still gets records; one that could not be opened gets none.
     """
 
     def open(self, run: RunInfo) -> None:
@@ -109,13 +109,13 @@ class GuardedSink:
         except BaseException as error:  # a SystemExit, too, is the sink's own: nobody cancels its thread
             if not self._reported:
                 self._reported = True
-                _log.error("the metrics sink %s failed to %s; the run goes on", self.name, what, exc_info=error)
+                _log.error("the metrics sink %s failed to %s; the run continues", self.name, what, exc_info=error)
             return False
         return True
 
 
 class ThreadedSink:
-    """A guarded sink in a thread of its own: none of its methods waits for the sink, whatever the sink does.
+    """A guarded sink in its own thread: none of its methods waits for the sink, whatever the sink does.
 
     `after` is the thread of an earlier run that is not done with the same sink: this one begins when that has ended.
     """

@@ -27,7 +27,7 @@ class TensorBoard:
     """Writes one event per epoch, with a scalar for each metric, over the axis `axis` ("agent_step" or "epoch").
 
     The event file is in `folder`, by default `tensorboard` in the run's folder, and each event is in it at once.
-    Of a resumed run TensorBoard shows what was before up to the epoch at which it goes on.
+    Of a resumed run TensorBoard shows the earlier records up to the epoch at which it resumes.
 
     Raises MissingExtra, ValueError for another axis.
     """

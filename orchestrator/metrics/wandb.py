@@ -19,7 +19,7 @@ class Wandb:
 
     `project` is a project or entity/project. `mode` "offline" writes to the folder `wandb` in the run's folder, for
     `wandb sync`; "online" uploads; None is what WANDB_MODE says. The W&B run has the id of the run that its folder was
-    made for, so that a resumed run goes on in it. A run that is stopped on W&B's page finishes its epoch and ends in
+    made for, so that a resumed run continues it. A run that is stopped on W&B's page finishes its epoch and ends in
     order. Other properties come from W&B's environment variables (`WANDB_ENTITY`, `WANDB_NAME`, ...) or `options`,
     keyword arguments of `wandb.init`.
 
@@ -138,7 +138,7 @@ class Wandb:
                 "dir": None if run.run_dir is None else str(run.run_dir),
                 "mode": mode,
                 "resume": "allow" if resumes else None,
-                "reinit": "create_new",  # several runs may go on in one process
+                "reinit": "create_new",  # several runs may share a process
                 "config": dict(run.settings),
                 "settings": settings,
                 **options,

@@ -1,4 +1,4 @@
-"""Convolutional networks: the policy for images, alone or beside other observations in a Dict."""
+"""Convolutional networks: the policy for images, alone or with other observations in a Dict."""
 
 from __future__ import annotations
 

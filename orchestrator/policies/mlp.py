@@ -59,7 +59,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """An actor and a critic of fully connected layers, each with layers of its own, over the flattened observation."""
+    """An actor and a critic of fully connected layers, each with its own layers, over the flattened observation."""
 
     def __init__(self, spaces: Spaces, hidden: Sequence[int] = (64, 64), activation: str = "tanh") -> None:
         super().__init__()

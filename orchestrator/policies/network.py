@@ -43,7 +43,7 @@ class Network(Protocol):
 
 @runtime_checkable
 class SeparateNetwork(Protocol):
-    """What a network without memory may have beside `forward`: action parameters and values each on their own.
+    """What a network without memory may have besides `forward`: action parameters and values each on their own.
 
     Collectors then act with `action_parameters` alone, and compute all values of a rollout in one batch.
     """

@@ -185,7 +185,7 @@ def _check_recurrent(network: nn.Module, spaces: Spaces, name: str, state_size: 
 def _call(function: Callable[..., object], name: str, method: str, *arguments: Any) -> object:
     try:
         return function(*arguments)
-    except Exception as error:  # whatever somebody else's network raises is what the user must know
+    except Exception as error:  # whatever a user's network raises is what they must know
         raise NetworkError(
             f"{method} of the network {name!r} failed on observations of {_describe(arguments[0])}"
             f" at {place_of(error)}: {type(error).__name__}: {error}"
@@ -239,7 +239,7 @@ def _own_network(name: str, spaces: Spaces) -> nn.Module:
         raise NetworkError(f"the network {name!r} cannot be imported: {error}") from error
     except NetworkError:
         raise
-    except Exception as error:  # whatever somebody else's function raises is what the user must know
+    except Exception as error:  # whatever a user's function raises is what they must know
         raise NetworkError(
             f"{name} failed at {place_of(error)}: {type(error).__name__}: {error}; it is called with the"
             " Spaces and returns the network"

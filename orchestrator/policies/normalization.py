@@ -39,7 +39,7 @@ class RunningNormalizer(nn.Module):
         self.register_buffer("variance", torch.ones(shape))
         self.register_buffer("scale", torch.ones(shape))
         # The mean is `origin`, a value near the first data, plus `offset`. Sums of differences from the origin
-        # stay exact in float32 (which every device has) even where the mean is large beside the deviations.
+        # stay exact in float32 (which every device has) even where the mean is large compared to the deviations.
         self.register_buffer("origin", torch.zeros(shape))
         self.register_buffer("offset", torch.zeros(shape))
 
@@ -129,8 +129,8 @@ class RewardNormalizer(nn.Module):
     ) -> Tensor:
         """Add a batch of rewards `[segments, horizon]` to the statistics and return it scaled by them.
 
-        The segments go on from those of the last call, so their number must stay the same (else ValueError). Where
-        `begins` `[segments]` (None: nowhere) says that a segment's first step is an episode's, it does not go on: a
+        The segments continue those of the last call, so their number must stay the same (else ValueError). Where
+        `begins` `[segments]` (None: nowhere) says that a segment's first step is an episode's, it does not continue: a
         collector that was started again has left the episodes before unfinished.
         `episode_end` is True where the episode terminated or was truncated. Steps where `valid` is False
         (None: nowhere) do not count, and their result is 0.
@@ -139,7 +139,7 @@ class RewardNormalizer(nn.Module):
         if len(carry) != len(reward):
             raise ValueError(
                 f"a batch of {len(reward)} segments cannot continue one of {len(carry)}; set carry to None where the"
-                " environments start anew"
+                " environments start again"
             )
         if begins is not None:
             carry = torch.where(begins, 0.0, carry)

@@ -280,7 +280,7 @@ def _hooks(run: RunRecord) -> str:
         for hook in hooks
     )
     return (
-        "<h3>Hooks</h3><p class='hint'>Hidden: the training went on meanwhile. Exposed: the training waited for it.</p>"
+        "<h3>Hooks</h3><p class='hint'>Hidden: the training continued. Exposed: the training waited for it.</p>"
         f'<div class="scroll"><table class="hooks"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
     )
 

@@ -88,7 +88,7 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Reads a run that is over, going on, or was killed. Raises RunRecordError."""
+    """Reads a run that is over, in progress, or was killed. Raises RunRecordError."""
     path = folder / METRICS
     if not path.is_file():
         what = "does not exist" if not folder.exists() else f"has no {METRICS}"

@@ -48,7 +48,7 @@ class ResumePoint:
     policies: Mapping[int, Mapping[str, NDArray[Any]]]
     """By version: the newest, and those that the next epochs act with."""
     moments: Mapping[str, Mapping[str, NDArray[Any]]] | None = None
-    """The first and second moments by their names in torch; None: the optimizer begins anew."""
+    """The first and second moments by their names in torch; None: the optimizer starts afresh."""
     learner: LearnerState | None = None
     collectors: tuple[Mapping[str, Any] | None, ...] = ()
     learning_rate_scale: float = 1.0
@@ -72,7 +72,7 @@ def checkpoint_content(
     config: TrainerConfig,
     hook_states: Mapping[str, Mapping[str, object]],
 ) -> CheckpointContent:
-    """A checkpoint of the end of an epoch; without a snapshot a run can go on from it only with a new optimizer."""
+    """A checkpoint of the end of an epoch; without a snapshot a run can resume from it only with a new optimizer."""
     policy = state.policy
     assert policy is not None
     files: dict[str, Callable[[], Content]] = {

@@ -1,4 +1,4 @@
-"""Starting a run from the weights of another one: everything else begins anew."""
+"""Starting a run from the weights of another one: everything else starts afresh."""
 
 from __future__ import annotations
 

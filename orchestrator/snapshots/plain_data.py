@@ -1,4 +1,4 @@
-"""Plain data as JSON beside arrays: what a checkpoint keeps of generators, environments, losses and counters.
+"""Plain data as JSON and arrays: what a checkpoint keeps of generators, environments, losses and counters.
 
 No code is stored and none is run on reading: numbers, text, None, lists, tuples, dicts with text keys, numpy arrays
 without objects, and tensors.

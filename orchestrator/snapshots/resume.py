@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResumeSource:
-    """A checkpoint to go on from, and the settings of its run.
+    """A checkpoint to resume from, and the settings of its run.
 
     `config.run_dir` is the folder of the run that it is the newest checkpoint of; None where it is not, or where it
-    comes from elsewhere: then the run goes on in another folder, or in none.
+    comes from elsewhere: then the run resumes in another folder, or in none.
     """
 
     checkpoint: Checkpoint
@@ -41,7 +41,7 @@ class ResumeSource:
     """What the user has changed since in the config.toml there, by path: the value before, and the one in `config`."""
 
     def goes_on_in(self, run_dir: Path | None) -> bool:
-        """Whether a run in that folder goes on where it was."""
+        """Whether a run in that folder resumes in place."""
         here = self.config.run_dir
         return run_dir is not None and here is not None and run_dir.absolute() == here.absolute()
 
@@ -106,7 +106,7 @@ def _differences(before: TrainerConfig, now: TrainerConfig) -> Iterator[tuple[st
 
 
 def check_resume(source: ResumeSource, config: TrainerConfig) -> None:
-    """Raises ConfigurationError where `config` says something else than the run to go on with, or leaves it nothing
+    """Raises ConfigurationError where `config` contradicts the run to resume, or leaves it nothing
     to do."""
     problems = list(_problems(source, config))
     if problems:
@@ -116,15 +116,15 @@ def check_resume(source: ResumeSource, config: TrainerConfig) -> None:
 def _problems(source: ResumeSource, config: TrainerConfig) -> Iterator[Problem]:
     for path, hint, before, now in _differences(source.config, config):
         if MAY_CHANGE not in notes(hint):
-            expected = f"{before!r}: a resumed run goes on with the settings of its checkpoint"
+            expected = f"{before!r}: a resumed run keeps the settings of its checkpoint"
             cure = "leave it as it was, or start a new run"
             if path == str(PATH.init_from):
-                cure = "leave it out, since a resumed run has weights of its own; or start a new run from these"
+                cure = "leave it out, since a resumed run has its own weights; or start a new run from these"
             yield Problem(field=path, value=now, expected=expected, cure=cure)
     done = int(source.checkpoint.manifest["agent_step"])
     if config.total_agent_steps <= done:
         expected = f"more than the {done} agent steps that the checkpoint has done"
-        cure = f"set it to {2 * done}, say, to go on with the training"
+        cure = f"set it to {2 * done}, say, to train further"
         yield problem_with(config, PATH.total_agent_steps, expected=expected, cure=cure)
 
 
@@ -135,19 +135,19 @@ def lost_edits(source: ResumeSource, config: TrainerConfig) -> Iterator[str]:
             yield f"{path} = {now!r}, as asked for now, takes the place of {source.edits[path][1]!r} in config.toml"
 
 
-def changes_on_resume(resume: ResumePoint, config: TrainerConfig, *, why_anew: str | None) -> Iterator[str]:
-    """What is not as if the run had never been interrupted, in words for the log; `why_anew` says why the
-    episodes begin anew, where they do."""
+def changes_on_resume(resume: ResumePoint, config: TrainerConfig, *, why_new: str | None) -> Iterator[str]:
+    """What is not as if the run had never been interrupted, in words for the log; `why_new` says why the
+    episodes begin again, where they do."""
     before = resume.config
     if resume.learner is None:
-        yield "the checkpoint holds the policy alone: the optimizer and all random generators begin anew"
+        yield "the checkpoint holds the policy alone: the optimizer and all random generators start afresh"
     elif config.collection.collectors != before.collection.collectors:
         yield (
             f"with {config.collection.collectors} collectors instead of {before.collection.collectors}: "
-            "all episodes begin anew"
+            "all episodes begin again"
         )
-    elif why_anew is not None:
-        yield f"the episodes that were in progress begin anew: {why_anew}"
+    elif why_new is not None:
+        yield f"the episodes that were in progress begin again: {why_new}"
     if config.device != before.device:
         yield f"on device {config.device!r} instead of {before.device!r}: results may differ in the last digits"
     if config.total_agent_steps != before.total_agent_steps and config.learning.learning_rate_schedule != "constant":

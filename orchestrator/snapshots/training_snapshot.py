@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingSnapshot:
-    """All that the epochs after one depend on, beside the policy that it published."""
+    """Everything that the epochs after one depend on, except for the policy that it published."""
 
     learner: LearnerState
     moments: BufferView

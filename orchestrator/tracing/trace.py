@@ -90,7 +90,7 @@ class Trace:
         """Forget a run, for the next one."""
         self._begin()
 
-    # What is recorded. Epochs are counted from 0, as in the events of the loop; those who look count from 1.
+    # What is recorded. Epochs are counted from 0, as in the events of the loop; readers count from 1.
 
     def activity(self, lane: Literal["collect", "learn"], activity: str, began: float, ended: float) -> None:
         """What a task of the loop did."""
@@ -139,7 +139,7 @@ class Trace:
             self._published[version] = (began + ended) / 2
 
     def worker_call(self, worker: str, method: str, began: float, ended: float) -> None:
-        """A request of a hook to a worker of its own, such as an evaluation."""
+        """A request of a hook to the hook's own worker, such as an evaluation."""
         self._slice(Track(WORKERS, worker), method, "worker", began, ended)
 
     def hook(

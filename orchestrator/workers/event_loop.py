@@ -46,7 +46,7 @@ def call_soon(token: EventLoopToken, function: Callable[[], object]) -> None:
         else:
             cast("TrioToken", native).run_sync_soon(function)
     except RuntimeError:
-        return  # nobody is left to be told
+        return  # there is no reader left
 
 
 def clock(token: EventLoopToken) -> Callable[[], float]:

@@ -29,7 +29,7 @@ _PRELOAD = [
     "orchestrator.workers.serve",
 ]
 _ENVIRONMENT = {
-    # Threads of one computation wait for each other by spinning unless OpenMP is told otherwise when it is loaded; on
+    # Threads of one computation wait for each other by spinning unless OpenMP is set otherwise when it is loaded; on
     # a machine whose cores are all busy, spinning makes the computation many times slower.
     "OMP_WAIT_POLICY": "PASSIVE",
     # By default glibc gives the memory of each large tensor back to the system, which must then zero its pages anew

@@ -2,7 +2,7 @@
 
 The server imports once what all workers need, and forks a keeper for each request. The keeper forks the worker, tells
 the host how it ended, and sees to it that neither the worker nor anything that the worker has started outlives the
-host, an order to end, or the worker itself. They are in sessions of their own, so that what a terminal sends to the
+host, an order to end, or the worker itself. They are in separate sessions, so that what a terminal sends to the
 host's group, such as Ctrl-C, reaches none of them.
 """
 

@@ -1,6 +1,6 @@
 """The random generators that a process has without asking: of `random`, numpy and torch.
 
-Our own code draws from generators of its own. Environments, networks and losses may not, so a worker that has a
+The project's code draws from its own generators. Environments, networks and losses may not, so a worker that has a
 process to itself seeds these and keeps them in checkpoints.
 """
 
@@ -48,7 +48,7 @@ def set_global_generators(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def seeded_global_generators(seed: int) -> Generator[None]:
-    """While entered they draw as `seed` says; afterwards they go on where they were."""
+    """While entered they draw as `seed` says; afterwards they continue where they were."""
     before = global_generators()
     seed_global_generators(seed)
     try:

@@ -1,4 +1,4 @@
-"""Workers in processes of their own: forked from a server process that has torch imported already."""
+"""Workers in separate processes: forked from a server process that has torch imported already."""
 
 from __future__ import annotations
 

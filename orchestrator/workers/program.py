@@ -28,7 +28,7 @@ def describe(name: str) -> dict[str, Any]:
         "start_method": multiprocessing.get_start_method(allow_none=True),
         **_main_module(),
     }
-    with contextlib.suppress(FileNotFoundError):  # somebody has deleted it
+    with contextlib.suppress(FileNotFoundError):  # it has been deleted
         described["dir"] = str(Path.cwd())
     return described
 

@@ -1,4 +1,4 @@
-"""What a worker's answer means to who has asked."""
+"""What a worker's answer means to its caller."""
 
 from __future__ import annotations
 

@@ -71,6 +71,6 @@ def _failure(error: BaseException) -> tuple[str, BaseException, str]:
         error = RuntimeError(f"{type(error).__name__}: {error}")
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # an exception with a constructor of its own, or with unpicklable attributes
+    except Exception:  # an exception with its own constructor, or with unpicklable attributes
         error = RuntimeError(f"{type(error).__name__}: {error}")
     return "error", error, text

@@ -25,7 +25,7 @@ class Spans:
         self.recorded: list[Span] = []
 
     def end(self, name: str, update_epoch: int | None = None, mb_idx: int | None = None) -> None:
-        """What went on since the one before is over, and was this."""
+        """The activity since the last span is over, and was this."""
         if self._on:
             now = time.monotonic()
             self.recorded.append(Span(name, self._since, now, update_epoch, mb_idx))

@@ -166,7 +166,7 @@ async def open_worker(
         from orchestrator.workers.inline import start
     worker: Worker | None = None
     try:
-        with anyio.CancelScope(shield=True):  # a process that has been started must come under somebody's care
+        with anyio.CancelScope(shield=True):  # a process that has been started must have an owner
             worker = Worker(name, *await start(name, threads))
         assert worker is not None
         await worker.call(CONSTRUCT, factory, args)

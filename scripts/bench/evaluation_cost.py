@@ -1,4 +1,4 @@
-"""Epoch time with an evaluation going on all the time, against none, where a core is free for it.
+"""Epoch time with an evaluation running all the time, against none, where a core is free for it.
 
     python scripts/bench/evaluation_cost.py [--repeats 5] [--epochs 60]
 

@@ -280,5 +280,5 @@ def test_the_state_of_other_losses_is_refused() -> None:
     state = LossSet([Remembering(), PPOActor()]).state_dict()
     losses = LossSet([Remembering(), PPOCritic()])
 
-    with pytest.raises(ValueError, match=r"lacks \['ppo_critic'\] and has \['ppo_actor'\] beside"):
+    with pytest.raises(ValueError, match=r"lacks \['ppo_critic'\] and has \['ppo_actor'\] in addition"):
         losses.load_state_dict(state)

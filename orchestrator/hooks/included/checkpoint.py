@@ -1,4 +1,4 @@
-"""Takes checkpoints while the training goes on."""
+"""Takes checkpoints while the training continues."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class CheckpointHook(Hook):
     """Commits a checkpoint every so many epochs, when one is asked for, and at the end of the training.
 
     Hashing and writing happen in a thread that waits for the disk, on the frozen policy. A checkpoint that cannot
-    be written stops the run after its epoch. Scores that come later are written beside the checkpoint of the policy
-    that they speak of.
+    be written stops the run after its epoch. Scores that come later are written next to the checkpoint of the
+    policy that they rate.
     """
 
     name = "checkpoint"
@@ -47,7 +47,7 @@ class CheckpointHook(Hook):
         expected: Collection[str] = (),
         others_may_score: bool = False,
     ) -> None:
-        """`parent` names the checkpoint that the run goes on from. `best_metric` must be a metric of the first
+        """`parent` names the checkpoint that the run resumes from. `best_metric` must be a metric of the first
         checkpoint or one of those `expected` from evaluations, and may be any score where `others_may_score`."""
         self.every = every or _NEVER
         self._folder = folder

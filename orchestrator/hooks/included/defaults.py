@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Sequence[Hook] = ()) -> list[Hook]:
     """Evaluation where it is switched on; checkpoints, copies of them, metrics and trace where the run has a folder;
-    metrics where it has sinks. `resumed` is the checkpoint that the run goes on from.
+    metrics where it has sinks. `resumed` is the checkpoint that the run resumes from.
 
     A MetricsHook among the hooks that are `given` takes the place of the default one, and gets its sinks as well.
     Metrics and checkpoints go to one W&B run; raises ValueError where they are to go to two projects.
@@ -102,7 +102,7 @@ def _scores_to_come(config: TrainerConfig) -> frozenset[str]:
 
 
 def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:
-    """The sinks beside metrics.jsonl.
+    """The sinks in addition to metrics.jsonl.
 
     Raises MissingExtra, OwnCodeError for a function that can't be had, TypeError where one returns no sink.
     """

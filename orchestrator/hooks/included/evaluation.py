@@ -1,4 +1,4 @@
-"""Evaluates the frozen policy in a worker of its own while the training goes on."""
+"""Evaluates the frozen policy in a separate worker while the training continues."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class MetricsHook(Hook):
 
     Records are made and written in threads: the file's in step with the training, at most `max_lag` epochs behind,
     the sinks' each in their own time. A sink that fails is reported once and harms neither the run nor the others.
-    Every `weight_norm_every` epochs the policy's norm is computed. `settings` is what sinks are told of the run's.
+    Every `weight_norm_every` epochs the policy's norm is computed. `settings` are the run's settings as sinks get them.
 
     Raises TypeError for what is no sink.
     """

@@ -41,8 +41,8 @@ _LOSSES = ("policy_loss", "value_loss", "approx_kl", "entropy")
 class ProgressHook(Hook):
     """Shows steps, rate, remaining time, returns, losses, evaluation, checkpoint, and how the hooks keep up.
 
-    The live view is drawn at the bottom by a thread of its own; what is printed or logged meanwhile appears above it.
-    Plain lines say the same. Where nobody reads them any more, the run goes on without.
+    The live view is drawn at the bottom by a separate thread; what is printed or logged meanwhile appears above it.
+    Plain lines say the same. If the reader goes away, the run continues without them.
     """
 
     name = "progress"
@@ -95,7 +95,7 @@ class ProgressHook(Hook):
             await in_thread(self._print, state, abandon_on_cancel=True)  # a pipe that nobody reads blocks
         if self._output.error is not None and not self._told:
             self._told = True
-            _log.warning("the progress can't be shown: %r; the run goes on without it", self._output.error)
+            _log.warning("the progress can't be shown: %r; the run continues without it", self._output.error)
 
     async def on_training_end(self, state: TrainerState) -> None:
         if state.epoch and state.epoch != self._shown_epoch:

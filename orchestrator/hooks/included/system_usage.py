@@ -19,7 +19,7 @@ FIRST_SECONDS = 0.3
 
 
 class SystemUsage:
-    """Looks every so often, in a thread of its own, while it is entered; `latest` is what was seen last.
+    """Looks every so often, in a separate thread, while it is entered; `latest` is what was seen last.
 
     "The run" is this process and its descendants: the workers, and what else the program has started.
     """

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def say(text: str, stream: IO[str] | None) -> None:
-    """Write a line to a stream, if there is one and somebody still reads it."""
+    """Write a line to a stream, if there is one that is still read."""
     if stream is not None:
         print(text, file=cast("IO[str]", Forgiving(stream)), flush=True)
 

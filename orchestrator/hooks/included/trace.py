@@ -30,7 +30,7 @@ CLOSING_SECONDS = 3.0
 class TraceHook(Hook):
     """Appends to the file after every epoch, so that a kill loses little. Open the file at ui.perfetto.dev.
 
-    A file that exists stays: the next is `trace-2.json`, and so on, since each run has a clock of its own.
+    A file that exists stays: the next is `trace-2.json`, and so on, since each run has its own clock.
     """
 
     name = "trace"

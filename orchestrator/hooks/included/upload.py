@@ -1,4 +1,4 @@
-"""Copies committed checkpoints to an object store while the training goes on."""
+"""Copies committed checkpoints to an object store while the training continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Uploads committed checkpoints to Weights & Biases as artifacts while the training goes on."""
+"""Uploads committed checkpoints to Weights & Biases as artifacts while the training continues."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class WandbCheckpointHook(Hook):
 
     `wandb` is the run's W&B run, which its metrics go to; or a project, or entity/project: then a W&B run that the
     program has begun itself is joined, and otherwise one is begun. The environment says how (WANDB_MODE=offline,
-    WANDB_BASE_URL, WANDB_API_KEY). `settings` is what W&B is told of the run's.
+    WANDB_BASE_URL, WANDB_API_KEY). `settings` are the run's settings as W&B shows them.
     """
 
     name = "wandb_checkpoint"

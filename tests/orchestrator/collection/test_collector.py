@@ -481,7 +481,7 @@ def test_episodes_begun_anew_are_none_that_the_run_has_had(environment: str, mod
     first, *later = (Run(environment, mode) for _ in range(4))
     beginning, _ = first.collect()
     for run, rollouts in zip(later, (5, 5, 6), strict=True):
-        run.collector.begin_anew(rollouts)
+        run.collector.begin_new_episodes(rollouts)
     anew, again, others = (run.collect()[0] for run in later)
     for name in ("observation", "action"):
         np.testing.assert_array_equal(anew[name], again[name])

@@ -113,7 +113,7 @@ def test_a_hook_that_keeps_state_needs_an_explicit_name() -> None:
         def state_dict(self) -> Mapping[str, object]:
             return {"x": 1}
 
-    assert "it keeps state in checkpoints, so it needs a `name` of its own" in problems(Keeping())
+    assert "it keeps state in checkpoints, so it needs its own `name`" in problems(Keeping())
 
 
 def test_what_is_no_hook_is_refused() -> None:

@@ -214,7 +214,7 @@ async def test_a_failing_task_of_the_resources_ends_the_hook_and_nobody_else(
         assert await engine.drain(10) == ()
         assert engine.statistics().hooks["tasks"].state == "failed"
     assert other.epochs == [1, 2]
-    assert "hook 'tasks' failed to go on" in caplog.text
+    assert "hook 'tasks' failed to finish its work" in caplog.text
     assert "ValueError: beside" in caplog.text
 
 

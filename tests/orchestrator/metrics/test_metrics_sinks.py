@@ -137,7 +137,7 @@ async def test_a_sink_that_fails_or_hangs_harms_nobody(
     assert len(healthy.records) == final.epoch
     assert not hanging.records
     reports = [record.getMessage() for record in caplog.records if record.name == "orchestrator.metrics"]
-    assert reports.count("the metrics sink Broken failed to write a record; the run goes on") == 1
+    assert reports.count("the metrics sink Broken failed to write a record; the run continues") == 1
     assert f"the metrics sink Broken has lost {final.epoch} records" in reports
     assert "these metrics sinks have not finished in time, and are left: Recording" in reports
     assert len(reports) == 3

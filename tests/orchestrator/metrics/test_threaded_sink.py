@@ -74,7 +74,7 @@ def test_a_sink_that_fails_is_reported_once_and_goes_on(caplog: pytest.LogCaptur
     feed(recording, 6)
     assert recording.epochs == [1, 5, 6]
     first, lost = (record for record in caplog.records if record.name == "orchestrator.metrics")
-    assert first.getMessage() == "the metrics sink Recording failed to write a record; the run goes on"
+    assert first.getMessage() == "the metrics sink Recording failed to write a record; the run continues"
     assert first.exc_info is not None
     assert str(first.exc_info[1]) == "write 2"
     assert lost.getMessage() == "the metrics sink Recording has lost 3 records"

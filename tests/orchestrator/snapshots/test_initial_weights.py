@@ -151,7 +151,7 @@ def test_a_resumed_run_takes_no_other_weights(
     assert "init_from" in (errors := capsys.readouterr().err)
     assert "--resume" in errors
     trainer = Trainer(replace(source, init_from=str(tmp_path), total_agent_steps=10_000), resume=source.run_dir)
-    with pytest.raises(ConfigurationError, match="a resumed run has weights of its own"):
+    with pytest.raises(ConfigurationError, match="a resumed run has its own weights"):
         anyio.run(trainer.run)
 
 

@@ -351,7 +351,7 @@ async def test_an_environment_that_cannot_give_its_state_begins_new_episodes_and
     with caplog.at_level(logging.WARNING):
         final = await Trainer(config, resume=tmp_path / "run").run()
     assert final.epoch == 7
-    assert "episodes that were in progress begin anew: the environment can't give its state" in caplog.text
+    assert "episodes that were in progress begin again: the environment can't give its state" in caplog.text
 
 
 async def test_what_may_change_is_named_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -361,7 +361,7 @@ async def test_what_may_change_is_named_in_the_log(tmp_path: Path, caplog: pytes
     changed = replace(config, collection=replace(config.collection, collectors=2))
     with caplog.at_level(logging.WARNING):
         assert (await Trainer(changed, resume=tmp_path / "run").run()).epoch == 7
-    assert "with 2 collectors instead of 1: all episodes begin anew" in caplog.text
+    assert "with 2 collectors instead of 1: all episodes begin again" in caplog.text
     assert "linear learning-rate schedule is stretched" in caplog.text
     assert find_resume_source(tmp_path / "run").config.collection.collectors == 2
 

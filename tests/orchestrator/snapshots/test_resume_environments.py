@@ -68,7 +68,7 @@ async def test_what_cannot_be_kept_is_named_and_new_episodes_begin(
     with caplog.at_level(logging.WARNING):
         final = await Trainer(replace(config, total_agent_steps=96), resume=tmp_path).run()
     assert final.agent_step == 96
-    assert "in progress begin anew: the environment can't give its state: copy 0: .inner['kept'][0] " in caplog.text
+    assert "in progress begin again: the environment can't give its state: copy 0: .inner['kept'][0] " in caplog.text
 
 
 _WORLD = """
@@ -133,7 +133,7 @@ async def test_code_that_has_changed_since_begins_new_episodes_and_the_log_names
     if named is None:
         assert "resumed, but" not in caplog.text
     else:
-        assert "in progress begin anew: the environment can't take its saved state: " in caplog.text
+        assert "in progress begin again: the environment can't take its saved state: " in caplog.text
         assert named in caplog.text
 
 
@@ -250,5 +250,5 @@ async def test_state_outside_of_objects_that_the_code_sees_is_refused_by_name(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     await _run_and_resume(variables, statement, tmp_path, monkeypatch, caplog)
-    assert "in progress begin anew: the environment can't give its state: " in caplog.text
+    assert "in progress begin again: the environment can't give its state: " in caplog.text
     assert named in caplog.text
