@@ -63,8 +63,14 @@ def check_info(info: object) -> None:
 
 def reward_of(value: object, warn: Warn) -> float:
     """One copy's reward. An array of one number is taken for it, with a warning. Raises WrongReturn."""
-    if isinstance(value, (np.floating, np.integer)):
-        return float(value)
+    if isinstance(value, (int, np.floating, np.integer)):
+        try:
+            return float(value)
+        except OverflowError:
+            bits = int(value).bit_length()
+            raise WrongReturn(
+                f"an integer of {bits} bits as the reward, expected a number that a float can say"
+            ) from None
     array = _array(value)
     if array is None or array.dtype.kind not in _NUMBERS or array.size != 1:
         raise WrongReturn(f"{_described(value)} as the reward, expected one number; return float(reward)")

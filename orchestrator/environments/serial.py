@@ -22,6 +22,9 @@ from orchestrator.environments.spaces import ActionConverter, Array, InvalidEnvi
 from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment, copy_seeds
 from state.stats_tracker import accumulate_rollout_stats
 
+_LARGE = 2**63
+"""Integers from here on need a look before they become floats."""
+
 
 class SerialEnvironment(VectorEnvironment):
     """Steps `environments` in order. What a step returns is copied at once: environments may reuse arrays and infos.
@@ -82,7 +85,8 @@ class SerialEnvironment(VectorEnvironment):
                     result = step_parts(result)
                 observation, gain, done, cut, info = result
                 observations.write(index, observation)
-                reward[index] = gain if isinstance(gain, (float, int)) else reward_of(gain, self.warn)
+                usual = isinstance(gain, float) or (isinstance(gain, int) and -_LARGE < gain < _LARGE)
+                reward[index] = gain if usual else reward_of(gain, self.warn)
                 if type(info) is not dict:
                     check_info(info)
                 if fields:

@@ -123,7 +123,7 @@ class ActionConverter:
         if self._dtype.kind in "iu" and self._low is not None and self._high is not None:
             return self._rounded(actions, self._low, self._high)
         if self._offset is not None:
-            actions = actions + self._offset
+            actions = actions.astype(self._dtype) + self._offset  # int64 and uint64 would make float64
         if actions.dtype != self._dtype:
             with np.errstate(over="ignore"):  # what is beyond float16 becomes infinite, and then a bound
                 actions = actions.astype(self._dtype)

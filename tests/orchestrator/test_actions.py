@@ -19,7 +19,7 @@ from orchestrator import EvaluationConfig, Hook, LearningConfig, LossesConfig, P
 from orchestrator.policies import Spaces
 from orchestrator.policies.acting import PolicyFailed
 from state import TrainerState
-from tests.orchestrator.training import losses_with, small_config
+from tests.orchestrator.training import FailingEnvironment, losses_with, small_config
 
 FORBIDDING = "tests.orchestrator.test_actions:make_forbidding"
 STRICT = "tests.orchestrator.test_actions:make_strict"
@@ -294,3 +294,23 @@ def test_numbers_for_a_box_of_integers_are_rounded_to_the_nearest() -> None:
     assert convert(numbers)[:, 0].tolist() == [-3, -1, 0, 2, 4, 5, 5]
     huge = ActionConverter(spaces.Box(-(2**63), 2**63 - 1, (1,), np.int64))
     assert huge(np.array([[2.0**62], [-np.inf], [np.inf]], np.float32))[:, 0].tolist() == [2**62, -(2**63), 2**63 - 1]
+
+
+class FarChoices(FailingEnvironment):
+    action_space = gymnasium.spaces.MultiDiscrete(  # type: ignore[assignment]
+        np.array([3, 2]), dtype=np.uint64, start=np.array([2**63 + 1, 1], np.uint64)
+    )
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action), action
+        return super().step(action)
+
+
+def far_choices() -> FarChoices:
+    return FarChoices()
+
+
+@pytest.mark.anyio
+async def test_choices_that_begin_beyond_63_bits_reach_the_environment_as_they_are() -> None:
+    config = small_config(epochs=2, environment="tests.orchestrator.test_actions:far_choices")
+    assert (await Trainer(config).run()).epoch == 2

@@ -133,6 +133,7 @@ WRONG: dict[str, tuple[str, str, Any, str]] = {
     "reward None": ("vector", "reward", lambda _: None, "None as the reward, expected one number"),
     "reward of two": ("vector", "reward", lambda _: np.ones(2), r"float64 of shape \[2\] as the reward"),
     "reward in text": ("vector", "reward", lambda _: "1", "the text '1' as the reward"),
+    "reward beyond floats": ("vector", "reward", lambda _: -(10**400), "an integer of 1329 bits as the reward"),
     "reward NaN": ("vector", "reward", lambda _: np.nan, "gave nan in the reward of copy 0, step 12.*expected finite"),
     "terminated None": ("vector", "terminated", lambda _: None, "None as terminated, expected True or False"),
     "terminated in two": ("vector", "terminated", lambda _: np.zeros(2, bool), r"bool of shape \[2\] as terminated"),
