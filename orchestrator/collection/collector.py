@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -15,10 +15,9 @@ from orchestrator.collection.episodes import EpisodeCounter
 from orchestrator.collection.experience_fields import RECURRENT_STATE, experience_fields, observation_field
 from orchestrator.collection.observation_scales import ObservationScales
 from orchestrator.collection.rollout import Rollout
-from orchestrator.config.settings import PolicyConfig
+from orchestrator.config.settings import TrainerConfig
 from orchestrator.environments import EnvironmentFailed, Step, make_vector
 from orchestrator.environments.capture import CannotRestore, NotCapturable
-from orchestrator.environments.make import Mode
 from orchestrator.environments.spaces import Array, ObservationArrays, arrays_of, observation_of
 from orchestrator.policies.acting import ActingPolicy, PolicyFailed, as_tensors, check_defined
 from orchestrator.policies.network import Spaces
@@ -34,19 +33,28 @@ _SCALES_LOOKED_AT = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectorPlan:
-    """What one collector collects, and where in the experience it writes."""
+    """Which of a run's collectors one is."""
 
-    environment: str
-    count: int
-    """Copies of the environment, each a segment of the experience."""
-    horizon: int
-    """Steps of each copy per rollout."""
-    seed: int
-    """Of the environments and the actions; another one for each collector."""
-    first_row: int = 0
-    """The first of the `count` segments to write."""
-    options: Mapping[str, object] = field(default_factory=dict[str, object])
-    mode: Mode = "auto"
+    config: TrainerConfig
+    index: int = 0
+    restarts: int = 0
+    """Times that it was replaced."""
+
+    @property
+    def count(self) -> int:
+        """Copies of the environment, each a segment of the experience."""
+        return self.config.collection.environments // self.config.collection.collectors
+
+    @property
+    def first_row(self) -> int:
+        """The first of the `count` segments to write."""
+        return self.index * self.count
+
+    @property
+    def seed(self) -> int:
+        """Of the environments and the actions: collectors draw from streams of their own, and a restarted one must
+        not repeat its first episodes."""
+        return self.config.seed + 1_000_003 * self.index + 7_919 * self.restarts
 
 
 class CollectReport(NamedTuple):
@@ -75,13 +83,14 @@ class Collector:
 
     def __init__(self, plan: CollectorPlan) -> None:
         self._plan = plan
-        self._environment = make_vector(plan.environment, plan.count, plan.options, plan.mode)
+        config = plan.config.collection
+        self._environment = make_vector(plan.config.environment, plan.count, config.environment_options, config.mode)
         self._generator = torch.Generator()
         self._generator.manual_seed(_derived_seed(plan.seed, 0))
         self._rollouts = 0
         self._acting: ActingPolicy | None = None
         self._scales: ObservationScales | None = None
-        self._rollout = Rollout(plan.horizon, plan.count)
+        self._rollout = Rollout(config.horizon, plan.count)
         self._copies = np.arange(plan.count)
         # What is acted on next lives in arrays that stay, so that their tensors do too.
         self._current = {key: array.copy() for key, array in arrays_of(self._reset()).items()}
@@ -92,12 +101,13 @@ class Collector:
         """The spaces of the agent's observations and actions."""
         return Spaces(self._environment.observation_space, self._environment.action_space)
 
-    def prepare(self, policy_config: PolicyConfig, spec: ExperienceSpec, discount: float = 0.99) -> None:
+    def prepare(self, spec: ExperienceSpec) -> None:
         """Build the policy that acts; its parameters come with each rollout.
 
         Raises ValueError when `spec` has no room for what this collector writes, or wants what it cannot give.
         """
-        policy = build_policy(policy_config, self.spaces(), self._plan.seed, discount).eval()
+        config = self._plan.config
+        policy = build_policy(config.policy, self.spaces(), self._plan.seed, config.learning.discount).eval()
         own = experience_fields(self.spaces(), policy.state_size)
         names = {one.name for one in own}
         self._check_spec(spec, own)
@@ -229,17 +239,17 @@ class Collector:
         return self._acting
 
     def _check_spec(self, spec: ExperienceSpec, own: list[FieldSpec]) -> None:
-        plan = self._plan
+        plan, horizon = self._plan, self._plan.config.collection.horizon
         end = plan.first_row + plan.count
-        if spec.horizon != plan.horizon or spec.segments < end:
+        if spec.horizon != horizon or spec.segments < end:
             raise ValueError(
                 f"the experience is {spec.segments} segments by {spec.horizon} steps, the collector writes the"
-                f" segments {plan.first_row} to {end - 1} by {plan.horizon} steps"
+                f" segments {plan.first_row} to {end - 1} by {horizon} steps"
             )
         missing = [one.name for one in own if one not in spec.fields]
         if missing:
             raise ValueError(
-                f"the experience lacks the fields {missing} as {plan.environment!r} and its policy need them"
+                f"the experience lacks the fields {missing} as {plan.config.environment!r} and its policy need them"
             )
 
     def _reset(self) -> ObservationArrays:
@@ -258,7 +268,7 @@ class Collector:
         observation, start_tensor = as_tensors(observation_of(self._current)), torch.from_numpy(start)
         recorded = [(slot[observation_field(key)], array) for key, array in self._current.items()]
         distribution = acting.policy.distribution
-        noises = distribution.noise((self._plan.horizon, self._plan.count), self._generator).unbind(0)
+        noises = distribution.noise((self._plan.config.collection.horizon, self._plan.count), self._generator).unbind(0)
         rollout.begin()
         for time_step, noise in enumerate(noises):
             if stop():
@@ -304,10 +314,12 @@ class Collector:
         """Of all that values are computed from: what was recorded, final observations, and what the next rollout
         begins with."""
         reward = slot["reward"].swapaxes(0, 1)
-        self._environment.check(self._recorded(slot, self._plan.horizon), reward, self._copies, 0, _STEPS_OF)
+        self._environment.check(
+            self._recorded(slot, self._plan.config.collection.horizon), reward, self._copies, 0, _STEPS_OF
+        )
         for cut in self._rollout.cut:
             self._environment.check(_one_step(cut.final_observation), None, cut.copies, cut.step, _STEPS_OF)
-        self._check_current(self._plan.horizon)
+        self._check_current(self._plan.config.collection.horizon)
 
     def _look_at_scales(self, scales: ObservationScales, observations: Mapping[str, Array]) -> None:
         scales.add(observations)

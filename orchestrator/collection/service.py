@@ -12,7 +12,6 @@ from state.parameter_arena import ParameterArena
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from orchestrator.config.settings import PolicyConfig
     from orchestrator.policies import Policy, Spaces
     from orchestrator.workers.interrupt import Interrupt
     from state.experience import ExperienceSpec
@@ -28,9 +27,9 @@ class CollectRequest(NamedTuple):
 class CollectorService:
     """What a collector worker holds."""
 
-    def __init__(self, plan: CollectorPlan, interrupt: Interrupt, own_process: bool) -> None:
-        self._own_process = own_process
-        if own_process:
+    def __init__(self, plan: CollectorPlan, interrupt: Interrupt) -> None:
+        self._own_process = plan.config.collection.backend == "process"
+        if self._own_process:
             seed_global_generators(plan.seed)
         self._collector = Collector(plan)
         self._interrupt = interrupt
@@ -41,10 +40,10 @@ class CollectorService:
     def spaces(self) -> Spaces:
         return self._collector.spaces()
 
-    def prepare(self, policy: PolicyConfig, spec: ExperienceSpec, discount: float) -> None:
+    def prepare(self, spec: ExperienceSpec) -> None:
         """Take the layout of the slots and build the policy."""
         self._spec = spec
-        self._collector.prepare(policy, spec, discount)
+        self._collector.prepare(spec)
 
     def collect(self, request: CollectRequest) -> CollectReport:
         """One rollout."""

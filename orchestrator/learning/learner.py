@@ -31,10 +31,9 @@ from state.policy_snapshot import PolicySnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from losses import LearnerCallback
-    from orchestrator.config.settings import LearningConfig, PolicyConfig
+    from orchestrator.config.settings import TrainerConfig
     from orchestrator.learning.learner_state import LearnerState
     from orchestrator.policies import Policy, Spaces
     from orchestrator.workers.interrupt import Interrupt
@@ -48,23 +47,14 @@ if TYPE_CHECKING:
 class LearnerPlan:
     """What a learner is made from."""
 
-    learning: LearningConfig
-    policy: PolicyConfig
+    config: TrainerConfig
     losses: Sequence[LearnerCallback]
     spaces: Spaces
-    seed: int
     device: str
-    total_agent_steps: int
-    threads: int | None
-    """None: as many of `max_threads` as the work of a minibatch is worth."""
+    """That of the configuration, or what its `auto` stands for here."""
     max_threads: int
-    minibatch_steps: int
+    """As many of these as the work of a minibatch is worth, unless the configuration says how many."""
     interrupt: Interrupt
-    own_process: bool
-    folder: Path | None = None
-    """Where profiles are written."""
-    trace: bool = False
-    """Whether reports tell what happened when."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +101,7 @@ class LearnReport(NamedTuple):
     learner_state: LearnerState | None = None
     """If it was asked for: what goes with the moments."""
     spans: Sequence[Span] = ()
-    """What happened in between, where the plan asks for a trace."""
+    """What happened in between, where the configuration asks for a trace."""
     longest_step: float = 0.0
     """Seconds; the longest between two checks whether to stop, which come after each minibatch."""
 
@@ -121,22 +111,23 @@ class Learner:
 
     def __init__(self, plan: LearnerPlan) -> None:
         self._plan = plan
-        config = plan.learning
+        run, config = plan.config, plan.config.learning
+        own_process = run.collection.backend == "process"
         self._device = torch.device(plan.device)
-        if plan.own_process:
-            seed_global_generators(plan.seed)
-        self.policy: Policy = build_policy(plan.policy, plan.spaces, plan.seed, config.discount)
+        if own_process:
+            seed_global_generators(run.seed)
+        self.policy: Policy = build_policy(run.policy, plan.spaces, run.seed, config.discount)
         self._losses = LossSet(plan.losses)
-        check_gradients(self.policy, self._losses.losses, plan.policy.network)
+        check_gradients(self.policy, self._losses.losses, run.policy.network)
         self.policy.to(self._device)
-        torch.set_num_threads(plan.threads or _threads_for(self.policy, plan))
+        torch.set_num_threads(config.threads or _threads_for(self.policy, plan))
         self.arena = ParameterArena(self.policy, self._device)
         self._statistics = LossStatistics(self._device)
         self._losses.attach(
-            LossContext(policy=self.policy, device=self._device, seed=plan.seed, statistics=self._statistics)
+            LossContext(policy=self.policy, device=self._device, seed=run.seed, statistics=self._statistics)
         )
         self._on_mb_end = self._losses.overriding("on_mb_end")
-        self._generator = torch.Generator(self._device).manual_seed(plan.seed)
+        self._generator = torch.Generator(self._device).manual_seed(run.seed)
         self._optimization = Optimization(
             self.arena,
             learning_rate=config.learning_rate,
@@ -158,7 +149,7 @@ class Learner:
             self._optimization,
             self.arena.layout,
             self._generator,
-            own_process=plan.own_process,
+            own_process=own_process,
         )
         self._spec: ExperienceSpec | None = None
         self._slots = SlotMemory()
@@ -200,12 +191,12 @@ class Learner:
 
     def learn(self, request: LearnRequest) -> LearnReport:
         """One epoch. Raises NonFiniteLossError naming epoch, loss and minibatch."""
-        plan, epoch = self._plan, request.state.epoch + 1
+        config, epoch = self._plan.config, request.state.epoch + 1
         try:
-            if plan.folder is None or epoch not in plan.learning.profile_epochs:
+            if config.run_dir is None or epoch not in config.learning.profile_epochs:
                 report = self._learn(request)
             else:
-                with profiled(profile_path(plan.folder, epoch), plan.device):
+                with profiled(profile_path(config.run_dir, epoch), self._plan.device):
                     report = self._learn(request)
         except BaseException:
             self._losses.abandon_epoch()
@@ -215,8 +206,8 @@ class Learner:
 
     def _learn(self, request: LearnRequest) -> LearnReport:
         began = time.monotonic()
-        spans = Spans(self._plan.trace)
-        config = self._plan.learning
+        spans = Spans(self._plan.config.metrics.trace)
+        config = self._plan.config.learning
         state = self._state_for_losses(request)
         epoch = state.epoch
         batch, valid = self._read(request.experience)
@@ -226,7 +217,7 @@ class Learner:
 
         self._losses.begin_epoch()
         rate = self._optimization.begin_epoch(
-            request.steps_before / self._plan.total_agent_steps, request.learning_rate_scale
+            request.steps_before / self._plan.config.total_agent_steps, request.learning_rate_scale
         )
         draws = (
             SegmentDraws(
@@ -316,7 +307,7 @@ class Learner:
     def _read(self, ref: SlotRef) -> tuple[dict[str, Tensor], Tensor]:
         """The batch on the device, with `advantage` and `return`, and which of its steps are transitions."""
         assert self._spec is not None, "prepare() comes before learn()"
-        config = self._plan.learning
+        config = self._plan.config.learning
         arrays = self._spec.arrays(self._slots.memory(ref))
         batch = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
         valid = batch["valid"]
@@ -366,8 +357,8 @@ class Learner:
             self._optimization.read_log().numpy(),
             [loss.name for loss in self._losses.active(epoch)],
             epoch=epoch,
-            minibatches=self._plan.learning.minibatches,
-            skip_nonfinite=self._plan.learning.nonfinite == "skip",
+            minibatches=self._plan.config.learning.minibatches,
+            skip_nonfinite=self._plan.config.learning.nonfinite == "skip",
         )
         return stats | batch_statistics(batch, valid)
 
@@ -385,7 +376,8 @@ class Learner:
 
     def _snapshot(self, ref: SlotRef, version: int) -> PolicySnapshot:
         plan = self._plan
-        factory = partial(build_policy, plan.policy, plan.spaces, plan.seed, plan.learning.discount)
+        config = plan.config
+        factory = partial(build_policy, config.policy, plan.spaces, config.seed, config.learning.discount)
         return PolicySnapshot(version, self.arena.layout, factory, self._lender.view(self._slots.buffer(ref)))
 
 
@@ -395,5 +387,6 @@ two-core machine this was measured on, a second thread made small networks slowe
 
 
 def _threads_for(policy: Policy, plan: LearnerPlan) -> int:
-    work = sum(parameter.numel() for parameter in policy.parameters()) * plan.minibatch_steps
+    minibatch_steps = plan.config.steps_per_epoch // plan.config.learning.minibatches
+    work = sum(parameter.numel() for parameter in policy.parameters()) * minibatch_steps
     return max(1, min(plan.max_threads, work // _WORK_PER_THREAD))

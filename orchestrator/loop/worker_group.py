@@ -62,7 +62,6 @@ class WorkerGroup:
         self._config = config
         self._interrupt = interrupt
         self._patience = patience
-        self._own_processes = config.collection.backend == "process"
         self._opened: list[Worker] = []
         self._collectors: list[_Collector] = []
         self._learner: Worker
@@ -104,20 +103,12 @@ class WorkerGroup:
         self._collectors = [_Collector(index, worker, SlotSender()) for index, worker in enumerate(workers)]
         self.spaces = await self._ask(self._collectors[0].worker, "spaces")
         plan = LearnerPlan(
-            learning=config.learning,
-            policy=config.policy,
+            config=config,
             losses=losses,
             spaces=self.spaces,
-            seed=config.seed,
             device=resolve_device(config.device),
-            total_agent_steps=config.total_agent_steps,
-            threads=config.learning.threads,
             max_threads=await in_thread(available_cores),  # which reads files
-            minibatch_steps=config.steps_per_epoch // config.learning.minibatches,
             interrupt=self._interrupt,
-            own_process=self._own_processes,
-            folder=config.run_dir,
-            trace=config.metrics.trace,
         )
         self._learner = await self._open("learner", 1, Learner, plan)
         self.description = await self._ask(self._learner, "describe")
@@ -133,7 +124,7 @@ class WorkerGroup:
         )
         await self._ask(self._learner, "prepare", self.spec)
         for collector in self._collectors:
-            await self._prepare(collector.worker)
+            await self._ask(collector.worker, "prepare", self.spec)
 
     async def publish(self, slot: Slot) -> None:
         """Have the learner copy its policy into `slot`."""
@@ -262,7 +253,7 @@ class WorkerGroup:
                 await collector.worker.aclose(0)
                 collector.worker = await self._start_collector(collector.index, collector.restarts)
                 collector.slots = SlotSender()
-                await self._prepare(collector.worker)
+                await self._ask(collector.worker, "prepare", self.spec)
 
     def _warn(self, warnings: Mapping[str, str]) -> None:
         """Once about each thing, whichever collector says it first."""
@@ -272,22 +263,8 @@ class WorkerGroup:
                 _log.warning("%s", text)
 
     async def _start_collector(self, index: int, restarts: int) -> Worker:
-        config = self._config.collection
-        count = config.environments // config.collectors
-        plan = CollectorPlan(
-            environment=self._config.environment,
-            count=count,
-            horizon=config.horizon,
-            # Collectors draw from their own streams, and a restarted one must not repeat its first episodes.
-            seed=self._config.seed + 1_000_003 * index + 7_919 * restarts,
-            first_row=index * count,
-            options=config.environment_options,
-            mode=config.mode,
-        )
-        return await self._open(f"collector-{index}", 1, CollectorService, plan, self._interrupt, self._own_processes)
-
-    async def _prepare(self, worker: Worker) -> None:
-        await self._ask(worker, "prepare", self._config.policy, self.spec, self._config.learning.discount)
+        plan = CollectorPlan(config=self._config, index=index, restarts=restarts)
+        return await self._open(f"collector-{index}", 1, CollectorService, plan, self._interrupt)
 
     async def _open(self, name: str, threads: int, factory: Any, *args: object) -> Worker:
         start = partial(open_worker, self._config.collection.backend, name, factory, *args, threads=threads)

@@ -14,7 +14,7 @@ import torch
 
 from orchestrator.collection.collector import Collector, CollectorPlan, CollectReport
 from orchestrator.collection.experience_fields import experience_fields
-from orchestrator.config.settings import PolicyConfig
+from orchestrator.config.settings import CollectionConfig, PolicyConfig, TrainerConfig
 from orchestrator.environments import EnvironmentFailed
 from orchestrator.environments.vector import copy_seeds
 from orchestrator.policies.policy import Policy
@@ -42,17 +42,30 @@ class Run:
         network: str = "tests.small_networks:make_shared",
         extras: tuple[FieldSpec, ...] = (),
         segments: int = COUNT,
-        **plan: Any,
+        count: int = COUNT,
+        horizon: int = HORIZON,
+        seed: int = 11,
+        index: int = 0,
+        options: Any = {},  # noqa: B006
     ) -> None:
-        settings: dict[str, Any] = {"count": COUNT, "horizon": HORIZON, "seed": 11} | plan
-        self.plan = CollectorPlan(environment=environment, mode=mode, **settings)
+        collection = CollectionConfig(
+            environments=(index + 1) * count,
+            collectors=index + 1,
+            horizon=horizon,
+            mode=mode,
+            environment_options=options,
+        )
+        config = TrainerConfig(
+            environment=environment, seed=seed, collection=collection, policy=PolicyConfig(network=network)
+        )
+        self.plan = CollectorPlan(config=config, index=index)
         self.collector = Collector(self.plan)
         self.policy: Policy | None = None
         spaces = self.collector.spaces()
         state_size = STATE_SIZE if network.endswith("make_recurrent") else 2 * 64 if network == "lstm" else 0
         groups = {"environment": experience_fields(spaces, state_size), "loss": extras}
-        self.spec = ExperienceSpec.merge(segments, self.plan.horizon, groups)
-        self.collector.prepare(PolicyConfig(network=network), self.spec)
+        self.spec = ExperienceSpec.merge(segments, horizon, groups)
+        self.collector.prepare(self.spec)
 
     def collect(
         self, stop: Callable[[], bool] = lambda: False, change: Callable[[Policy], None] = lambda policy: None
@@ -74,9 +87,9 @@ class Reference:
         count = plan.count
         self.weights: dict[str, Any] = {}
         self.recurrent = False
-        self.next_step = plan.environment == NEXT_STEP
+        self.next_step = plan.config.environment == NEXT_STEP
         seed = Collector(plan)._environment_seed()  # pyright: ignore[reportPrivateUsage]
-        seeds = copy_seeds(seed, count) if plan.mode == "sync" else range(seed, seed + count)
+        seeds = copy_seeds(seed, count) if plan.config.collection.mode == "sync" else range(seed, seed + count)
         self.environments = [single() for _ in range(count)]
         self.observations = [
             environment.reset(seed=one)[0] for environment, one in zip(self.environments, seeds, strict=True)
@@ -292,13 +305,13 @@ def test_the_learner_finds_the_recorded_probabilities_and_values_again(
 
 
 def test_only_the_rows_of_the_plan_are_written() -> None:
-    run = Run(first_row=2, segments=7)
+    run = Run(index=1, segments=7)
     arrays, _ = run.collect()
     for array in arrays.values():
-        assert not array[:2].any()
-        assert not array[5:].any()
-    assert arrays["episode_start"][2:5, 0].all()
-    assert arrays["observation"][2:5].all()
+        assert not array[:3].any()
+        assert not array[6:].any()
+    assert arrays["episode_start"][3:6, 0].all()
+    assert arrays["observation"][3:6].all()
 
 
 def test_the_policy_acts_with_the_parameters_that_were_loaded_for_the_rollout() -> None:
@@ -441,7 +454,7 @@ def test_a_final_observation_that_is_not_finite_is_found_where_it_is_valued(
 
 
 def test_collecting_before_preparing_is_refused() -> None:
-    collector = Collector(CollectorPlan(environment="CartPole-v1", count=1, horizon=2, seed=0))
+    collector = Collector(CollectorPlan(config=TrainerConfig()))
     with pytest.raises(RuntimeError, match="call prepare"):
         collector.collect({}, lambda policy: None, lambda: False)
 
@@ -452,10 +465,10 @@ def test_an_experience_that_does_not_fit_is_refused() -> None:
         with pytest.raises(
             ValueError, match=rf"is {segments} segments by {horizon} steps.*segments 0 to 2 by 25 steps"
         ):
-            run.collector.prepare(PolicyConfig(), dataclasses.replace(run.spec, segments=segments, horizon=horizon))
+            run.collector.prepare(dataclasses.replace(run.spec, segments=segments, horizon=horizon))
     fields = [field for field in run.spec.fields if field.name != "value"]
     with pytest.raises(ValueError, match=r"lacks the fields \['value'\]"):
-        run.collector.prepare(PolicyConfig(), dataclasses.replace(run.spec, fields=tuple(fields)))
+        run.collector.prepare(dataclasses.replace(run.spec, fields=tuple(fields)))
 
 
 @pytest.mark.parametrize("network", ["tests.small_networks:make_separate", "lstm"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator import LearningConfig, LossesConfig, PolicyConfig, TrainerConfig
+from orchestrator import CollectionConfig, LearningConfig, LossesConfig, PolicyConfig, TrainerConfig
 from orchestrator.collection.experience_fields import experience_fields
 from orchestrator.learning.default_losses import default_losses
 from orchestrator.learning.learner import Learner, LearnerPlan, LearnRequest
@@ -49,19 +49,20 @@ def learned(
 ) -> dict[str, np.ndarray[Any, Any]]:
     """The weights and moments after two epochs on the same experience; `resumed`: by another learner after one."""
     spaces = Spaces(observation, action)
-    plan = LearnerPlan(
-        learning=learning,
-        policy=policy,
-        losses=default_losses(TrainerConfig(losses=losses, learning=learning)),
-        spaces=spaces,
-        seed=1,
-        device=device,
+    config = TrainerConfig(
         total_agent_steps=1000,
-        threads=1,
+        collection=CollectionConfig(environments=SEGMENTS, horizon=HORIZON, backend="inline"),
+        learning=dataclasses.replace(learning, threads=1),
+        policy=policy,
+        losses=losses,
+    )
+    plan = LearnerPlan(
+        config=config,
+        losses=default_losses(config),
+        spaces=spaces,
+        device=device,
         max_threads=1,
-        minibatch_steps=SEGMENTS * HORIZON // 2,
         interrupt=Interrupt(),
-        own_process=False,
     )
     learner = Learner(plan)
     described = learner.describe()
@@ -88,7 +89,7 @@ def learned(
         )
         state = learner.learn(request).learner_state
         if resumed and epoch == 0:
-            learner = Learner(dataclasses.replace(plan, seed=2))
+            learner = Learner(dataclasses.replace(plan, config=dataclasses.replace(config, seed=2)))
             learner.prepare(spec)
             learner.restore(slots["publish_to"], slots["moments_to"], state)
     arrays = described.layout.arrays(weights.map_shared())
