@@ -85,18 +85,6 @@ class PolicyLayout:
             for spec in self.tensors
         }
 
-    def describe_difference(self, other: PolicyLayout) -> list[str]:
-        """What differs between two layouts, tensor by tensor; empty when a snapshot of one fits the other."""
-        mine = {spec.name: spec for spec in self.tensors}
-        theirs = {spec.name: spec for spec in other.tensors}
-        problems = [f"{name}: only in the first" for name in mine if name not in theirs]
-        problems += [f"{name}: only in the second" for name in theirs if name not in mine]
-        for name, spec in mine.items():
-            twin = theirs.get(name, spec)
-            if (spec.shape, spec.dtype) != (twin.shape, twin.dtype):
-                problems.append(f"{name}: {spec.dtype}{list(spec.shape)} against {twin.dtype}{list(twin.shape)}")
-        return problems
-
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PolicySnapshot:

@@ -71,9 +71,6 @@ def test_a_snapshot_that_does_not_fit_lists_the_differing_tensors() -> None:
     snapshot = publish(arena, SlotRing(arena.layout.nbytes, max_leased=2, name="policy"))
     with pytest.raises(ValueError, match=r"first.weight: \[5, 3\] given, \[7, 3\] needed"):
         snapshot.load(Network(width=7))
-    assert PolicyLayout.of(Network(7)).describe_difference(arena.layout)[0] == (
-        "first.weight: float32[7, 3] against float32[5, 3]"
-    )
 
 
 def test_training_through_the_flat_parameter_equals_training_each_tensor() -> None:
