@@ -19,7 +19,7 @@ from orchestrator.checkpoints import CheckpointFolder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-SMALL = ["--collection.environments", "8", "--collection.horizon", "32"]
+SMALL = ["--collection.num_environments", "8", "--collection.horizon", "32"]
 
 
 def command(*arguments: object) -> list[str]:
@@ -93,7 +93,7 @@ def test_the_configuration_of_a_run_repeats_it(trained: Path) -> None:
 def test_all_errors_of_a_configuration_come_at_once_before_anything_starts(tmp_path: Path) -> None:
     result = run(
         *("train", "--environment", "CartPol-v1", "--staleness", -1),
-        *("--collection.environments", 6, "--collection.collectors", 4, "--run-dir", tmp_path / "run"),
+        *("--collection.num_environments", 6, "--collection.collectors", 4, "--run-dir", tmp_path / "run"),
     )
     assert result.returncode == 2
     for part in ("CartPol-v1", "CartPole-v1", "staleness", "collection.collectors"):
@@ -188,7 +188,7 @@ class Small(Loss):
         self.track("seen", 42.0)
         return evaluation.value.square().mean() * 1e-3
 
-config = TrainerConfig(total_agent_steps=512, collection=CollectionConfig(environments=4, horizon=32))
+config = TrainerConfig(total_agent_steps=512, collection=CollectionConfig(num_environments=4, horizon=32))
 final = anyio.run(Trainer(config, losses=[*ppo_losses(), Small()]).run)
 print(final.loss_stats["small/seen"])
 """

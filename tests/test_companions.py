@@ -16,7 +16,7 @@ TRAIN = """
 import anyio
 from orchestrator import CollectionConfig, Trainer, TrainerConfig
 if __name__ == "__main__":
-    config = TrainerConfig(total_agent_steps=256, collection=CollectionConfig(environments=4, horizon=32))
+    config = TrainerConfig(total_agent_steps=256, collection=CollectionConfig(num_environments=4, horizon=32))
     print(anyio.run(Trainer(config).run).epoch)
 """
 

@@ -36,7 +36,7 @@ async def client() -> AsyncGenerator[httpx.AsyncClient]:
 
 
 async def start(client: httpx.AsyncClient, **settings: object) -> httpx.Response:
-    collection = {"environments": 16, "horizon": 64}
+    collection = {"num_environments": 16, "horizon": 64}
     return await client.post("/run", json={"total_agent_steps": 10**9, "collection": collection, **settings})
 
 

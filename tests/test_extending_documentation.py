@@ -38,7 +38,7 @@ def test_the_documented_environment_network_and_losses_train(own: None, network:
     config = TrainerConfig(
         environment="own:corridor",
         total_agent_steps=20 * 16 * 32,
-        collection=CollectionConfig(environments=16, horizon=32, environment_options={"length": 3}),
+        collection=CollectionConfig(num_environments=16, horizon=32, environment_options={"length": 3}),
         learning=LearningConfig(learning_rate=3e-3),
         policy=PolicyConfig(network=network),
         losses=LossesConfig(names=tuple(losses.split())),

@@ -226,8 +226,8 @@ async def test_all_documented_hooks_work_in_a_training(
     config = TrainerConfig(
         total_agent_steps=4096,
         run_dir=tmp_path / "run",
-        collection=CollectionConfig(environments=8, horizon=64, backend="inline"),
-        evaluation=EvaluationConfig(every=1, episodes=2, environments=2),
+        collection=CollectionConfig(num_environments=8, horizon=64, backend="inline"),
+        evaluation=EvaluationConfig(every=1, episodes=2, num_environments=2),
         checkpoints=CheckpointsConfig(every=1, keep=0),
     )
     with chat(failures=1) as (url, received), caplog.at_level(logging.WARNING):

@@ -78,13 +78,13 @@ def _raise(problems: Sequence[Problem]) -> None:
         raise ConfigurationError(problems)
 
 
-@reads(PATH.collection.environments, PATH.collection.collectors)
+@reads(PATH.collection.num_environments, PATH.collection.collectors)
 def _share_of_collectors(config: TrainerConfig) -> Iterator[Problem]:
-    environments, collectors = config.collection.environments, config.collection.collectors
+    environments, collectors = config.collection.num_environments, config.collection.collectors
     if environments % collectors:
         yield problem_with(
             config,
-            PATH.collection.environments,
+            PATH.collection.num_environments,
             expected=f"a multiple of {PATH.collection.collectors}: {environments} / {collectors} = "
             f"{environments / collectors:.2f} environments for each collector",
             cure=f"set it to {_multiples(environments, collectors)}, "
@@ -92,25 +92,25 @@ def _share_of_collectors(config: TrainerConfig) -> Iterator[Problem]:
         )
 
 
-@reads(PATH.total_agent_steps, PATH.collection.environments, PATH.collection.horizon)
+@reads(PATH.total_agent_steps, PATH.collection.num_environments, PATH.collection.horizon)
 def _one_epoch(config: TrainerConfig) -> Iterator[Problem]:
-    environments, horizon = config.collection.environments, config.collection.horizon
+    environments, horizon = config.collection.num_environments, config.collection.horizon
     steps = environments * horizon
     if config.total_agent_steps < steps:
         yield problem_with(
             config,
             PATH.total_agent_steps,
             expected=f"at least one epoch: {environments} environments x {horizon} steps = {steps} agent steps",
-            cure=f"set it to {steps} or more, or lower {PATH.collection.environments} or {PATH.collection.horizon}",
+            cure=f"set it to {steps} or more, or lower {PATH.collection.num_environments} or {PATH.collection.horizon}",
         )
 
 
 @reads(
-    PATH.collection.environments,
+    PATH.collection.num_environments,
     PATH.collection.horizon,
     PATH.learning.minibatches,
     PATH.learning.shuffle,
-    PATH.learning.prioritization,
+    PATH.learning.priority_exponent,
     PATH.policy.network,
     PATH.losses.names,
 )
@@ -123,10 +123,10 @@ def _minibatches(config: TrainerConfig, segment_reasons: Sequence[str]) -> Itera
     if shuffle == "steps" and segment_reasons:
         expected = f"segments, because of {' and '.join(segment_reasons)}"
         yield problem_with(config, PATH.learning.shuffle, expected=expected, cure="set it to auto or segments")
-    environments, horizon = config.collection.environments, config.collection.horizon
+    environments, horizon = config.collection.num_environments, config.collection.horizon
     if shuffle == "segments" or segment_reasons:
         whole, parts = environments, f"the {environments} segments of an epoch (one for each environment)"
-        steps_too = f", or {PATH.collection.environments} to {_multiples(environments, count)}"
+        steps_too = f", or {PATH.collection.num_environments} to {_multiples(environments, count)}"
     else:
         whole = environments * horizon
         parts, steps_too = f"the {environments} x {horizon} = {whole} agent steps of an epoch", ""
@@ -140,8 +140,8 @@ def _segment_reasons(config: TrainerConfig, losses: Sequence[Loss] | None) -> li
     reasons: list[str] = []
     if config.policy.network == "lstm":
         reasons.append(f"the recurrent {PATH.policy.network} = lstm")
-    if config.learning.prioritization > 0:
-        reasons.append(f"{PATH.learning.prioritization} above 0")
+    if config.learning.priority_exponent > 0:
+        reasons.append(f"{PATH.learning.priority_exponent} above 0")
     if losses is None:
         reasons.extend(f"the loss {name}" for name in config.losses.names if name.startswith(_TRACE_LOSSES))
     known_losses = own_loss_classes(config) if losses is None else losses

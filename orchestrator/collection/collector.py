@@ -43,7 +43,7 @@ class CollectorPlan:
     @property
     def count(self) -> int:
         """Copies of the environment, each a segment of the experience."""
-        return self.config.collection.environments // self.config.collection.collectors
+        return self.config.collection.num_environments // self.config.collection.collectors
 
     @property
     def first_row(self) -> int:

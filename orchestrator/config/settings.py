@@ -19,6 +19,7 @@ from orchestrator.config.annotations import (
     Admits,
     Count,
     Environment,
+    Formerly,
     Fraction,
     NamesCode,
     NotNegative,
@@ -51,7 +52,7 @@ _DEVICE = Admits(
 class CollectionConfig:
     """How experience is collected."""
 
-    environments: Count = 64
+    num_environments: Annotated[Count, Formerly("environments")] = 64
     """Environments stepped side by side, over all collectors."""
     collectors: Annotated[Count, MAY_CHANGE] = 1
     """Worker processes that share the environments equally."""
@@ -95,9 +96,9 @@ class LearningConfig:
     """Weight of the next agent step's reward relative to this one's (gamma)."""
     gae_lambda: Fraction = 0.95
     """Bias against variance of the advantages: 0 is one-step, 1 is the whole return."""
-    prioritization: NotNegative = 0.0
+    priority_exponent: Annotated[NotNegative, Formerly("prioritization")] = 0.0
     """Exponent of a segment's mean absolute advantage in the probability of drawing it (0: uniform)."""
-    prioritization_correction: Fraction = 1.0
+    priority_correction: Annotated[Fraction, Formerly("prioritization_correction")] = 1.0
     """Exponent of the importance weights that undo prioritization (1: fully, 0: not)."""
     threads: Annotated[Count | None, MAY_CHANGE] = None
     """CPU threads of the learner (none: as many as a minibatch is worth, at most the cores or CPU quota there is)."""
@@ -137,7 +138,7 @@ class PolicyConfig:
 
     network: Annotated[str, NamesCode(NETWORKS)] = "auto"
     """mlp, cnn, lstm, package.module:function(spaces), or auto: cnn for images, else mlp."""
-    hidden: Annotated[tuple[int, ...], _WIDTHS] = (64, 64)
+    hidden_sizes: Annotated[tuple[int, ...], _WIDTHS, Formerly("hidden")] = (64, 64)
     """Widths of the hidden layers."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     """Nonlinearity between the hidden layers."""
@@ -201,7 +202,7 @@ class EvaluationConfig:
     """Epochs between evaluations (0: none)."""
     episodes: Count = 10
     """Episodes of one evaluation."""
-    environments: Count = 4
+    num_environments: Annotated[Count, Formerly("environments")] = 4
     """Environments stepped side by side."""
     deterministic: bool = True
     """Take the most likely action instead of a sampled one."""
@@ -278,4 +279,4 @@ class TrainerConfig:
     @property
     def steps_per_epoch(self) -> int:
         """Agent steps that one epoch collects (fewer count where an environment spends steps on resetting)."""
-        return self.collection.environments * self.collection.horizon
+        return self.collection.num_environments * self.collection.horizon

@@ -82,7 +82,7 @@ def evaluation_plans(config: TrainerConfig) -> tuple[EvaluationPlan, ...]:
     training = EvaluationPlan(
         environment=config.environment,
         episodes=settings.episodes,
-        copies=settings.environments,
+        copies=settings.num_environments,
         seed=settings.seed,
         deterministic=settings.deterministic,
         options=config.collection.environment_options,

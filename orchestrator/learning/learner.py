@@ -141,7 +141,7 @@ class Learner:
         )
         self._segments = config.shuffle == "segments" or (
             config.shuffle == "auto"
-            and (self.policy.recurrent or self._losses.needs_segments or config.prioritization > 0)
+            and (self.policy.recurrent or self._losses.needs_segments or config.priority_exponent > 0)
         )
         self._memory = LearnerMemory(
             self.policy,
@@ -225,8 +225,8 @@ class Learner:
                 valid,
                 config.minibatches,
                 self._generator,
-                prioritization=config.prioritization,
-                correction=config.prioritization_correction,
+                priority_exponent=config.priority_exponent,
+                correction=config.priority_correction,
             )
             if self._segments
             else StepDraws(self._per_step(batch), valid, config.minibatches, self._generator)

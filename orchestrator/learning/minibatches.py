@@ -44,7 +44,7 @@ class StepDraws:
 class SegmentDraws:
     """Each pass makes `count` minibatches of whole segments.
 
-    Every segment is visited once, unless `prioritization` is positive: then segments are drawn, with replacement,
+    Every segment is visited once, unless `priority_exponent` is positive: then segments are drawn, with replacement,
     with probability proportional to their mean absolute advantage to that power, and weighted to correct for it.
     """
 
@@ -55,7 +55,7 @@ class SegmentDraws:
         count: int,
         generator: torch.Generator,
         *,
-        prioritization: float = 0.0,
+        priority_exponent: float = 0.0,
         correction: float = 1.0,
     ) -> None:
         self._batch = batch
@@ -65,8 +65,8 @@ class SegmentDraws:
         self._generator = generator
         self._correction = correction
         self._probabilities: Tensor | None = None
-        if prioritization > 0:
-            self._probabilities = segment_probabilities(batch["advantage"], self._valid, prioritization)
+        if priority_exponent > 0:
+            self._probabilities = segment_probabilities(batch["advantage"], self._valid, priority_exponent)
 
     def one_pass(self) -> Iterator[Draw]:
         device = self._generator.device

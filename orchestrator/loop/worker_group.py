@@ -115,7 +115,7 @@ class WorkerGroup:
         if self.description.recurrent_state_size:
             check_minibatches(config, ["the policy is recurrent"])
         self.spec = ExperienceSpec.merge(
-            config.collection.environments,
+            config.collection.num_environments,
             config.collection.horizon,
             {
                 "the environment and the policy": experience_fields(self.spaces, self.description.recurrent_state_size),

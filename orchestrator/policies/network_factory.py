@@ -42,11 +42,11 @@ def make_network(config: PolicyConfig, spaces: Spaces) -> nn.Module:
         name = "cnn" if has_images(spaces.observation) else "mlp"
     match name:
         case "mlp":
-            return MLP(spaces, config.hidden, config.activation)
+            return MLP(spaces, config.hidden_sizes, config.activation)
         case "cnn":
             return CNN(spaces)
         case "lstm":
-            return LSTM(spaces, config.hidden, config.activation, config.lstm_size)
+            return LSTM(spaces, config.hidden_sizes, config.activation, config.lstm_size)
         case _ if ":" in name:
             return _own_network(name, spaces)
         case _:

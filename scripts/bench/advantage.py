@@ -34,7 +34,7 @@ def measure(environments: int, repeats: int) -> dict[str, list[float]]:
 
     config = TrainerConfig(
         total_agent_steps=10**9,
-        collection=CollectionConfig(environments=environments, horizon=128, backend="inline"),
+        collection=CollectionConfig(num_environments=environments, horizon=128, backend="inline"),
     )
     phases: list[float] = []
     advantages: list[float] = []

@@ -54,9 +54,9 @@ class Case(NamedTuple):
 FEW = {"update_epochs": 2, "minibatches": 2}
 CASES = {
     "1M": Case(700, 1, 4, {}, {}),
-    "50M": Case(5000, 10, 10, {"environments": 8}, {}),
-    "1M-short": Case(700, 1, 30, {"environments": 16}, FEW),
-    "50M-short": Case(5000, 10, 10, {"environments": 8, "horizon": 16}, FEW),
+    "50M": Case(5000, 10, 10, {"num_environments": 8}, {}),
+    "1M-short": Case(700, 1, 30, {"num_environments": 16}, FEW),
+    "50M-short": Case(5000, 10, 10, {"num_environments": 8, "horizon": 16}, FEW),
 }
 
 
@@ -68,7 +68,7 @@ def configured(case: Case, folder: Path, threads: int | None, uri: str) -> Train
         run_dir=folder,
         collection=CollectionConfig(**case.collection),
         learning=LearningConfig(learning_rate=1e-5, threads=threads, **case.learning),  # whatever it learns
-        policy=PolicyConfig(hidden=(case.hidden, case.hidden)),
+        policy=PolicyConfig(hidden_sizes=(case.hidden, case.hidden)),
         checkpoints=CheckpointsConfig(every=0, upload=uri or None),  # when they are asked for, and at the end
     )
 

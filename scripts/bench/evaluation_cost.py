@@ -34,7 +34,7 @@ def measure(evaluated: bool, epochs: int) -> dict[str, float]:
         total_agent_steps=10**9,
         staleness=0,
         device="cpu",
-        collection=CollectionConfig(environments=ENVIRONMENTS, horizon=128),
+        collection=CollectionConfig(num_environments=ENVIRONMENTS, horizon=128),
         learning=LearningConfig(threads=1),
     )
     # A newer request replaces the one that waits: with one for each epoch the evaluator is never out of work.

@@ -114,7 +114,9 @@ def training_shares(hooks: int, staleness: int, epochs: int) -> list[float]:
     for hook in listening:
         hook.every = 2
     config = TrainerConfig(
-        total_agent_steps=10**9, staleness=staleness, collection=CollectionConfig(environments=ENVIRONMENTS[staleness])
+        total_agent_steps=10**9,
+        staleness=staleness,
+        collection=CollectionConfig(num_environments=ENVIRONMENTS[staleness]),
     )
     seconds = epoch_seconds(config, epochs, warm_up=2 * BLOCK, hooks=listening)
     # The first epochs of a block may still have to do with the block before.

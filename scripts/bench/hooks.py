@@ -47,7 +47,9 @@ SLEEPING_GOAL, BURNING_GOAL, LAG_GOAL = 1.02, 1.3, 5.0
 def configured() -> TrainerConfig:
     from orchestrator import CollectionConfig, TrainerConfig
 
-    return TrainerConfig(total_agent_steps=10**9, collection=CollectionConfig(environments=ENVIRONMENTS, horizon=128))
+    return TrainerConfig(
+        total_agent_steps=10**9, collection=CollectionConfig(num_environments=ENVIRONMENTS, horizon=128)
+    )
 
 
 def burn(wanted: Callable[[], bool]) -> None:

@@ -35,7 +35,7 @@ def configured(environments: int, run_dir: Path | None = None) -> TrainerConfig:
     return TrainerConfig(
         total_agent_steps=10**9,
         run_dir=run_dir,
-        collection=CollectionConfig(environments=environments, horizon=128),
+        collection=CollectionConfig(num_environments=environments, horizon=128),
     )
 
 

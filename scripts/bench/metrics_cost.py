@@ -41,7 +41,7 @@ def configured(environments: int, run_dir: Path | None) -> TrainerConfig:
 
     config = TrainerConfig(
         total_agent_steps=10**9,
-        collection=CollectionConfig(environments=environments, horizon=128),
+        collection=CollectionConfig(num_environments=environments, horizon=128),
         checkpoints=CheckpointsConfig(enabled=False),
         metrics=MetricsConfig(jsonl=False),
     )

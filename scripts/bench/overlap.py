@@ -29,7 +29,7 @@ def configured(environments: int) -> TrainerConfig:
     from orchestrator import CollectionConfig, TrainerConfig
 
     return TrainerConfig(
-        total_agent_steps=10**9, staleness=1, collection=CollectionConfig(environments=environments, horizon=128)
+        total_agent_steps=10**9, staleness=1, collection=CollectionConfig(num_environments=environments, horizon=128)
     )
 
 

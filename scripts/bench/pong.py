@@ -43,7 +43,7 @@ def ours(staleness: int, collectors: int, threads: int) -> list[float]:
         environment=ENVIRONMENT,
         total_agent_steps=STEPS * 10_000,
         staleness=staleness,
-        collection=CollectionConfig(environments=ENVIRONMENTS, collectors=collectors, horizon=HORIZON),
+        collection=CollectionConfig(num_environments=ENVIRONMENTS, collectors=collectors, horizon=HORIZON),
         learning=LearningConfig(
             update_epochs=UPDATE_EPOCHS, minibatches=MINIBATCHES, learning_rate=LEARNING_RATE, threads=threads or None
         ),

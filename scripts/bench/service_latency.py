@@ -39,7 +39,7 @@ def main() -> None:
         wait_for(base)
         print(describe_machine())
         report("idle", latencies(base, arguments.seconds))
-        body = {"total_agent_steps": 10**9, "collection": {"environments": arguments.environments}}
+        body = {"total_agent_steps": 10**9, "collection": {"num_environments": arguments.environments}}
         request(f"{base}/run", body)
         while not (request(f"{base}/run").get("epoch", 0)) > 3:
             time.sleep(0.05)

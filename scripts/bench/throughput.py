@@ -37,7 +37,7 @@ def ours(environments: int, staleness: int) -> list[float]:
     config = TrainerConfig(
         total_agent_steps=environments * HORIZON * 10_000,
         staleness=staleness,
-        collection=CollectionConfig(environments=environments, horizon=HORIZON),
+        collection=CollectionConfig(num_environments=environments, horizon=HORIZON),
         learning=LearningConfig(update_epochs=UPDATE_EPOCHS, minibatches=MINIBATCHES, learning_rate=3e-4),
     )
     ends: list[tuple[float, int]] = []

@@ -1,7 +1,7 @@
 """A web service that trains, one run at a time: start it, watch it by server-sent events, pause, resume, stop it.
 
 uvicorn --factory scripts.examples.service:make
-curl -X POST localhost:8000/run -d '{"environment": "CartPole-v1", "collection": {"environments": 32}}'
+curl -X POST localhost:8000/run -d '{"environment": "CartPole-v1", "collection": {"num_environments": 32}}'
 curl localhost:8000/run
 curl localhost:8000/run/events
 curl -X POST localhost:8000/run/stop

@@ -235,7 +235,7 @@ class Keep(Hook):
 def config_for(kind: str = "plain", **settings: Any) -> TrainerConfig:
     policy = PolicyConfig(network=f"{HERE}:make_{kind.replace(' ', '_')}")
     learning = LearningConfig(update_epochs=2, minibatches=2, weight_decay=0.1, learning_rate=0.01)
-    return small_config(policy=policy, learning=learning, **{"epochs": 5, "environments": 2, **settings})
+    return small_config(policy=policy, learning=learning, **{"epochs": 5, "num_environments": 2, **settings})
 
 
 def train(
@@ -373,7 +373,7 @@ def test_whoever_acts_begins_with_what_was_published_however_acting_has_changed_
         environment=f"{HERE}:make_echo",
         backend=backend,
         staleness=0,
-        evaluation=EvaluationConfig(every=1, episodes=1, environments=1, tasks=task),
+        evaluation=EvaluationConfig(every=1, episodes=1, num_environments=1, tasks=task),
     )
     keep = Keep()
     final = anyio.run(Trainer(config, hooks=[keep]).run)

@@ -43,8 +43,8 @@ async def test_staleness_changes_what_is_learned() -> None:
 @pytest.mark.parametrize(
     "policy",
     [
-        PolicyConfig(network="lstm", hidden=(8,), lstm_size=4),
-        PolicyConfig(hidden=(8,), normalize_observations=True, normalize_rewards=True),
+        PolicyConfig(network="lstm", hidden_sizes=(8,), lstm_size=4),
+        PolicyConfig(hidden_sizes=(8,), normalize_observations=True, normalize_rewards=True),
     ],
     ids=["lstm", "normalised"],
 )
@@ -56,7 +56,7 @@ async def test_recurrent_and_normalised_policies_are_deterministic_too(policy: P
 async def test_batches_of_the_usual_size_are_deterministic_too() -> None:
     """Where there are many rows, networks compute some things in other ways than where there are few."""
     settings: dict[str, Any] = {
-        "environments": 64,
+        "num_environments": 64,
         "horizon": 64,
         "policy": PolicyConfig(),
         "learning": LearningConfig(update_epochs=2, minibatches=2),

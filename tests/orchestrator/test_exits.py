@@ -278,8 +278,8 @@ class Plus(Hook):
         print("epoch", state.epoch, flush=True)
 
 async def main(kind):
-    config = TrainerConfig(environment="CartPole-v1", total_agent_steps=10**9, policy=PolicyConfig(hidden=(8,)),
-        collection=CollectionConfig(environments=2, horizon=32),
+    config = TrainerConfig(environment="CartPole-v1", total_agent_steps=10**9, policy=PolicyConfig(hidden_sizes=(8,)),
+        collection=CollectionConfig(num_environments=2, horizon=32),
         learning=LearningConfig(update_epochs=1, minibatches=1))
     hook = Child() if kind == "child" else Plus() if kind in ("plus", "body") else OtherTask(kind)
     async with Trainer(config, hooks=[hook]).start() as run:
@@ -337,7 +337,7 @@ def test_ctrl_c_ends_a_run_in_every_kind_of_event_loop(how: str, tmp_path: Path)
 
 # The command.
 
-TRAIN = ["--collection.environments", "8", "--collection.horizon", "32", "--collection.backend", "inline"]
+TRAIN = ["--collection.num_environments", "8", "--collection.horizon", "32", "--collection.backend", "inline"]
 
 
 def train(folder: Path, *more: str) -> list[str]:

@@ -37,7 +37,7 @@ def config_of(folder: Path, backend: Any, **options: Any) -> TrainerConfig:
         run_dir=folder / "run",
         checkpoints=CheckpointsConfig(every=0),
         staleness=0,
-        collection=CollectionConfig(environments=2, horizon=32, backend=backend, environment_options=options),
+        collection=CollectionConfig(num_environments=2, horizon=32, backend=backend, environment_options=options),
         learning=LearningConfig(update_epochs=1, minibatches=1),
     )
 
@@ -101,7 +101,7 @@ async def test_a_worker_that_has_always_been_slow_is_not_taken_for_one_that_hang
     if what == "slow_network":
         config = replace(config, policy=PolicyConfig(network="tests.orchestrator.hanging:slow_network"))
     else:
-        collection = replace(config.collection, environments=1, horizon=2)
+        collection = replace(config.collection, num_environments=1, horizon=2)
         config = replace(config, environment="tests.orchestrator.hanging:slow_environment", collection=collection)
     with anyio.fail_after(DEADLINE):
         async with Trainer(config).start() as run:

@@ -94,6 +94,6 @@ def test_usual_scales_and_images_are_not_warned_of(
 
 
 def test_nothing_is_warned_of_where_observations_are_normalized(caplog: pytest.LogCaptureFixture) -> None:
-    policy = PolicyConfig(hidden=(8,), normalize_observations=True)
+    policy = PolicyConfig(hidden_sizes=(8,), normalize_observations=True)
     # As HalfCheetah's positions and velocities.
     assert warnings_of(caplog, SCALED, {"scales": [0.1, 0.5, 5.0, 25.0, 1000.0]}, policy=policy) == []

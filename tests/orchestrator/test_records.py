@@ -58,7 +58,7 @@ def assert_same(one: tuple[Look, TrainerState], other: tuple[Look, TrainerState]
 def config_with(careless: bool, environment: str = CARELESS, **settings: Any) -> TrainerConfig:
     options = settings.pop("options", {})
     mode = settings.pop("mode", "sync")
-    config = small_config(epochs=4, environments=2, horizon=24, environment=environment, **settings)
+    config = small_config(epochs=4, num_environments=2, horizon=24, environment=environment, **settings)
     collection = replace(config.collection, mode=mode, environment_options={"careless": careless, **options})
     return replace(config, collection=collection)
 
@@ -66,7 +66,7 @@ def config_with(careless: bool, environment: str = CARELESS, **settings: Any) ->
 @pytest.mark.parametrize("action", ["discrete", "multidiscrete", "box", "bounded", "doubles"])
 def test_an_environment_may_change_its_actions_and_reuse_what_it_returns(action: str) -> None:
     def run(careless: bool) -> tuple[Look, TrainerState]:
-        evaluation = EvaluationConfig(every=1, episodes=3, environments=2)
+        evaluation = EvaluationConfig(every=1, episodes=3, num_environments=2)
         config = config_with(careless, options={"action": action}, evaluation=evaluation)
         return trained(config, (*ppo_losses(), Asking("more/hint")))
 
@@ -119,7 +119,7 @@ def test_a_network_may_change_its_input_while_acting_learning_and_being_evaluate
 ) -> None:
     def run(suffix: str) -> tuple[Look, TrainerState]:
         policy = PolicyConfig(network=f"{NETWORKS}{network}{suffix}")
-        evaluation = EvaluationConfig(every=1, episodes=3, environments=2)
+        evaluation = EvaluationConfig(every=1, episodes=3, num_environments=2)
         return trained(
             config_with(False, options={"observation": observation}, policy=policy, evaluation=evaluation),
             (*ppo_losses(), Asking("score")),
@@ -128,7 +128,7 @@ def test_a_network_may_change_its_input_while_acting_learning_and_being_evaluate
     assert_same(run(""), run("_careless"))
 
 
-@pytest.mark.parametrize("learning", [{}, {"shuffle": "segments", "prioritization": 1.0}])
+@pytest.mark.parametrize("learning", [{}, {"shuffle": "segments", "priority_exponent": 1.0}])
 def test_a_loss_may_overwrite_its_minibatch(learning: dict[str, Any]) -> None:
     def run(careful: bool) -> tuple[Look, TrainerState]:
         settings = LearningConfig(update_epochs=2, minibatches=2, **learning)

@@ -218,7 +218,7 @@ def train(options: dict[str, Any], environment: str = ENVIRONMENT, **settings: A
     look = Look()
     losses = settings.pop("losses", None)
     mode = settings.pop("mode", "sync")
-    config = small_config(epochs=2, environments=2, horizon=20, environment=environment, **settings)
+    config = small_config(epochs=2, num_environments=2, horizon=20, environment=environment, **settings)
     collection = replace(config.collection, environment_options=options, mode=mode)
     return look, anyio.run(Trainer(replace(config, collection=collection), hooks=[look], losses=losses).run)
 
@@ -276,10 +276,12 @@ def test_an_evaluation_that_an_environment_spoils_says_so_and_warns_once(caplog:
         for wrong in ("doubles", "doubtful")
     )
     with caplog.at_level(logging.WARNING):
-        train({"space": "vector"}, evaluation=EvaluationConfig(every=1, episodes=4, environments=2, tasks=tasks[:1]))
+        train(
+            {"space": "vector"}, evaluation=EvaluationConfig(every=1, episodes=4, num_environments=2, tasks=tasks[:1])
+        )
     assert len(warnings_about("make_doubles' returns", caplog)) == 1
     with caplog.at_level(logging.WARNING):
-        train({"space": "vector"}, evaluation=EvaluationConfig(every=1, episodes=4, environments=2, tasks=tasks))
+        train({"space": "vector"}, evaluation=EvaluationConfig(every=1, episodes=4, num_environments=2, tasks=tasks))
     assert "make_doubtful' gave nan in the observation of copy 0, step 5 of the evaluation" in caplog.text
 
 

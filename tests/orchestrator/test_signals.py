@@ -27,7 +27,7 @@ ENDLESS = ("--total-agent-steps", "1000000000")
 
 def start(folder: Path, *words: str, module: str = "tests.orchestrator.hanging") -> subprocess.Popen[str]:
     program = [sys.executable, "-m", module, "train", "--run-dir", "run"]
-    settings = ["--collection.environments", "2", "--collection.horizon", "32"]
+    settings = ["--collection.num_environments", "2", "--collection.horizon", "32"]
     environment = os.environ | {"PYTHONPATH": str(PROJECT)}
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*program, *settings, *words], cwd=folder, env=environment, **streams)

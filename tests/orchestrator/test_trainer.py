@@ -120,7 +120,7 @@ async def test_each_field_is_filled_before_its_callback(backend: Any, tmp_path: 
     config = dataclasses.replace(
         config,
         checkpoints=dataclasses.replace(config.checkpoints, every=1),
-        evaluation=dataclasses.replace(config.evaluation, every=1, episodes=1, environments=1),
+        evaluation=dataclasses.replace(config.evaluation, every=1, episodes=1, num_environments=1),
     )
     hook = RecordingHook()
     path = tmp_path / "callbacks"
@@ -210,7 +210,7 @@ async def test_states_that_a_loss_keeps_stay_as_they_were(backend: Backend) -> N
 
 
 async def test_a_state_is_small_beside_the_views_it_refers_to() -> None:
-    final = await Trainer(small_config(epochs=2, environments=64, horizon=128)).run()
+    final = await Trainer(small_config(epochs=2, num_environments=64, horizon=128)).run()
     assert final.experience is not None
     assert final.experience.spec.nbytes > 200_000
     assert final.__sizeof__() < 1000

@@ -44,14 +44,14 @@ def small_config(
     return TrainerConfig(
         total_agent_steps=settings.pop("total_agent_steps", max(1, epochs - 1) * environments * horizon + 1),
         collection=CollectionConfig(
-            environments=environments,
+            num_environments=environments,
             horizon=horizon,
             backend=backend,
             collectors=collectors,
             environment_options=environment_options or {},
         ),
         learning=settings.pop("learning", LearningConfig(update_epochs=2, minibatches=2)),
-        policy=settings.pop("policy", PolicyConfig(hidden=(8,))),
+        policy=settings.pop("policy", PolicyConfig(hidden_sizes=(8,))),
         **settings,
     )
 

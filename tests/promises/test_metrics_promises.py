@@ -39,7 +39,7 @@ async def test_every_documented_metric_is_in_the_records_of_a_run_that_has_it(tm
         run_dir=tmp_path / "run",
         losses=losses,
         environment="tests.environments:make_wandering",
-        evaluation=EvaluationConfig(every=1, episodes=1, environments=1),
+        evaluation=EvaluationConfig(every=1, episodes=1, num_environments=1),
     )
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     keys = set[str]().union(*lines)

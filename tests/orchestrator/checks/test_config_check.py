@@ -62,7 +62,7 @@ def test_all_problems_come_at_once() -> None:
             "total_agent_steps": 1000,
             "device": "cuda:99",
             "run_dir": "/dev/null/run",
-            "collection": {"environments": 30, "collectors": 4},
+            "collection": {"num_environments": 30, "collectors": 4},
             "learning": {"minibatches": 7, "learning_rate": -1.0, "accumulate_minibatches": 2},
             "losses": {"names": ["ppo_actr", "ppo_critic"]},
             "policy": {"network": "mpl"},
@@ -73,7 +73,7 @@ def test_all_problems_come_at_once() -> None:
         "total_agent_steps",
         "device",
         "run_dir",
-        "collection.environments",
+        "collection.num_environments",
         "learning.minibatches",
         "learning.learning_rate",
         "learning.accumulate_minibatches",
@@ -88,7 +88,7 @@ def test_the_error_reads_as_a_list_of_what_was_seen_expected_and_to_be_done() ->
     assert str(caught.value) == (
         "1 problem in the configuration; nothing was started.\n"
         "\n"
-        "  collection.environments = 64\n"
+        "  collection.num_environments = 64\n"
         "    expected: a multiple of collection.collectors: 64 / 3 = 21.33 environments for each collector\n"
         "    cure:     set it to 63 or 66, or collection.collectors to 2 or 4"
     )
@@ -111,7 +111,7 @@ def test_a_value_outside_its_range_is_named(path: str) -> None:
         "losses.names": (),
         "learning.profile_epochs": (0,),
         "learning.adam_betas": (0.9, 1.0),
-        "policy.hidden": (64, 0),
+        "policy.hidden_sizes": (64, 0),
         "learning.max_grad_norm": 0.0,
     }
     value = outside.get(path, -1)
@@ -137,7 +137,7 @@ def test_gradients_may_be_left_unclipped() -> None:
         ("run_dir", 7, "a path or nothing"),
         ("learning.nonfinite", "ignore", "one of fail, skip"),
         ("learning.threads", True, "a whole number or nothing"),
-        ("policy.hidden", [64], "a tuple of whole numbers"),
+        ("policy.hidden_sizes", [64], "a tuple of whole numbers"),
         ("losses.names", "ppo_actor", "a tuple of texts"),
         ("collection", None, "CollectionConfig(...)"),
         ("evaluation.tasks", (7,), "a tuple of EvaluationTask(...)"),
@@ -189,7 +189,7 @@ def test_a_check_reads_no_setting_but_those_that_it_declares(check: Any, tmp_pat
 
 
 def test_a_check_is_skipped_where_a_setting_that_it_reads_is_wrong_already() -> None:
-    config = from_table({"collection": {"environments": 30, "collectors": 0}, "total_agent_steps": 100})
+    config = from_table({"collection": {"num_environments": 30, "collectors": 0}, "total_agent_steps": 100})
     assert [problem.field for problem in problems_of(config)] == ["collection.collectors", "total_agent_steps"]
     config = replace(config, collection=cast(Any, None))
     assert [problem.field for problem in problems_of(config)] == ["collection"]
@@ -217,7 +217,7 @@ def test_minibatches_of_steps_divide_the_steps_of_an_epoch() -> None:
     ("section", "table"),
     [
         ("learning", {"shuffle": "segments"}),
-        ("learning", {"prioritization": 0.8}),
+        ("learning", {"priority_exponent": 0.8}),
         ("policy", {"network": "lstm"}),
         ("losses", {"names": ["vtrace_actor", "vtrace_critic"]}),
     ],
@@ -227,7 +227,7 @@ def test_minibatches_of_segments_divide_the_environments(section: str, table: di
     tables["learning"] = tables["learning"] | {"minibatches": 128}
     problem = only_problem_of(from_table(tables))
     assert "64 / 128 = 0.50" in problem.expected
-    assert problem.cure == "set it to 64, or collection.environments to 128"
+    assert problem.cure == "set it to 64, or collection.num_environments to 128"
 
 
 def test_single_steps_are_refused_where_something_needs_segments() -> None:

@@ -49,7 +49,7 @@ class Run:
         options: Any = {},  # noqa: B006
     ) -> None:
         collection = CollectionConfig(
-            environments=(index + 1) * count,
+            num_environments=(index + 1) * count,
             collectors=index + 1,
             horizon=horizon,
             mode=mode,

@@ -99,7 +99,7 @@ def test_train_runs_the_settings_of_the_flags(calls: Calls) -> None:
         "train --environment Acrobot-v1 --total-agent-steps 9000 --seed 7 --staleness 0 --run-dir runs/first"
         " --device cpu --learning.learning-rate 1e-3 --learning.adam_betas 0.8 0.9"
         " --losses.names vtrace_actor vtrace_critic --losses.target-kl 0.02"
-        " --losses.no-normalize-advantage --policy.hidden 32 16 --collection.mode sync"
+        " --losses.no-normalize-advantage --policy.hidden_sizes 32 16 --collection.mode sync"
     )
     assert command(words) == 0
     assert calls.config == TrainerConfig(
@@ -111,7 +111,7 @@ def test_train_runs_the_settings_of_the_flags(calls: Calls) -> None:
         device="cpu",
         learning=LearningConfig(learning_rate=1e-3, adam_betas=(0.8, 0.9)),
         losses=LossesConfig(names=("vtrace_actor", "vtrace_critic"), target_kl=0.02, normalize_advantage=False),
-        policy=PolicyConfig(hidden=(32, 16)),
+        policy=PolicyConfig(hidden_sizes=(32, 16)),
         collection=CollectionConfig(mode="sync"),
     )
 

@@ -53,7 +53,7 @@ def test_every_setting_survives_a_file(tmp_path: Path) -> None:
         ),
         learning=LearningConfig(threads=2, max_grad_norm=math.inf, learning_rate=1e-7, adam_betas=(0.5, 0.25)),
         losses=LossesConfig(names=("my.losses:actor",), value_clip=0.5, target_kl=0.01, normalize_advantage=False),
-        policy=PolicyConfig(hidden=()),
+        policy=PolicyConfig(hidden_sizes=()),
         evaluation=EvaluationConfig(
             tasks=(
                 EvaluationTask(name="ä b", category="hard", environment="A-v1", options={"nested": {"x.y": [1, {}]}}),
@@ -93,10 +93,10 @@ def test_what_a_file_leaves_out_keeps_its_default() -> None:
 
 
 def test_whole_numbers_texts_and_lists_become_what_the_fields_are() -> None:
-    config = from_table({"run_dir": "runs/x", "learning": {"learning_rate": 1}, "policy": {"hidden": [8]}})
+    config = from_table({"run_dir": "runs/x", "learning": {"learning_rate": 1}, "policy": {"hidden_sizes": [8]}})
     assert config.run_dir == Path("runs/x")
     assert type(config.learning.learning_rate) is float
-    assert config.policy.hidden == (8,)
+    assert config.policy.hidden_sizes == (8,)
 
 
 def test_everything_wrong_in_a_file_is_said_at_once() -> None:
@@ -109,7 +109,7 @@ def test_everything_wrong_in_a_file_is_said_at_once() -> None:
             "losses": 3,
             "learning": {"learning-rate": 1, "clip": 0.3, "adam_betas": [0.9], "staleness": 0},
             "collection": {"mode": "fast", "environment_options": [1]},
-            "policy": {"hidden": [64, "wide"]},
+            "policy": {"hidden_sizes": [64, "wide"]},
             "evaluation": {"tasks": [{"sede": 1, "epochs": 3, "every": 2}, 4, {"episodes": "few", "options": [1]}]},
         }
     )
@@ -125,7 +125,7 @@ def test_everything_wrong_in_a_file_is_said_at_once() -> None:
         "learning.staleness",
         "collection.mode",
         "collection.environment_options",
-        "policy.hidden",
+        "policy.hidden_sizes",
         "evaluation.tasks[0].sede",
         "evaluation.tasks[0].epochs",
         "evaluation.tasks[0].every",
@@ -142,7 +142,7 @@ def test_everything_wrong_in_a_file_is_said_at_once() -> None:
     assert "a list of 2 numbers | the default is [0.9, 0.999]" in problems["learning.adam_betas"]
     assert "move it to the top of the file" in problems["learning.staleness"]
     assert "one of auto, native, sync" in problems["collection.mode"]
-    assert "a list of any number of whole numbers" in problems["policy.hidden"]
+    assert "a list of any number of whole numbers" in problems["policy.hidden_sizes"]
     assert "did you mean seed?" in problems["evaluation.tasks[0].sede"]
     assert "move it to [checkpoints] or [evaluation]" in problems["evaluation.tasks[0].every"]
     assert "write [[evaluation.tasks]] and its settings below it" in problems["evaluation.tasks[1]"]

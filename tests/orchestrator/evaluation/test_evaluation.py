@@ -56,7 +56,7 @@ class EveryState(Hook):
 
 
 def evaluating(*tasks: EvaluationTask, every: int = 1, video_every: int = 0, **settings: Any) -> TrainerConfig:
-    evaluation = EvaluationConfig(every=every, episodes=3, environments=2, tasks=tasks, video_every=video_every)
+    evaluation = EvaluationConfig(every=every, episodes=3, num_environments=2, tasks=tasks, video_every=video_every)
     return small_config(**{"epochs": 4, "staleness": 0, "evaluation": evaluation} | settings)
 
 

@@ -151,7 +151,7 @@ def test_normalisation_is_used_as_it_is_and_rewards_are_the_environment_s_own(de
 def test_a_network_with_an_lstm_plays_every_episode_as_if_it_were_its_first() -> None:
     environment = make_vector(COUNTING, 1, {"lengths": (4,)})
     spaces = Spaces(environment.observation_space, environment.action_space)
-    policy = build_policy(PolicyConfig(network="lstm", hidden=(8,), lstm_size=8), spaces, seed=1)
+    policy = build_policy(PolicyConfig(network="lstm", hidden_sizes=(8,), lstm_size=8), spaces, seed=1)
     outputs: list[Tensor] = []
     policy.network.register_forward_hook(lambda module, inputs, output: outputs.append(output[0][0, 0].clone()))
     evaluate(policy, [environment], 3, [0])

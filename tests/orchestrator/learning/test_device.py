@@ -30,10 +30,10 @@ VARIANTS = {
     "box actions": {"action": gymnasium.spaces.Box(-1.0, 1.0, (2,))},
     "lstm": {"policy": PolicyConfig(network="lstm", lstm_size=4)},
     "images": {"observation": gymnasium.spaces.Box(0, 255, (36, 36, 1), np.uint8)},
-    "normalised": {"policy": PolicyConfig(hidden=(8,), normalize_observations=True, normalize_rewards=True)},
+    "normalised": {"policy": PolicyConfig(hidden_sizes=(8,), normalize_observations=True, normalize_rewards=True)},
     "v-trace": {"losses": LossesConfig(names=("vtrace_actor", "vtrace_critic"))},
     "value clipping": {"losses": LossesConfig(value_clip=0.1)},
-    "prioritised": {"learning": dataclasses.replace(LEARNING, prioritization=0.8)},
+    "prioritised": {"learning": dataclasses.replace(LEARNING, priority_exponent=0.8)},
 }
 
 
@@ -42,7 +42,7 @@ def learned(
     *,
     resumed: bool = False,
     learning: LearningConfig = LEARNING,
-    policy: PolicyConfig = PolicyConfig(hidden=(8,)),  # noqa: B008
+    policy: PolicyConfig = PolicyConfig(hidden_sizes=(8,)),  # noqa: B008
     losses: LossesConfig = LossesConfig(),  # noqa: B008
     observation: gymnasium.Space[Any] = VECTOR,
     action: gymnasium.Space[Any] = gymnasium.spaces.Discrete(3),  # noqa: B008
@@ -51,7 +51,7 @@ def learned(
     spaces = Spaces(observation, action)
     config = TrainerConfig(
         total_agent_steps=1000,
-        collection=CollectionConfig(environments=SEGMENTS, horizon=HORIZON, backend="inline"),
+        collection=CollectionConfig(num_environments=SEGMENTS, horizon=HORIZON, backend="inline"),
         learning=dataclasses.replace(learning, threads=1),
         policy=policy,
         losses=losses,
@@ -143,7 +143,7 @@ def test_cuda_learns_what_the_cpu_learns(variant: str) -> None:
     learning = dataclasses.replace(settings.get("learning", LEARNING), update_epochs=4, minibatches=1)
     found = learned("cuda", **settings | {"learning": learning})
     assert all(np.isfinite(array).all() for array in found.values())
-    if learning.prioritization:  # draws with replacement, so others
+    if learning.priority_exponent:  # draws with replacement, so others
         return
     expected = learned("cpu", **settings | {"learning": learning})
     before = learned("cpu", **settings | {"learning": dataclasses.replace(learning, learning_rate=0.0)})

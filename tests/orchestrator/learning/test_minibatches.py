@@ -69,7 +69,7 @@ def test_prioritised_segments_are_drawn_by_the_size_of_their_advantages_and_weig
     fields["advantage"] = torch.ones(SEGMENTS, HORIZON)
     fields["advantage"][3] = -15.0
     valid = torch.ones(SEGMENTS, HORIZON, dtype=torch.bool)
-    draws = SegmentDraws(fields, valid, 1, generator(), prioritization=1.0)
+    draws = SegmentDraws(fields, valid, 1, generator(), priority_exponent=1.0)
     counts, weighted = torch.zeros(SEGMENTS), torch.zeros(SEGMENTS)
     for _ in range(2000):
         draw = next(draws.one_pass())

@@ -48,7 +48,7 @@ def stepped(network: nn.Module, observation: Tensor, state: Tensor, episode_star
 
 @pytest.mark.parametrize("kind", ["none", "first", "some", "all"])
 def test_a_segment_at_once_is_the_same_as_step_by_step_with_the_state_zeroed_at_episode_starts(kind: str) -> None:
-    network = LSTM(SPACES, hidden=(16,), lstm_size=8)
+    network = LSTM(SPACES, hidden_sizes=(16,), lstm_size=8)
     observation, state = torch.randn(BATCH, TIME, 3), torch.randn(BATCH, 16)
     episode_start = starts(kind)
     at_once = network(observation, state, episode_start)
@@ -60,7 +60,7 @@ def test_a_segment_at_once_is_the_same_as_step_by_step_with_the_state_zeroed_at_
 
 @pytest.mark.parametrize("kind", ["none", "first", "some", "all"])
 def test_a_segment_at_once_has_the_gradient_of_step_by_step(kind: str) -> None:
-    network = LSTM(SPACES, hidden=(16,), lstm_size=8)
+    network = LSTM(SPACES, hidden_sizes=(16,), lstm_size=8)
     observation, state = torch.randn(BATCH, TIME, 3), torch.randn(BATCH, 16)
     episode_start = starts(kind)
     gradients: list[tuple[Tensor, ...]] = []

@@ -83,13 +83,13 @@ def test_the_separate_methods_of_the_mlp_give_what_forward_gives() -> None:
 
 
 def test_an_mlp_without_hidden_layers_is_linear() -> None:
-    network = MLP(Spaces(VECTOR, CHOICE), hidden=())
+    network = MLP(Spaces(VECTOR, CHOICE), hidden_sizes=())
     x = torch.randn(5, 3)
     torch.testing.assert_close(network.action_parameters(2 * x), 2 * network.action_parameters(x))
 
 
 def test_the_observation_is_left_as_it_was() -> None:
-    for network in (MLP(Spaces(VECTOR, CHOICE)), MLP(Spaces(VECTOR, CHOICE), hidden=())):
+    for network in (MLP(Spaces(VECTOR, CHOICE)), MLP(Spaces(VECTOR, CHOICE), hidden_sizes=())):
         x = torch.randn(5, 3)
         before = x.clone()
         network(x)

@@ -358,7 +358,7 @@ def test_a_module_that_changes_the_folder_when_it_is_imported_does_not_move_the_
     (tmp_path / "roaming_module.py").write_text(module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    small = ["--collection.environments", "4", "--collection.horizon", "32", "--total-agent-steps", "128"]
+    small = ["--collection.num_environments", "4", "--collection.horizon", "32", "--total-agent-steps", "128"]
     inline = ["--collection.backend", "inline", "--metrics.progress", "off"]
     words = ["train", "--environment", "roaming_module:make", "--run-dir", "runs/a", *small, *inline]
     assert main(words) == 0

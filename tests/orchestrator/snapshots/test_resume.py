@@ -56,8 +56,8 @@ def assert_same(first: TrainerState, second: TrainerState) -> None:
     assert first.stats_tracker == second.stats_tracker
 
 
-NORMALISED = PolicyConfig(hidden=(8,), normalize_observations=True, normalize_rewards=True)
-RECURRENT = PolicyConfig(network="lstm", hidden=(8,), lstm_size=4)
+NORMALISED = PolicyConfig(hidden_sizes=(8,), normalize_observations=True, normalize_rewards=True)
+RECURRENT = PolicyConfig(network="lstm", hidden_sizes=(8,), lstm_size=4)
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ async def test_a_policy_of_another_architecture_is_refused_tensor_by_tensor(tmp_
     config = config_in(tmp_path / "run", epochs=3)
     await Trainer(config).run()
     source = find_resume_source(tmp_path / "run")
-    other = replace(config, policy=PolicyConfig(hidden=(16,)), total_agent_steps=10**4)
+    other = replace(config, policy=PolicyConfig(hidden_sizes=(16,)), total_agent_steps=10**4)
     disguised = replace(source, config=replace(other, run_dir=source.config.run_dir))
     with pytest.raises(CheckpointError, match=r"float32\[4, 8\] there and float32\[4, 16\] here"):
         await Trainer(other, resume=disguised).run()

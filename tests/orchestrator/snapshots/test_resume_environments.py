@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 def config_of(environment: str, folder: Path, options: dict[str, Any], **settings: Any) -> TrainerConfig:
     config = small_config(
         environment=environment,
-        environments=2,
+        num_environments=2,
         horizon=16,
         run_dir=folder,
         checkpoints=CheckpointsConfig(every=2, keep=0),

@@ -114,7 +114,7 @@ async def test_a_trace_has_everything_that_happens_on_one_clock_as_the_metrics_h
         collectors=2,
         run_dir=tmp_path / "run",
         metrics=TRACED,
-        evaluation=EvaluationConfig(every=3, episodes=2, environments=2),
+        evaluation=EvaluationConfig(every=3, episodes=2, num_environments=2),
     )
     trainer = Trainer(config, hooks=[Slow()])
     final = await trainer.run()
@@ -209,7 +209,7 @@ async def test_each_run_of_a_trainer_has_a_trace_of_its_own(tmp_path: Path) -> N
 def test_a_killed_run_leaves_a_trace_that_can_be_read(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ["--total-agent-steps", "100000000", "--collection.backend", "inline", "--metrics.progress", "off"]
-    arguments += ["--collection.environments", "4", "--collection.horizon", "32", "--metrics.trace"]
+    arguments += ["--collection.num_environments", "4", "--collection.horizon", "32", "--metrics.trace"]
     command = [sys.executable, "-m", "orchestrator", "train", "--run-dir", str(folder), *arguments]
     with subprocess.Popen(command) as process:
         path = folder / "trace.json"

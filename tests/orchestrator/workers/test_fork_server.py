@@ -28,8 +28,8 @@ def train(what):
     config = TrainerConfig(
         environment="CartPole-v1",
         total_agent_steps=64,
-        collection=CollectionConfig(environments=2, horizon=32),
-        policy=PolicyConfig(hidden=(8,)),
+        collection=CollectionConfig(num_environments=2, horizon=32),
+        policy=PolicyConfig(hidden_sizes=(8,)),
     )
     final = anyio.run(Trainer(config, losses=[*ppo_losses(), Own()]).run)
     print(what, final.loss_stats["own/seen"], flush=True)

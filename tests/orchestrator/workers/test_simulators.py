@@ -93,7 +93,7 @@ def make(folder: str, kinds: list[str], close: bool = False) -> gymnasium.Env[An
 
 def config_with(folder: Path, *kinds: str, close: bool = False, epochs: int = 3) -> TrainerConfig:
     options = {"folder": str(folder), "kinds": list(kinds), "close": close}
-    config = small_config(epochs=epochs, environments=1, backend="process", environment_options=options)
+    config = small_config(epochs=epochs, num_environments=1, backend="process", environment_options=options)
     config = replace(config, environment=f"{__name__}:make")
     return replace(config, collection=replace(config.collection, environment_options=options))
 

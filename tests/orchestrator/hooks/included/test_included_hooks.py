@@ -112,7 +112,7 @@ async def test_a_checkpoint_that_cannot_be_written_stops_the_run_with_its_cause(
 
 def evaluating(every: int = 1, **settings: Any) -> Any:
     return small_config(
-        epochs=5, evaluation=EvaluationConfig(every=every, episodes=3, environments=2), staleness=0, **settings
+        epochs=5, evaluation=EvaluationConfig(every=every, episodes=3, num_environments=2), staleness=0, **settings
     )
 
 

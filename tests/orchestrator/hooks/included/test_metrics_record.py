@@ -73,7 +73,7 @@ async def test_the_records_of_a_run_are_what_its_experience_says(tmp_path: Path)
     config = small_config(
         epochs=6,
         run_dir=tmp_path / "run",
-        evaluation=EvaluationConfig(every=2, episodes=2, environments=2),
+        evaluation=EvaluationConfig(every=2, episodes=2, num_environments=2),
         metrics=MetricsConfig(weight_norm_every=2),
     )
     await Trainer(config, hooks=[witness]).run()
@@ -169,7 +169,9 @@ def test_the_waiting_of_the_learner_is_what_it_does_not_learn() -> None:
 async def test_the_weight_norm_is_that_of_the_parameters_alone() -> None:
     from orchestrator import PolicyConfig
 
-    final = await Trainer(small_config(epochs=3, policy=PolicyConfig(hidden=(7, 5), normalize_observations=True))).run()
+    final = await Trainer(
+        small_config(epochs=3, policy=PolicyConfig(hidden_sizes=(7, 5), normalize_observations=True))
+    ).run()
     assert final.policy is not None
     squares = sum(float(one.detach().double().square().sum()) for one in final.policy.load().parameters())
     assert weight_norm(final.policy) == pytest.approx(math.sqrt(squares), rel=1e-6)
