@@ -62,6 +62,13 @@ def check_network(network: nn.Module, spaces: Spaces, name: str) -> None:
     Raises NetworkError naming what came and what is needed where it fails or does not fit the spaces, and naming the
     parameters and buffers that cannot be learned, published or saved.
     """
+    for path, module in network.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise NetworkError(
+                f"{path or 'the whole'} of the network {name!r} is a module of torch.jit, which keeps its tensors to"
+                " itself, where they cannot be published; expected modules in Python: assign the one that was given to"
+                " torch.jit.script or torch.jit.trace"
+            )
     learned = [(path, parameter) for path, parameter in network.named_parameters() if parameter.requires_grad]
     if not learned:
         raise NetworkError(f"the network {name!r} has no parameters to learn: assign its layers to attributes")

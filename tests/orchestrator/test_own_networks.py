@@ -6,10 +6,10 @@ import anyio
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from orchestrator import EvaluationConfig, PolicyConfig, Trainer
-from orchestrator.policies import Observation, Spaces
+from orchestrator.policies import NetworkError, Observation, Spaces
 from tests.orchestrator.training import small_config
 from tests.small_networks import Recurrent, Separate, Shared
 
@@ -71,3 +71,42 @@ def test_a_network_may_return_any_floating_point_type(network: str, environment:
     assert final.loss_stats is not None
     assert final.eval_scores is not None
     assert all(np.isfinite(array).all() for array in final.policy.tensors.values())
+
+
+def make_scripted(spaces: Spaces) -> nn.Module:
+    network = Shared(spaces)
+    network.layer = torch.jit.script(network.layer)
+    return network
+
+
+def make_traced(spaces: Spaces) -> nn.Module:
+    network = Shared(spaces)
+    network.layer = torch.jit.trace(network.layer, torch.zeros(1, network.layer.in_features))
+    return network
+
+
+def make_traced_within(spaces: Spaces) -> nn.Module:
+    network = Shared(spaces)
+    layer = torch.jit.trace(network.layer, torch.zeros(1, network.layer.in_features))
+    network.layer = nn.Sequential(layer, nn.Identity())  # pyright: ignore[reportAttributeAccessIssue]
+    return network
+
+
+def make_traced_whole(spaces: Spaces) -> nn.Module:
+    network = Shared(spaces)
+    return torch.jit.trace(network, torch.zeros(1, network.layer.in_features))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("network", "module"),
+    [
+        ("make_scripted", "layer"),
+        ("make_traced", "layer"),
+        ("make_traced_within", "layer.0"),
+        ("make_traced_whole", "the whole"),
+    ],
+)
+def test_modules_of_torch_jit_are_refused_by_name_with_the_cure(network: str, module: str) -> None:
+    with pytest.raises(NetworkError, match=f"^{module} of the network '.*:{network}' is a module of torch.jit.*assign"):
+        anyio.run(Trainer(small_config(epochs=1, policy=own(network))).run)
