@@ -88,7 +88,7 @@ class Checkpoint:
         try:
             arrays = load(content)
         except (SafetensorError, KeyError, ValueError) as error:
-            raise CheckpointError(f"{self.file(POLICY)} can't be understood: {error!r}") from error
+            raise not_understood(self.file(POLICY), error) from error
         load_arrays(module, arrays)
 
     def _compare(self, name: str, size: int, sha256: str) -> None:
@@ -101,6 +101,15 @@ class Checkpoint:
 
 _log = logging.getLogger("orchestrator.checkpoints")
 _PIECE = 1024 * 1024
+
+
+def not_understood(file: Path, error: Exception) -> CheckpointError:
+    """For a file that is as the manifest says, and yet nothing that this project writes: `error` is what that makes of
+    reading it."""
+    what = str(error) if isinstance(error, ValueError) else repr(error)
+    return CheckpointError(
+        f"{file} is damaged: {what}; name another checkpoint: `orchestrator checkpoints list` shows those of a run"
+    )
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.checkpoints.folder import CheckpointFolder
-from orchestrator.checkpoints.manifest import MANIFEST, CheckpointError
+from orchestrator.checkpoints.manifest import MANIFEST, CheckpointDamaged, CheckpointError
 from orchestrator.checkpoints.objects import SCHEMES
 from orchestrator.config.user_path import user_path
 
@@ -30,8 +30,14 @@ def find_checkpoint(where: Path | str) -> Checkpoint:
         return find_remote(address)
     path = local_place(where)
     if os.path.lexists(path / MANIFEST):
-        checkpoint = open_checkpoint(path)
-        checkpoint.verify()
+        try:
+            checkpoint = open_checkpoint(path)
+            checkpoint.verify()
+        except CheckpointDamaged as error:
+            raise CheckpointDamaged(
+                f"{error}; name another checkpoint: `orchestrator checkpoints verify` finds those of a run that are"
+                " whole, and of a run itself the newest of them is taken"
+            ) from error
         return checkpoint
     for folder in folders_of(path):
         if folder.used():

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
-from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from orchestrator.checkpoints.checkpoint import Checkpoint, not_understood, open_checkpoint
 from orchestrator.checkpoints.filesystem import REAL
 from orchestrator.checkpoints.find import as_address, find_checkpoint, folders_of, local_place
 from orchestrator.checkpoints.folder import CheckpointFolder
@@ -170,7 +170,7 @@ def _export(command: Export) -> int:
             try:
                 weights = load(content)
             except (SafetensorError, KeyError, ValueError) as error:
-                raise CheckpointError(f"{checkpoint.file(POLICY)} can't be understood: {error!r}") from error
+                raise not_understood(checkpoint.file(POLICY), error) from error
             with output.open("xb") as file:
                 torch.save(weights, file)
     except OSError as error:

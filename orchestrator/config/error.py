@@ -11,6 +11,7 @@ from state.error import OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
 _WIDTH = 100
 _VALUE_WIDTH = 80
@@ -49,16 +50,18 @@ def _lines(label: str, text: str) -> str:
 
 
 class ConfigurationError(OrchestratorError, ValueError):
-    """The configuration cannot work; `problems` lists everything that is wrong with it at once."""
+    """The configuration, of `file` where it is in one, cannot work; `problems` lists all that is wrong with it."""
 
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__(tuple(problems))
+    def __init__(self, problems: Sequence[Problem], file: Path | None = None) -> None:
+        super().__init__(tuple(problems), file)
         self.problems = tuple(problems)
+        self.file = file
 
     def __str__(self) -> str:
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         listing = "\n\n".join(textwrap.indent(str(problem), "  ") for problem in self.problems)
-        return f"{count} in the configuration; nothing was started.\n\n{listing}"
+        place = "the configuration" if self.file is None else self.file
+        return f"{count} in {place}; nothing was started.\n\n{listing}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

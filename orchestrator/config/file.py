@@ -51,7 +51,7 @@ def parse_config(text: bytes, path: Path) -> TrainerConfig:
         table = tomllib.loads(text.decode())
     except ValueError as error:  # of the syntax, or of the encoding
         raise _unreadable(path, "a TOML file", f"correct it: {error}") from error
-    return from_table(table)
+    return from_table(table, path)
 
 
 def write_config(config: TrainerConfig, path: Path) -> None:
@@ -83,12 +83,12 @@ def as_recorded(config: TrainerConfig) -> TrainerConfig:
     return from_table(tomllib.loads(config_text(config)))
 
 
-def from_table(table: Mapping[str, object]) -> TrainerConfig:
-    """The configuration that a table of plain values describes; raises `ConfigurationError`."""
+def from_table(table: Mapping[str, object], file: Path | None = None) -> TrainerConfig:
+    """The configuration that a table of plain values, read from `file`, describes; raises `ConfigurationError`."""
     reader = TableReader(TrainerConfig)
     config = reader.read(TrainerConfig, table)
     if reader.problems:
-        raise ConfigurationError([*reader.problems, *problems_of(config, TrainerConfig)])
+        raise ConfigurationError([*reader.problems, *problems_of(config, TrainerConfig)], file)
     return config
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from orchestrator.checkpoints import MANIFEST, CheckpointError
+from orchestrator.checkpoints.checkpoint import not_understood
 from orchestrator.checkpoints.tensor_file import tensor_file
 from orchestrator.config.file import config_text
 from orchestrator.learning.learner_state import LearnerState
@@ -97,7 +98,7 @@ def checkpoint_content(
 
 
 def read_checkpoint(checkpoint: Checkpoint) -> ResumePoint:
-    """Everything in a checkpoint. Raises CheckpointError for what is missing or can't be understood."""
+    """Everything in a checkpoint. Raises CheckpointError for what is missing or damaged."""
     manifest = checkpoint.manifest
     config = read_config_of(checkpoint)
     with _understood(checkpoint, MANIFEST):
@@ -108,8 +109,8 @@ def read_checkpoint(checkpoint: Checkpoint) -> ResumePoint:
     point = ResumePoint(uri=uri, config=config, state=state, stopwatch=None, policies=policies)
     if TRAINING not in manifest["files"]:
         return point
-    with _understood(checkpoint, ARRAYS), np.load(io.BytesIO(checkpoint.read(ARRAYS)), allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    with _understood(checkpoint, ARRAYS):
+        arrays = _arrays(checkpoint.read(ARRAYS))
     with _understood(checkpoint, TRAINING):
         training = json.loads(checkpoint.read(TRAINING))
         counters = decode(training["state"], arrays)
@@ -143,7 +144,7 @@ def _understood(checkpoint: Checkpoint, name: str) -> Generator[None]:
         raise
     except Exception as error:
         where = checkpoint.path / name if name == MANIFEST else checkpoint.file(name)
-        raise CheckpointError(f"{where} can't be understood: {error!r}") from error
+        raise not_understood(where, error) from error
 
 
 def _tensors(checkpoint: Checkpoint, name: str) -> dict[str, NDArray[Any]]:
@@ -197,6 +198,14 @@ def _state_from(counters: Mapping[str, Any]) -> TrainerState:
 
 def _policy_file(version: int) -> str:
     return f"policy-{version:08d}.safetensors"
+
+
+def _arrays(content: bytes) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except Exception as error:  # numpy takes whatever it does not know for a pickle, and says so
+        raise ValueError("expected an archive of numpy's arrays, without pickled objects") from error
 
 
 def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:

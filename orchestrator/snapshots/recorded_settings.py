@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.checkpoints import CheckpointError
+from orchestrator.checkpoints.checkpoint import not_understood
 from orchestrator.checkpoints.find import as_address
 from orchestrator.config.error import ConfigurationError
 from orchestrator.config.file import parse_config, read_config
@@ -27,10 +28,10 @@ def read_config_of(checkpoint: Checkpoint) -> TrainerConfig:
     if CONFIG in checkpoint.manifest["files"]:
         content = checkpoint.read(CONFIG)
         try:
-            return parse_config(content, checkpoint.path / CONFIG)
+            return parse_config(content, checkpoint.file(CONFIG))
         except ConfigurationError as error:
             if isinstance(error.__cause__, ValueError):  # it is no TOML at all
-                raise CheckpointError(f"{checkpoint.path / CONFIG} can't be understood: {error.__cause__}") from error
+                raise not_understood(checkpoint.file(CONFIG), error.__cause__) from error
             raise
     file = checkpoint.path.parent.parent / CONFIG
     if not file.is_file():

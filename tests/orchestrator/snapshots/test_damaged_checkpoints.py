@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 from typing import TYPE_CHECKING
 
+import anyio
 import pytest
 
 from orchestrator import CheckpointsConfig, ConfigurationError, Trainer
+from orchestrator.__main__ import main
 from orchestrator.checkpoints import CheckpointError, CheckpointFolder
 from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.command.checkpoints import run_command
@@ -24,8 +27,6 @@ FILES = ("policy.safetensors", "optimizer.safetensors", "training.json", "traini
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    import anyio
-
     folder = tmp_path_factory.mktemp("run")
     config = small_config(epochs=2, staleness=0, run_dir=folder, checkpoints=CheckpointsConfig(every=1))
     anyio.run(Trainer(config).run)
@@ -84,3 +85,42 @@ def test_a_file_that_was_written_wrong_is_named(name: str, saved: Checkpoint, tm
         except CheckpointError as error:
             refused += name in str(error)
     assert refused >= 2
+
+
+@pytest.mark.parametrize("way", ["on disk", "written so"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_is_told_with_the_cure(name: str, way: str, saved: Checkpoint, tmp_path: Path) -> None:
+    junk = b"\xff\xfe not what it was"
+    if way == "on disk" or name == "manifest.json":
+        path = shutil.copytree(saved.path, tmp_path / "copy" / saved.path.name)
+        (path / name).write_bytes(junk)
+    else:
+        files = {file: saved.read(file) for file in saved.manifest["files"]}
+        facts = {fact: saved.manifest[fact] for fact in ("agent_step", "policy_version", "resumable")}
+        path = CheckpointFolder(tmp_path).commit(epoch=2, facts=facts, files={**files, name: junk})
+    with pytest.raises(CheckpointError) as caught:
+        anyio.run(Trainer(small_config(epochs=9, staleness=0), resume=path).run)
+    assert f"{path / name} is damaged" in str(caught.value)
+    assert "; name another checkpoint: `orchestrator checkpoints " in str(caught.value)
+    assert "pickle=" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["checkpoint", "run", "--config"])
+def test_a_file_with_settings_that_this_release_does_not_know_is_named(
+    place: str, saved: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved.path.parent.parent, run)
+    if place == "checkpoint":
+        files = {file: saved.read(file) for file in saved.manifest["files"]}
+        facts = {fact: saved.manifest[fact] for fact in ("agent_step", "policy_version", "resumable")}
+        files["config.toml"] = b"sed = 3\n" + files["config.toml"]
+        path = CheckpointFolder(run / "checkpoints").commit(epoch=3, facts=facts, files=files) / "config.toml"
+    else:
+        path = run / "config.toml"
+        path.write_text("sed = 3\n" + path.read_text())
+    words = ["--config", str(path)] if place == "--config" else ["--resume", str(run)]
+    assert main(["train", *words]) == 2
+    output = capsys.readouterr().err
+    assert output.startswith(f"orchestrator train: 1 problem in {path}; nothing was started.\n")
+    assert "sed = 3" in output
