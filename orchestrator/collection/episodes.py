@@ -1,6 +1,9 @@
-"""Returns and lengths of episodes that may span several rollouts."""
+"""Returns and lengths of episodes that may span several rollouts, and of those of several collectors."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 import numpy as np
 
@@ -12,7 +15,7 @@ class EpisodeCounter:
 
     def __init__(self, count: int) -> None:
         self.returns = np.zeros(count, np.float64)
-        """Of the episodes under way."""
+        """Of the episodes in progress."""
         self.lengths = np.zeros(count, np.int64)
 
     def add(self, reward: Array, ended: Array, valid: Array) -> tuple[list[float], list[float]]:
@@ -38,3 +41,16 @@ def _per_episode(totals: Array, copies: Array, steps: Array) -> tuple[Array, Arr
     last = np.append(~same_copy, True)[: len(copies)]
     left[copies[last]] -= at_end[last]
     return shares, left
+
+
+def merged_in_time(collectors: Sequence[Mapping[str, list[float]]]) -> dict[str, list[float]]:
+    """The statistics of all collectors, whose rollouts took place at the same time: each list in the order of time, as
+    nearly as the places in the collectors' lists tell."""
+    if len(collectors) == 1:
+        return dict(collectors[0])
+    placed: dict[str, list[tuple[float, float]]] = {}
+    for statistics in collectors:
+        for name, values in statistics.items():
+            places = ((index + 0.5) / len(values) for index in range(len(values)))
+            placed.setdefault(name, []).extend(zip(places, values, strict=True))
+    return {name: [value for _, value in sorted(values, key=itemgetter(0))] for name, values in placed.items()}

@@ -31,10 +31,10 @@ async def begin(workers: WorkerGroup, versions: PolicyVersions, weights: Weights
     versions.add(0, slot)
 
 
-async def go_on(
+async def resume_from(
     workers: WorkerGroup, versions: PolicyVersions, snapshots: SnapshotTaker, config: TrainerConfig, resume: ResumePoint
 ) -> None:
-    """Put everyone where the checkpoint left them. Raises CheckpointError where it does not fit."""
+    """Put all workers where the checkpoint left them. Raises CheckpointError where it does not fit."""
     layout = workers.description.layout
     for version, arrays in sorted(resume.policies.items()):
         slot = versions.claim()

@@ -7,12 +7,12 @@ import itertools
 import logging
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import anyio
 
-from orchestrator.loop.beginning import begin, go_on
+from orchestrator.collection.episodes import merged_in_time
+from orchestrator.loop.beginning import begin, resume_from
 from orchestrator.loop.patience import WorkerHangs
 from orchestrator.loop.policy_versions import PolicyVersions
 from orchestrator.loop.snapshots import SnapshotTaker
@@ -132,7 +132,7 @@ class TrainingLoop:
             self._weights = None
             state = self._newest.state
         else:
-            await go_on(self._workers, self._versions, self._snapshots, self._config, self._resume)
+            await resume_from(self._workers, self._versions, self._snapshots, self._config, self._resume)
             self._control.scale_learning_rate(self._resume.learning_rate_scale)
             state = self._resume.state
             self._collected_steps = state.agent_step
@@ -262,7 +262,7 @@ class TrainingLoop:
         steps = sum(report.agent_steps for report in reports)
         self._collected_epochs = before.epoch + 1
         self._collected_steps += steps
-        self._tracker = self._tracker.with_rollout(_merge(reports), steps)
+        self._tracker = self._tracker.with_rollout(merged_in_time([report.rollout_stats for report in reports]), steps)
         return self._newest.derive(
             epoch=before.epoch,
             agent_step=self._collected_steps,
@@ -387,16 +387,3 @@ class TrainingLoop:
                 f"hooks at work: {', '.join(holders)}" if holders else "no hook is at work, so something keeps states",
             )
         self._warned = True
-
-
-def _merge(reports: Sequence[CollectReport]) -> dict[str, list[float]]:
-    """The statistics of all collectors, whose rollouts took place at the same time: each list in the order of time, as
-    nearly as the places in the collectors' lists tell."""
-    if len(reports) == 1:
-        return reports[0].rollout_stats
-    placed: dict[str, list[tuple[float, float]]] = {}
-    for report in reports:
-        for name, values in report.rollout_stats.items():
-            places = ((index + 0.5) / len(values) for index in range(len(values)))
-            placed.setdefault(name, []).extend(zip(places, values, strict=True))
-    return {name: [value for _, value in sorted(values, key=itemgetter(0))] for name, values in placed.items()}
