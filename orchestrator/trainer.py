@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from losses import LossSet
 from orchestrator.checkpoints import CheckpointFolder
 from orchestrator.checks.configuration import check_config, check_losses, check_minibatches
 from orchestrator.config.error import ConfigurationError
+from orchestrator.config.fields import problems_of
 from orchestrator.config.file import as_recorded, read_config, replace_config, write_config
 from orchestrator.config.settings import TrainerConfig
 from orchestrator.config.trust import check_trust
@@ -34,7 +35,7 @@ from orchestrator.workers.process import prepare_for_workers
 from state.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Generator, Sequence
 
     from losses import LearnerCallback
     from orchestrator.hooks.hook import Hook
@@ -77,15 +78,16 @@ class Trainer:
             own = None if trust_code is False else config
             resume = find_resume_source(resume, trust_code=bool(trust_code), own=own)
         self._source = resume
-        self.config = _settled(config or (self._source.config if self._source is not None else TrainerConfig()))
-        self.config = with_pinned_weights(self.config, None if resume is None else resume.config)
-        if trust_code is False:
-            check_trust(self.config, "a request")
         self.losses = tuple(losses) if losses is not None else None
-        resumed = None if self._source is None else self._source.checkpoint.path
-        self.hooks: list[Hook] = [*default_hooks(self.config, resumed, hooks), *hooks]
         self._run: Run | None = None
-        check_hooks(self.hooks)
+        config = config or (TrainerConfig() if resume is None else resume.config)
+        with _settings_named(config):
+            self.config = with_pinned_weights(_settled(config), None if resume is None else resume.config)
+            if trust_code is False:
+                check_trust(self.config, "a request")
+            resumed = None if resume is None else resume.checkpoint.path
+            self.hooks: list[Hook] = [*default_hooks(self.config, resumed, hooks), *hooks]
+            check_hooks(self.hooks)
 
     def __repr__(self) -> str:
         return f"<Trainer of {self.config.environment!r}: {self._run!r}>"
@@ -252,6 +254,18 @@ class Trainer:
     on_checkpoint_committed = EventDecorator()
     on_training_end = EventDecorator()
     on_failure = EventDecorator()
+
+
+@contextmanager
+def _settings_named(config: TrainerConfig) -> Generator[None]:
+    """Where a setting of another type or range is the cause of an error, raises ConfigurationError that names it."""
+    try:
+        yield
+    except Exception as error:
+        problems = list(problems_of(config, TrainerConfig))
+        if problems and not isinstance(error, ConfigurationError):
+            raise ConfigurationError(problems) from error
+        raise
 
 
 def _settled(config: TrainerConfig) -> TrainerConfig:

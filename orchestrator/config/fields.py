@@ -131,8 +131,9 @@ def wrong_type(value: object, setting: Setting, path: str, *, in_code: bool = Fa
 def default_of(setting: Setting, path: str, *, in_code: bool = False) -> str:
     """What to write for a field if in doubt: `the default is ...`."""
     default = setting.default
-    if section_type(setting.hint) is not None:
-        return f"write [{path}] and its settings below it"
+    section = section_type(setting.hint)
+    if section is not None:
+        return f"write {section.__name__}(...)" if in_code else f"write [{path}] and its settings below it"
     if default is None:
         return "leave it out for the default"
     if isinstance(default, bool):

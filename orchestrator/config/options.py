@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _EXPECTED = "true or false, a number, text, a date or time, or a list or table (with text keys) of those"
 _SCALARS = (bool, int, float, str, datetime.datetime, datetime.date, datetime.time)
-_DEPTH = 50
+DEPTH = 50
 """Levels of lists and tables in each other: what contains itself has no end."""
 
 
@@ -32,7 +32,7 @@ def plain_option(value: object, path: str, problems: list[Problem], depth: int =
     kind = type(value)
     if kind in _SCALARS and _comes_back(value):
         return value
-    if depth < _DEPTH:
+    if depth < DEPTH:
         if kind is list:
             items = cast("list[object]", value)
             return [plain_option(item, f"{path}[{index}]", problems, depth + 1) for index, item in enumerate(items)]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from orchestrator.config.annotations import NAMES_ENVIRONMENT, NO_CODE, Environment, NamesCode
 from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.fields import leaves, notes
+from orchestrator.config.options import DEPTH
 from orchestrator.config.own_code import is_standard_library
 
 if TYPE_CHECKING:
@@ -49,7 +50,11 @@ def named_code(config: TrainerConfig) -> Iterator[tuple[str, str]]:
             yield path, text
 
 
-def _texts(path: str, hint: Any, value: object) -> Iterator[tuple[str, Any, str]]:
+def _texts(path: str, hint: Any, value: object, depth: int = 0) -> Iterator[tuple[str, Any, str]]:
+    if depth > DEPTH:
+        expected = f"at most {DEPTH} levels of lists and tables within each other"
+        cure = "use fewer levels, and nothing that contains itself: what is further down cannot be looked at"
+        raise ConfigurationError([Problem(field=path[:100], value="(more levels)", expected=expected, cure=cure)])
     if isinstance(value, str):
         yield path, hint, value
     elif is_dataclass(value):
@@ -57,11 +62,11 @@ def _texts(path: str, hint: Any, value: object) -> Iterator[tuple[str, Any, str]
             yield from _texts(*leaf)
     elif isinstance(value, Mapping):
         for key, item in cast("Mapping[object, object]", value).items():
-            yield from _texts(f"{path} (a key)", hint, key)
-            yield from _texts(f"{path}.{key}", Environment if key == "environment" else hint, item)
+            yield from _texts(f"{path} (a key)", hint, key, depth + 1)
+            yield from _texts(f"{path}.{key}", Environment if key == "environment" else hint, item, depth + 1)
     elif isinstance(value, (list, tuple)):
         for index, item in enumerate(cast("list[object]", value)):
-            yield from _texts(f"{path}[{index}]", hint, item)
+            yield from _texts(f"{path}[{index}]", hint, item, depth + 1)
 
 
 def _problem(field: str, name: str, origin: str) -> Problem:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from orchestrator import CollectionConfig, EvaluationConfig, MetricsConfig, Trainer
 from orchestrator.checks.configuration import ConfigurationError, Problem, check_config, check_losses, check_minibatches
 from orchestrator.config.annotations import Admits
 from orchestrator.config.fields import leaves, notes
@@ -359,3 +360,29 @@ def test_options_must_be_expressible_in_the_file_of_a_run(tmp_path: Path) -> Non
     check_config(config)
     problem = only_problem_of(replace(config, run_dir=tmp_path))
     assert problem.field == "collection.environment_options.callback"
+
+
+@pytest.mark.parametrize(
+    ("path", "settings"),
+    [
+        ("metrics", {"metrics": {"trace": True}}),
+        ("evaluation", {"evaluation": None}),
+        ("evaluation.every", {"evaluation": EvaluationConfig(every="3")}),  # type: ignore[arg-type]
+        ("evaluation.every", {"evaluation": EvaluationConfig(every=-3)}),
+        ("metrics.sinks", {"metrics": MetricsConfig(sinks=3)}),  # type: ignore[arg-type]
+        ("run_dir", {"run_dir": 3}),
+        ("init_from", {"init_from": 3}),
+    ],
+)
+def test_a_wrong_setting_that_a_trainer_cannot_be_made_with_is_named(path: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Trainer(TrainerConfig(**settings))
+    assert [problem.field for problem in caught.value.problems] == [path]
+
+
+def test_options_that_contain_themselves_are_refused_where_they_are_not_trusted() -> None:
+    options: dict[str, object] = {}
+    options["options"] = options
+    config = TrainerConfig(collection=CollectionConfig(environment_options=options))
+    with pytest.raises(ConfigurationError, match="at most 50 levels of lists and tables"):
+        Trainer(config, trust_code=False)
