@@ -88,6 +88,8 @@ class HookEngine:
         self._room = Wakeup()
         before = predecessors(hooks)
         self._runners = {name: HookRunner(name, hook, self, before[name], clock) for name, hook in _named(hooks)}
+        self._states_missed: dict[str, int] = {}
+        """By hook, of how many checkpoints in a row."""
         self._order = {name: place for place, name in enumerate(self._runners)}
         self._listeners: dict[str, _Listeners] = {}
         self._find_listeners()
@@ -220,10 +222,14 @@ class HookEngine:
                 _check_keys(given, "the state")
                 state = json.loads(json.dumps(given))
             except (Exception, SystemExit) as error:
-                _log.error(
-                    "a checkpoint is without the state of hook %r, which failed to give it", name, exc_info=error
-                )
+                missed = self._states_missed[name] = self._states_missed.get(name, 0) + 1
+                told = f"a checkpoint is without the state of hook {name!r}, which failed to give it: {error!r}"
+                if missed == 1:
+                    _log.error(told, exc_info=error)
+                else:
+                    _log.error("%s (%d times in a row)", told, missed)
                 continue
+            self._states_missed.pop(name, None)
             if state:
                 states[name] = state
         return states

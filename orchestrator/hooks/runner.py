@@ -83,6 +83,7 @@ class HookRunner:
         self._callbacks = {event: self._awaitable(getattr(hook, event)) for event in self.events}
         self._mail = Wakeup()
         self._failures_in_a_row = 0
+        self._failures_of = dict.fromkeys(self.events, 0)  # in a row, by event
         self._at_work: Occurrence | None = None
         self._closed = ""
         # The outer scope lets a hook leave its resources in order whatever happens to the run.
@@ -228,7 +229,7 @@ class HookRunner:
             if update is not None:
                 self._engine.take_update(occurrence, self.name, update)
             outcome = "handled"
-            self._failures_in_a_row = 0
+            self._failures_in_a_row = self._failures_of[occurrence.event] = 0
         except BaseException as error:
             own = None if self._must_end(error) else self._hooks_own(error)
             if own is None:
@@ -236,7 +237,8 @@ class HookRunner:
                 raise
             outcome = "failed"
             self._failures_in_a_row += 1
-            self._fail(own, f"handle {occurrence.event} of epoch {occurrence.epoch}")
+            in_a_row = self._failures_of[occurrence.event] = self._failures_of[occurrence.event] + 1
+            self._fail(own, f"handle {occurrence.event} of epoch {occurrence.epoch}", in_a_row)
         finally:
             own = None  # or else this frame, with the state in it, would live until the garbage collector finds it
             with self.meter.lock:
@@ -297,7 +299,7 @@ class HookRunner:
 
     # Errors.
 
-    def _fail(self, error: BaseException, doing: str) -> None:
+    def _fail(self, error: BaseException, doing: str, in_a_row: int = 1) -> None:
         policy = self.hook.on_error
         if policy != "raise" and not isinstance(error, Exception):
             policy = "stop"  # sys.exit() ends the run, but in order
@@ -309,9 +311,9 @@ class HookRunner:
             failed.__cause__ = error
             self.fail_run(failed)
             return
-        # The traceback once in a row: a hook that always fails would fill the log with it.
         text = repr(error)  # a handler may keep what it is given, and the error keeps the state
-        _log.error("hook %r failed to %s: %s", self.name, doing, text, exc_info=self._failures_in_a_row <= 1 and error)
+        often = "" if in_a_row == 1 else f" ({in_a_row} times in a row)"  # its traceback would fill the log
+        _log.error("hook %r failed to %s: %s%s", self.name, doing, text, often, exc_info=in_a_row == 1 and error)
         if policy == "stop":
             self._engine.run.stop(f"hook {self.name!r} failed to {doing}: {text}")
             return

@@ -3,16 +3,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 
+from orchestrator import CheckpointsConfig, Trainer
+from orchestrator.checkpoints import find_checkpoint
 from orchestrator.hooks.engine import HookEngine
 from orchestrator.hooks.hook import Hook, StateUpdate
 from orchestrator.hooks.runner import HookFailed
+from orchestrator.snapshots.checkpoint_files import read_checkpoint
 from state.trainer_state import TrainerState
 from tests.orchestrator.hooks.driving import AtEpochEnd, Everything, FakeRun, publish_epochs, quiet, running
+from tests.orchestrator.training import small_config
 
 pytestmark = pytest.mark.anyio
 
@@ -68,6 +73,66 @@ async def test_the_log_has_one_traceback_for_failures_in_a_row(caplog: pytest.Lo
         await engine.drain(10)
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 50
     assert caplog.text.count("Traceback") == 1
+
+
+@pytest.mark.parametrize("failing", [("on_epoch_end",), ("on_rollout_end", "on_epoch_end"), ("on_train_phase_end",)])
+async def test_a_hook_that_always_fails_at_some_events_logs_one_traceback_for_each(
+    failing: tuple[str, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    class Partly(Hook):
+        overflow = "block"
+
+        def _handle(self, event: str) -> None:
+            if event in failing:
+                raise ZeroDivisionError(event)
+
+        async def on_rollout_end(self, state: TrainerState) -> None:
+            self._handle("on_rollout_end")
+
+        async def on_train_phase_end(self, state: TrainerState) -> None:
+            self._handle("on_train_phase_end")
+
+        async def on_epoch_end(self, state: TrainerState) -> None:
+            self._handle("on_epoch_end")
+
+    final = await Trainer(small_config(epochs=5), hooks=[Partly()]).run()
+    told = [record for record in caplog.records if record.levelno == logging.ERROR]
+    for event in failing:
+        first, *others = [record for record in told if f"handle {event} of" in record.getMessage()]
+        assert first.exc_info
+        assert not any(record.exc_info for record in others)
+        counts = [record.getMessage().rpartition("(")[2] for record in others]
+        assert counts == [f"{number} times in a row)" for number in range(2, final.epoch + 1)]
+    assert len(told) == final.epoch * len(failing)
+
+
+@pytest.mark.parametrize(
+    "state", [{1: "a"}, {"a": {None: 1}}, {"a": [{(1, 2): 3}]}, {"a": {True: 1}}, {"a": {b"b": 1}}]
+)
+async def test_a_checkpoint_is_without_the_state_of_a_hook_whose_keys_are_no_text(
+    state: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Keeping(Hook):
+        def __init__(self, name: str, state: dict[str, object]) -> None:
+            self.name = name
+            self._state = state
+
+        async def on_epoch_end(self, state: TrainerState) -> None: ...
+
+        def state_dict(self) -> dict[str, object]:
+            return self._state
+
+    config = small_config(epochs=3, run_dir=tmp_path, checkpoints=CheckpointsConfig(every=1))
+    await Trainer(config, hooks=[Keeping("odd", state), Keeping("usual", {"1": "a"})]).run()
+    assert read_checkpoint(find_checkpoint(tmp_path)).hook_states["usual"] == {"1": "a"}
+    assert "odd" not in read_checkpoint(find_checkpoint(tmp_path)).hook_states
+    first, *others = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "a checkpoint is without the state of hook 'odd'" in first.getMessage()
+    assert "must be text" in first.getMessage()
+    assert first.exc_info
+    assert others
+    assert not any(record.exc_info for record in others)
+    assert "(2 times in a row)" in others[0].getMessage()
 
 
 async def test_a_transient_error_is_retried_on_the_same_state_with_the_same_key() -> None:
