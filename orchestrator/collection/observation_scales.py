@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from orchestrator.environments.spaces import Array, Space
 
+_SCALED = (np.dtype(np.uint8), np.dtype(np.bool_))
+"""What networks bring to between 0 and 1 themselves."""
 _LARGE = 10.0
 _DIFFERENT = 100.0
 """A number that reaches 10, and 100 times what another one reaches, or a network's initial weights are made for (1)."""
@@ -25,15 +27,16 @@ _NOTHING = 1e-8
 
 
 class ObservationScales:
-    """The largest absolute value of each number of an observation, in Boxes of floats that are no images."""
+    """The largest absolute value of each number of an observation, in Boxes of numbers that are no images."""
 
     def __init__(self, space: Space) -> None:
         parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"": space}
         self._largest = {
             name: np.zeros(part.shape, np.float32)
             for name, part in parts.items()
-            if isinstance(part, spaces.Box) and part.dtype == np.float32 and ImageLayout.of(part) is None
+            if isinstance(part, spaces.Box) and part.dtype not in _SCALED and ImageLayout.of(part) is None
         }
+        self._integers = any(parts[name].dtype != np.float32 for name in self._largest)
 
     def add(self, observations: Mapping[str, Array]) -> None:
         """Look at observations `[segments, horizon, ...]`, by key."""
@@ -55,8 +58,10 @@ class ObservationScales:
         large = scales[high] >= _LARGE and scales[high] >= _DIFFERENT * min(1.0, scales[low])
         if not large and ratio < _VERY_DIFFERENT:
             return None
+        floats = "return integers as float32 and " if self._integers else ""  # which alone are normalized
+        other = "" if low == high else f", {low} {scales[low]:.3g}"
         return (
-            f"returns observations of very large or different scales: {high} reaches {scales[high]:.3g}, {low}"
-            f" {scales[low]:.3g}; networks learn badly from that: set {PATH.policy.normalize_observations} to true, or"
+            f"returns observations of very large or different scales: {high} reaches {scales[high]:.3g}{other};"
+            f" networks learn badly from that: {floats}set {PATH.policy.normalize_observations} to true, or"
             " scale them to about 1 in the environment"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +71,22 @@ def test_very_different_scales_are_warned_of_once_with_the_setting_that_cures_th
     assert ("a[" in warning) == (form == "dict")
 
 
+@pytest.mark.parametrize("form", ["vector", "dict"])
+def test_integers_are_looked_at_too_and_told_that_floats_are_normalized(
+    form: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = {"scales": [3.0, 1000.0], "form": form, "integers": True}
+    (warning,) = warnings_of(caplog, SCALED, options)
+    assert "return integers as float32 and set policy.normalize_observations to true" in warning
+
+
+@pytest.mark.parametrize("scales", [[0.0, 0.0, 1e5], [300.0, 300.0], [1e5]])
+def test_a_number_that_stands_alone_is_told_once(scales: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    (warning,) = warnings_of(caplog, SCALED, {"scales": scales})
+    places = re.findall(r"\[\d\]", warning)
+    assert len(places) == len(set(places))
+
+
 def test_the_warning_comes_once_from_several_collectors(caplog: pytest.LogCaptureFixture) -> None:
     assert len(warnings_of(caplog, SCALED, {"scales": [1.0, 1000.0]}, collectors=2, backend="process")) == 1
 
@@ -84,7 +101,8 @@ def test_the_warning_comes_once_from_several_collectors(caplog: pytest.LogCaptur
         # As LunarLander's positions, velocities, angles and legs, and one number that never changes.
         (SCALED, {"scales": [0.02, 1.5, 1.6, 1.7, 3.0, 5.0, 1.0, 0.0]}),
         (SCALED, {"scales": np.full((8, 8, 3), 255.0).tolist()}),
-        (SCALED, {"scales": [1.0, 1000.0], "integers": True}),
+        (SCALED, {"scales": [1.0, 3.0], "integers": True}),
+        (SCALED, {"scales": np.full((8, 8, 3), 255.0).tolist(), "integers": True}),
     ],
 )
 def test_usual_scales_and_images_are_not_warned_of(
