@@ -20,29 +20,29 @@ from orchestrator.policies.network import Observation, Spaces
 class VectorEncoder(nn.Module):
     """Fully connected layers over the flattened observation: `[n, ...]` to `[n, size]`."""
 
-    def __init__(self, spaces: Spaces, hidden: Sequence[int], activation: str) -> None:
+    def __init__(self, spaces: Spaces, hidden_sizes: Sequence[int], activation: str) -> None:
         super().__init__()
         self._flatten = FlatObservation(spaces.observation)
-        self.layers = Dense((self._flatten.size, *hidden), activation)
-        self.size = hidden[-1] if hidden else self._flatten.size
+        self.layers = Dense((self._flatten.size, *hidden_sizes), activation)
+        self.size = hidden_sizes[-1] if hidden_sizes else self._flatten.size
 
     def forward(self, observation: Observation) -> Tensor:
         return self.layers(self._flatten(observation))
 
 
 class LSTM(nn.Module):
-    """Observations are encoded by convolutions where there are images, else by layers of the widths `hidden`.
+    """Observations are encoded by convolutions where there are images, else by layers of the widths `hidden_sizes`.
 
     The state is the LSTM's hidden state followed by its cell state.
     """
 
     def __init__(
-        self, spaces: Spaces, hidden: Sequence[int] = (64, 64), activation: str = "tanh", lstm_size: int = 64
+        self, spaces: Spaces, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh", lstm_size: int = 64
     ) -> None:
         super().__init__()
         self.state_size = 2 * lstm_size
         self.encoder: ImageEncoder | VectorEncoder = (
-            ImageEncoder(spaces) if has_images(spaces.observation) else VectorEncoder(spaces, hidden, activation)
+            ImageEncoder(spaces) if has_images(spaces.observation) else VectorEncoder(spaces, hidden_sizes, activation)
         )
         self.lstm = nn.LSTM(self.encoder.size, lstm_size, batch_first=True)
         self.head = ActionHead(spaces)

@@ -61,14 +61,14 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class MLP(nn.Module):
     """An actor and a critic of fully connected layers, each with its own layers, over the flattened observation."""
 
-    def __init__(self, spaces: Spaces, hidden: Sequence[int] = (64, 64), activation: str = "tanh") -> None:
+    def __init__(self, spaces: Spaces, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh") -> None:
         super().__init__()
         flatten = FlatObservation(spaces.observation)
         self._flatten = None if flatten.identity else flatten
         self.head = ActionHead(spaces)
         self._completes = self.head.completes
-        self.actor = Dense((flatten.size, *hidden, self.head.outputs), activation, ACTOR_GAIN)
-        self.critic = Dense((flatten.size, *hidden, 1), activation, CRITIC_GAIN)
+        self.actor = Dense((flatten.size, *hidden_sizes, self.head.outputs), activation, ACTOR_GAIN)
+        self.critic = Dense((flatten.size, *hidden_sizes, 1), activation, CRITIC_GAIN)
 
     def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
         x = self._flat(observation)

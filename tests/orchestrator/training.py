@@ -33,7 +33,7 @@ Backend = Literal["inline", "process"]
 def small_config(
     *,
     epochs: int = 4,
-    environments: int = 4,
+    num_environments: int = 4,
     horizon: int = 32,
     backend: Backend = "inline",
     collectors: int = 1,
@@ -42,9 +42,9 @@ def small_config(
 ) -> TrainerConfig:
     """CartPole with a small network, for about `epochs` epochs."""
     return TrainerConfig(
-        total_agent_steps=settings.pop("total_agent_steps", max(1, epochs - 1) * environments * horizon + 1),
+        total_agent_steps=settings.pop("total_agent_steps", max(1, epochs - 1) * num_environments * horizon + 1),
         collection=CollectionConfig(
-            num_environments=environments,
+            num_environments=num_environments,
             horizon=horizon,
             backend=backend,
             collectors=collectors,
