@@ -252,4 +252,4 @@ async def test_a_run_whose_learner_fails_saves_the_last_whole_epoch(
     assert checkpoint.manifest["resumable"] == (every == 1)
     if how == "raise" and every == 0:
         assert (await Trainer(resume=tmp_path / "run").run()).epoch == 10
-        assert "the optimizer and all random generators begin anew" in caplog.text
+        assert "the optimizer and all random generators start afresh" in caplog.text
