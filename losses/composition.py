@@ -118,11 +118,7 @@ class LossSet:
                     f"the loss {loss.name!r} changed a tensor of the policy's evaluation in place, which the losses"
                     " after it are given too: change a clone() of it"
                 )
-            if value.dim() != 0:
-                raise ValueError(
-                    f"the loss {loss.name!r} returned a tensor of shape {tuple(value.shape)}, but must return "
-                    "a scalar, such as minibatch.mean(per_step)"
-                )
+            _check_value(loss, value)
             components.append(value.detach())
             weighted = value if loss.weight == 1.0 else value * loss.weight
             total = weighted if total is None else total + weighted
@@ -149,6 +145,20 @@ class LossSet:
             )
         for name, member in self._by_name.items():
             member.load_state_dict(state[name])
+
+
+def _check_value(loss: Loss, value: object) -> None:
+    if not isinstance(value, torch.Tensor):
+        returned = f"{value!r} of type {type(value).__name__}"
+    elif not value.is_floating_point():
+        returned = f"a tensor of {value.dtype}"
+    elif value.dim() != 0:
+        returned = f"a tensor of shape {tuple(value.shape)}"
+    else:
+        return
+    raise ValueError(
+        f"the loss {loss.name!r} returned {returned}, but must return a scalar, such as minibatch.mean(per_step)"
+    )
 
 
 def _check(members: tuple[LearnerCallback, ...]) -> None:

@@ -21,6 +21,7 @@ from orchestrator.checks.configuration import check_config
 from orchestrator.checks.imports import problems_of_environment
 from orchestrator.config.error import ConfigurationError, Problem, nearest
 from orchestrator.config.file import from_table, read_config
+from orchestrator.config.former_names import with_present_names
 from orchestrator.config.paths import PATH
 from orchestrator.config.run_folder import claimed, default_run_dir
 from orchestrator.config.settings import EvaluationTask, TrainerConfig
@@ -213,7 +214,8 @@ def _first_look(arguments: Sequence[str]) -> _FirstLook:
 def _parse_train(arguments: Sequence[str], base: TrainerConfig) -> TrainerConfig:
     default = TrainArguments(settings=replace(base, run_dir=None))
     with _options_registry():
-        return tyro.cli(TrainArguments, prog="orchestrator train", args=arguments, default=default).settings
+        named = with_present_names(arguments, base)
+        return tyro.cli(TrainArguments, prog="orchestrator train", args=named, default=default).settings
 
 
 def _evaluate(arguments: Sequence[str]) -> int:

@@ -10,17 +10,16 @@ from typing import Any, cast
 
 import tomli_w
 
-from orchestrator.config.annotations import Formerly
 from orchestrator.config.error import ConfigurationError, Problem, nearest
 from orchestrator.config.fields import (
     fits,
-    notes,
     problems_of,
     section_type,
     settings_of,
     table_type,
     wrong_type,
 )
+from orchestrator.config.former_names import former_names
 from orchestrator.config.options import plain_option
 from orchestrator.config.settings import TrainerConfig
 from orchestrator.config.user_path import user_path
@@ -118,18 +117,15 @@ class TableReader:
     def read(self, kind: Any, table: Mapping[str, object], prefix: str = "") -> Any:
         """The section `kind` from a table."""
         settings = settings_of(kind)
-        names = {name: name for name in settings} | {
-            note.name: name
-            for name, setting in settings.items()
-            for note in notes(setting.hint)
-            if isinstance(note, Formerly) and name not in table
-        }
+        former = {given: name for given, name in former_names(kind).items() if name not in table}
+        names = dict.fromkeys(settings) | former
         values: dict[str, object] = {}
         for given, raw in table.items():
             if given not in names:
                 self.problems.append(self._unknown(given, raw, prefix, settings))
                 continue
-            setting, path = settings[names[given]], prefix + given
+            name = names[given] or given
+            setting, path = settings[name], prefix + given
             section, item = section_type(setting.hint), table_type(setting.hint)
             value = _convert(setting.hint, raw)
             if section is not None and isinstance(raw, Mapping):
@@ -139,7 +135,7 @@ class TableReader:
             elif not fits(setting.hint, value):
                 self.problems.append(wrong_type(raw, setting, path))
                 continue
-            values[names[given]] = value
+            values[name] = value
         return kind(**values)
 
     def _tables(self, kind: Any, items: Sequence[object], path: str) -> tuple[object, ...]:

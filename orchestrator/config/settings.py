@@ -30,6 +30,7 @@ from orchestrator.config.annotations import (
     each,
     named,
 )
+from orchestrator.config.former_names import accepts_former_names
 from orchestrator.config.user_path import user_path
 
 NETWORKS = ("auto", "mlp", "cnn", "lstm")
@@ -48,6 +49,7 @@ _DEVICE = Admits(
 )
 
 
+@accepts_former_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectionConfig:
     """How experience is collected."""
@@ -68,6 +70,7 @@ class CollectionConfig:
     """Where collectors and learner run: each in a process, or in threads of this one (for debugging)."""
 
 
+@accepts_former_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningConfig:
     """How the policy learns from one epoch's experience."""
@@ -132,6 +135,7 @@ class LossesConfig:
     """V-trace: ceiling of the importance ratio that decides how far corrections reach back."""
 
 
+@accepts_former_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyConfig:
     """The policy network and the normalisation around it."""
@@ -194,6 +198,7 @@ class EvaluationTask:
     """Take the most likely action instead of a sampled one (none: evaluation.deterministic)."""
 
 
+@accepts_former_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationConfig:
     """Evaluation on separate environments, alongside the training."""

@@ -120,13 +120,22 @@ def test_a_weight_changed_while_training_counts_at_once() -> None:
     assert losses.compute(Minibatch(fields={}), evaluation_of([4.0])[0])[0].item() == 1.0
 
 
-def test_a_loss_that_is_no_scalar_is_named() -> None:
-    class PerStep(Loss):
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.zeros(2), r"a tensor of shape \(2,\)"),
+        (torch.zeros((), dtype=torch.complex64), "a tensor of torch.complex64"),
+        (0.5, "0.5 of type float"),
+        (None, "None of type NoneType"),
+    ],
+)
+def test_a_loss_that_is_no_scalar_is_named(value: object, said: str) -> None:
+    class Wrong(Loss):
         def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> torch.Tensor:
-            return evaluation.value
+            return value  # type: ignore[return-value]
 
-    with pytest.raises(ValueError, match=r"'per_step' returned a tensor of shape \(2,\)"):
-        LossSet([PerStep()]).compute(Minibatch(fields={}), evaluation_of([1.0, 2.0])[0])
+    with pytest.raises(ValueError, match=f"'wrong' returned {said}, but must return a scalar"):
+        LossSet([Wrong()]).compute(Minibatch(fields={}), evaluation_of([1.0, 2.0])[0])
 
 
 def test_two_losses_of_one_name_are_refused() -> None:
