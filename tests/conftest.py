@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 import torch
 
 # Tests compute little, and several threads waiting for each other on a busy machine take longer than one.
 torch.set_num_threads(1)
+
+# Tests send signals to programs, which inherit what is ignored here: by nohup, or by a script that runs pytest with &.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
 from tests.documentation import code_blocks, text_of
 from tests.orchestrator.hooks.driving import DEADLINE, AtEpochEnd, FakeRun, publish_epochs, quiet, running
+from tests.orchestrator.training import small_config
 
 pytestmark = pytest.mark.anyio
 TEXT = text_of("hooks.md")
@@ -261,3 +263,15 @@ async def test_all_documented_hooks_work_in_a_training(
     assert final.results is not None
     assert final.results["rank"].value >= 1.0
     assert final.results["best"].value["score"] == keep_best.best
+
+
+async def test_the_hook_with_a_state_keeps_counting_when_its_run_is_resumed(
+    documented: dict[str, Any], tmp_path: Path
+) -> None:
+    first, second = documented["CountEpochs"](), documented["CountEpochs"]()
+    first.overflow = second.overflow = "block"
+    config = small_config(epochs=3, run_dir=tmp_path / "run")
+    before = await Trainer(config, hooks=[first]).run()
+    longer = replace(config, total_agent_steps=2 * config.total_agent_steps)
+    after = await Trainer(longer, hooks=[second], resume=tmp_path / "run").run()
+    assert 0 < first.epochs == before.epoch < after.epoch == second.epochs

@@ -148,6 +148,8 @@ def changes_on_resume(resume: ResumePoint, config: TrainerConfig, *, why_new: st
         )
     elif why_new is not None:
         yield f"the episodes that were in progress begin again: {why_new}"
+    if config.run_dir is None and before.run_dir is not None:
+        yield f"without a folder ({PATH.run_dir}): it saves no checkpoints and writes no metrics"
     if config.device != before.device:
         yield f"on device {config.device!r} instead of {before.device!r}: results may differ in the last digits"
     if config.total_agent_steps != before.total_agent_steps and config.learning.learning_rate_schedule != "constant":

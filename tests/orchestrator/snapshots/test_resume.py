@@ -364,6 +364,9 @@ async def test_what_may_change_is_named_in_the_log(tmp_path: Path, caplog: pytes
     assert "with 2 collectors instead of 1: all episodes begin again" in caplog.text
     assert "linear learning-rate schedule is stretched" in caplog.text
     assert find_resume_source(tmp_path / "run").config.collection.collectors == 2
+    with caplog.at_level(logging.WARNING):
+        await Trainer(replace(changed, run_dir=None, total_agent_steps=10**4), resume=tmp_path / "run").run()
+    assert "resumed, but without a folder (run_dir): it saves no checkpoints" in caplog.text
 
 
 async def test_what_may_not_change_is_refused_with_all_that_is_wrong(tmp_path: Path) -> None:
