@@ -259,7 +259,8 @@ def test_what_the_space_says_or_everybody_returns_gives_no_warning(name: str, ca
     options = {"space": name} if name in SPACES else dict(zip(("space", "where"), USUAL[name], strict=False))
     with caplog.at_level(logging.WARNING):
         train(options if name in SPACES else {**options, "wrong": name})
-    assert not warnings_about("environment", caplog)
+    scales = "of very large or different scales"  # so are those of some spaces, which is no matter of what is returned
+    assert not [warning for warning in warnings_about("environment", caplog) if scales not in warning]
 
 
 def test_a_warning_of_an_environment_comes_once_from_several_collectors_in_processes(
