@@ -16,7 +16,7 @@ from orchestrator.hooks.hook import Hook, StateUpdate
 from orchestrator.hooks.statistics import HookStatistics
 from state.trainer_state import TrainerState
 
-DEADLINE = 120.0
+DEADLINE = 20.0
 """Seconds after which a test that waits has failed, on a machine with much else to do."""
 
 

@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 import threading
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ from tests.orchestrator.hooks.driving import AtCommit, AtEpochEnd, publish_epoch
 from tests.orchestrator.training import small_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
 pytestmark = pytest.mark.anyio
 
@@ -138,39 +139,38 @@ async def test_behind_a_slow_store_the_newest_wins_and_what_is_being_copied_is_n
     assert (await anyio.to_thread.run_sync(find_checkpoint, f"{address}/slow")).epoch == 4
 
 
-async def test_a_run_that_is_cancelled_does_not_wait_for_a_store_that_hangs(
-    address: str, server: ObjectStoreServer, tmp_path: Path
-) -> None:
+@contextmanager
+def hanging(server: ObjectStoreServer) -> Generator[threading.Event]:
+    """A store that answers no request until the context is left; the event is set by the first."""
     reached, released = threading.Event(), threading.Event()
 
     def hang(method: str, path: str) -> None:
         reached.set()
-        released.wait(60)
+        released.wait()
 
     server.on_request = hang
-    folder = CheckpointFolder(tmp_path / "checkpoints")
     try:
-        async with running(Saver(folder), UploadHook(folder.path, address)) as engine:
-            await publish_epochs(engine, 1)
-            await until(reached.is_set)
-        assert not released.is_set(), "it has left while the request still hangs"
+        yield reached
     finally:
         released.set()
+
+
+async def test_a_run_that_is_cancelled_does_not_wait_for_a_store_that_hangs(
+    address: str, server: ObjectStoreServer, tmp_path: Path
+) -> None:
+    folder = CheckpointFolder(tmp_path / "checkpoints")
+    with hanging(server) as reached:
+        async with running(Saver(folder), UploadHook(folder.path, address)) as engine:  # which has a deadline
+            await publish_epochs(engine, 1)
+            await until(reached.is_set)
 
 
 async def test_a_run_after_one_that_was_cancelled_while_its_upload_hung_uploads_its_own(
     address: str, server: ObjectStoreServer, tmp_path: Path
 ) -> None:
-    reached, released = threading.Event(), threading.Event()
-
-    def hang(method: str, path: str) -> None:
-        reached.set()
-        released.wait(60)
-
-    server.on_request = hang
     checkpoints = CheckpointsConfig(every=1, upload=address)
     trainer = Trainer(small_config(epochs=3, run_dir=tmp_path / "run", checkpoints=checkpoints))
-    try:
+    with hanging(server) as reached:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(trainer.run)
             await until(reached.is_set)
@@ -178,10 +178,7 @@ async def test_a_run_after_one_that_was_cancelled_while_its_upload_hung_uploads_
         server.on_request = lambda method, path: None
         shutil.rmtree(tmp_path / "run")
         with anyio.fail_after(60):
-            final = await trainer.run()
-        assert not released.is_set(), "the first run's request still hangs"
-    finally:
-        released.set()
+            final = await trainer.run()  # while the first run's request still hangs
     assert final.latest_checkpoint_uri is not None
     assert final.latest_checkpoint_uri.startswith(f"{address}/run/checkpoints/")
 
