@@ -47,6 +47,8 @@ class LossSet:
         self._observers = self._callbacks.pop("observe")
         self._active_epoch: int | None = None
         self._active: tuple[Loss, ...] = ()
+        self.without_gradient: set[str] = set()
+        """The names of the losses that have been without a gradient in this epoch."""
 
     def __repr__(self) -> str:
         return f"LossSet({', '.join(self._by_name)})"
@@ -81,7 +83,8 @@ class LossSet:
         return self._active
 
     def begin_epoch(self) -> None:
-        """Forget the requests to stop; called before the updates of an epoch."""
+        """Forget the requests to stop, and what was without gradient; called before the updates of an epoch."""
+        self.without_gradient.clear()
         for member in self.members:
             member.stop_requested = False
 
@@ -119,6 +122,8 @@ class LossSet:
                     " after it are given too: change a clone() of it"
                 )
             _check_value(loss, value)
+            if not value.requires_grad:
+                self.without_gradient.add(loss.name)
             components.append(value.detach())
             weighted = value if loss.weight == 1.0 else value * loss.weight
             total = weighted if total is None else total + weighted

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from losses import CALLBACKS, LossContext, LossSet, LossStatistics, Minibatch, gae
+from orchestrator.learning.gradients import GradientCheck
 from orchestrator.learning.learner_state import LearnerMemory
 from orchestrator.learning.minibatches import Draw, SegmentDraws, StepDraws
 from orchestrator.learning.optimization import Optimization
@@ -30,7 +31,7 @@ from state.parameter_arena import ParameterArena
 from state.policy_snapshot import PolicySnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from losses import LearnerCallback
     from orchestrator.config.settings import TrainerConfig
@@ -104,6 +105,8 @@ class LearnReport(NamedTuple):
     """What happened in between, where the configuration asks for a trace."""
     longest_step: float = 0.0
     """Seconds; the longest between two checks whether to stop, which come after each minibatch."""
+    warnings: Mapping[str, str] = {}
+    """What the user should know of the network and the losses, by what it is about."""
 
 
 class Learner:
@@ -119,6 +122,7 @@ class Learner:
         self.policy: Policy = build_policy(run.policy, plan.spaces, run.seed, config.discount)
         self._losses = LossSet(plan.losses)
         check_gradients(self.policy, self._losses.losses, run.policy.network)
+        self._gradients = GradientCheck(self.policy, run.policy.network)
         self.policy.to(self._device)
         torch.set_num_threads(config.threads or _threads_for(self.policy, plan))
         self.arena = ParameterArena(self.policy, self._device)
@@ -210,12 +214,14 @@ class Learner:
         config = self._plan.config.learning
         state = self._state_for_losses(request)
         epoch = state.epoch
+        losses = self._losses.active(epoch)
         batch, valid = self._read(request.experience)
         if request.rollout_start is not None:
             self.callback("on_rollout_start", request.rollout_start)
         self.callback("on_rollout_end", state)
 
         self._losses.begin_epoch()
+        self._gradients.begin_epoch(epoch, losses)
         rate = self._optimization.begin_epoch(
             request.steps_before / self._plan.config.total_agent_steps, request.learning_rate_scale
         )
@@ -232,14 +238,11 @@ class Learner:
             else StepDraws(self._per_step(batch), valid, config.minibatches, self._generator)
         )
         spans.end("prepare")
-        done = 0
-        passes = 0
-        finished = not self._losses.active(epoch)
+        done = passes = 0
+        finished, interrupted = not losses, False
         checks = InterruptChecks(self._plan.interrupt.is_set)
-        interrupted = False
         while passes < config.update_epochs and not finished:
-            waiting = 0
-            mb_idx = 0
+            waiting = mb_idx = 0
             for mb_idx, draw in enumerate(draws.one_pass()):
                 minibatch = Minibatch(
                     fields=draw.fields,
@@ -249,7 +252,11 @@ class Learner:
                     update_epoch=passes,
                     mb_idx=mb_idx,
                 )
-                total, components = self._losses.compute(minibatch, self._evaluate(draw))
+                evaluation = self._evaluate(draw)
+                self._gradients.outputs(evaluation)
+                total, components = self._losses.compute(minibatch, evaluation)
+                if not done:
+                    self._gradients.total(evaluation, total, self._losses.without_gradient)
                 self._optimization.backward(total, components, 1.0 / config.accumulate_minibatches)
                 done += 1
                 waiting += 1
@@ -300,6 +307,7 @@ class Learner:
             spans=spans.recorded,
             learner_state=learner_state,
             longest_step=checks.longest,
+            warnings=self._gradients.warnings,
         )
 
     # How.

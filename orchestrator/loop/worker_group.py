@@ -188,6 +188,7 @@ class WorkerGroup:
             moments_to=None if moments_to is None else self._learner_slots.ref(MOMENTS, moments_to),
         )
         report: LearnReport = await self._ask(self._learner, "learn", request)
+        self._warn(report.warnings)
         self._patience.saw(self._learner.name, report.longest_step)
         return report
 

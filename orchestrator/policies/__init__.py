@@ -16,7 +16,7 @@ from orchestrator.policies.network import (
     Spaces,
 )
 from orchestrator.policies.normalization import ObservationNormalizer, RewardNormalizer, RunningNormalizer
-from orchestrator.policies.policy import Policy, build_policy, check_gradients
+from orchestrator.policies.policy import Policy, build_policy, check_gradients, check_outputs
 
 __all__ = [
     "ActionDistribution",
@@ -35,5 +35,6 @@ __all__ = [
     "Spaces",
     "build_policy",
     "check_gradients",
+    "check_outputs",
     "distribution_for",
 ]

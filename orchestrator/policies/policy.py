@@ -16,7 +16,7 @@ from orchestrator.policies.network_factory import check_network, make_network, o
 from orchestrator.policies.normalization import ObservationNormalizer, RewardNormalizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from losses import Loss
     from orchestrator.config.settings import PolicyConfig
@@ -158,14 +158,20 @@ def build_policy(config: PolicyConfig, spaces: Spaces, seed: int, discount: floa
 
 def check_gradients(policy: Policy, losses: Iterable[Loss], name: str) -> None:
     """Raises NetworkError where a loss learns what its network `name` gives without a gradient."""
-    without = _with_seed(0, lambda: outputs_without_gradient(policy.network, policy.spaces))  # dropout draws
+    missing = _with_seed(0, lambda: outputs_without_gradient(policy.network, policy.spaces))  # dropout draws
+    check_outputs(missing, losses, name)
+
+
+def check_outputs(missing: Sequence[str], losses: Iterable[Loss], name: str, when: str = "") -> None:
+    """Raises NetworkError where a loss learns one of the outputs of the network `name` that are `missing` a gradient:
+    "action parameters", "value"."""
     for loss in losses:
         for output, needed in (("action parameters", loss.policy_gradient), ("value", loss.value_gradient)):
-            if needed and output in without:
+            if needed and output in missing:
                 raise NetworkError(
-                    f"the {output} that the network {name!r} returns have no gradient, so that the loss {loss.name!r}"
-                    " would learn nothing: compute them without detach() or no_grad(), from the network's parameters,"
-                    f" or leave the loss out ({PATH.losses.names})"
+                    f"the {output} that the network {name!r} returns have no gradient{when}, so that the loss"
+                    f" {loss.name!r} would learn nothing: compute them without detach() or no_grad(), from the"
+                    f" network's parameters, or leave the loss out ({PATH.losses.names})"
                 )
 
 
