@@ -175,6 +175,22 @@ def make_opaque() -> Counting:
     return environment
 
 
+class NoModule(type):
+    @property
+    def __module__(cls) -> str:  # type: ignore[override]
+        raise AttributeError("__module__")
+
+
+class Foreign(metaclass=NoModule):
+    """As the classes of SWIG's extension modules, which do not say what module they are of."""
+
+
+def make_foreign() -> Counting:
+    environment = Counting()
+    environment.handle = object.__new__(Foreign)  # type: ignore[attr-defined]
+    return environment
+
+
 def make_nothing() -> None:
     return None
 

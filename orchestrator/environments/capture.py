@@ -19,7 +19,15 @@ import numpy as np
 
 from orchestrator.environments.object_graph import ObjectGraph
 from orchestrator.environments.object_kinds import is_instance
-from orchestrator.environments.object_nodes import KIND, CannotRestore, Node, NotCapturable, attributes_of, type_name
+from orchestrator.environments.object_nodes import (
+    KIND,
+    CannotRestore,
+    Node,
+    NotCapturable,
+    attributes_of,
+    module_of,
+    type_name,
+)
 from orchestrator.environments.object_restore import Known, Restoration
 from orchestrator.environments.reachable_code import ReachableCode
 
@@ -238,7 +246,7 @@ def _constant_digest(graph: ObjectGraph) -> str:
 
 def _check_constant(name: str, graph: ObjectGraph) -> None:
     for value, _ in graph.opaque:
-        stateless = callable(value) or type(value).__module__ in _STATELESS
+        stateless = callable(value) or module_of(type(value)) in _STATELESS
         if not stateless or isinstance(value, (Iterator, types.FunctionType, *_STATEFUL)):
             raise NotCapturable(f"{name} is of the type {type_name(type(value))}, which may have changed")
 

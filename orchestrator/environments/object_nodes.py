@@ -43,7 +43,13 @@ def text_of(path: Path) -> str:
 
 def type_name(named: Any) -> str:
     """The name of a class or function: module and qualified name."""
-    return f"{named.__module__}:{named.__qualname__}"
+    module = module_of(named)
+    return f"{module}:{named.__qualname__}" if module else named.__qualname__
+
+
+def module_of(named: Any) -> str:
+    """Where a class or function is from; an empty text where nobody says so, as of the classes that SWIG makes."""
+    return getattr(named, "__module__", None) or ""
 
 
 def address(array: np.ndarray[Any, Any]) -> int:

@@ -18,6 +18,7 @@ from orchestrator.environments.object_nodes import (
     code_digest,
     has_own_globals,
     is_python_object,
+    module_of,
     names_in,
     type_name,
 )
@@ -72,7 +73,7 @@ class ReachableCode:
         """What holds state that can't be captured, and why."""
         classes, functions = list(classes), list(functions)
         self._held = set(map(id, functions))
-        self._own = {kind.__module__.partition(".")[0] for kind in classes}
+        self._own = {module_of(kind).partition(".")[0] for kind in classes}
         self._seen: set[int] = set()
         self._modules_seen: set[tuple[str, frozenset[str]]] = set()
         self._pending: list[Any] = [*called, *classes, *functions]
@@ -92,10 +93,10 @@ class ReachableCode:
         for base in kind.__mro__:
             if base is not kind:
                 self._pending.append(base)
-        if not self._is_looked_into(kind.__module__):
+        if not self._is_looked_into(module_of(kind)):
             return
         self._pending.append(type(kind))
-        self._note_module(kind.__module__)
+        self._note_module(module_of(kind))
         methods: list[str] = []
         for name, value in list(vars(kind).items()):
             functions = list(_functions_of(value))
@@ -203,7 +204,7 @@ _WRAPPERS = (types.FunctionType, _CACHED)
 def _is_data(value: Any) -> bool:
     kind = cast("type[Any]", type(value))
     descriptor = hasattr(kind, "__get__") and not is_python_object(kind)
-    return not isinstance(value, _CODE) and not descriptor and kind.__module__ not in ("typing", "abc")
+    return not isinstance(value, _CODE) and not descriptor and module_of(kind) not in ("typing", "abc")
 
 
 def _imports(names: Iterable[str], package: str | None) -> Iterable[types.ModuleType]:

@@ -96,6 +96,13 @@ def test_what_could_not_be_captured_is_named() -> None:
         environment.get_state()
 
 
+def test_an_object_of_a_class_without_a_module_is_restored() -> None:
+    environment = make_vector("tests.environments:make_foreign", 2)
+    state = environment.get_state()
+    environment.set_state(through_a_file(state))
+    assert type(environment._environments[1].handle).__name__ == "Foreign"  # type: ignore[attr-defined]
+
+
 def test_the_state_of_another_environment_is_refused() -> None:
     counting, wandering = make_vector("tests.environments:make_counting", 1), make_vector("CartPole-v1", 1, mode="sync")
     wandering.reset(0)
