@@ -240,6 +240,26 @@ class NotCaptured(Resumed):
         self.inner = {"kept": [kinds[kind]()]}
 
 
+def of_a_class_of_its_own() -> Resumed:
+    """Each copy is of another class of the same name, with a closure of its own."""
+    count = 0
+
+    class OfItsOwnClass(Resumed):
+        total = 0
+
+        def kept(self) -> float:
+            nonlocal count
+            count += 1
+            type(self).total += 1 + self.drawn % 2
+            return (count + OfItsOwnClass.total) % 7 / 7
+
+        @property
+        def drawn(self) -> int:
+            return int(self.np_random.integers(5))
+
+    return OfItsOwnClass()
+
+
 def counter() -> tuple[Callable[[], float], Callable[[], float]]:
     count = 0
 

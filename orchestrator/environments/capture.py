@@ -7,16 +7,14 @@ half of a state would be worse than none. No code is stored, so that reading a c
 
 from __future__ import annotations
 
-import contextvars
-import ctypes
 import platform
-import threading
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from orchestrator.environments.named_code import is_held, is_stateless
 from orchestrator.environments.object_graph import ObjectGraph
 from orchestrator.environments.object_kinds import is_instance
 from orchestrator.environments.object_nodes import (
@@ -25,7 +23,6 @@ from orchestrator.environments.object_nodes import (
     Node,
     NotCapturable,
     attributes_of,
-    module_of,
     type_name,
 )
 from orchestrator.environments.object_restore import Known, Restoration
@@ -37,11 +34,6 @@ _COMPARED = 2
 """Copies that are looked at to tell what is the same however often an environment is made."""
 _CONSTANT_NODES = 1000
 """Objects in an attribute beyond which it is not taken for a constant: looking at them takes time."""
-_STATELESS = ("typing", "types", "functools", "operator", "_thread", "weakref", "ctypes", "_ctypes", "_contextvars")
-"""Modules of types that hold no state of an environment, when a variable of its module is of one."""
-
-_STATEFUL = (threading.local, contextvars.ContextVar, ctypes.Structure.__mro__[1])
-"""Types of these that hold some; the last is the base of all values of C."""
 
 
 class EnvironmentState:
@@ -141,7 +133,7 @@ class EnvironmentState:
     def _note_code(self, graph: ObjectGraph) -> bool:
         """Whether objects of classes that were not there before, or other functions, are in a graph."""
         before = len(self._classes) + len(self._functions)
-        self._classes |= dict.fromkeys(map(type, graph.objects))
+        self._classes |= dict.fromkeys(one if isinstance(one, type) else type(one) for one in graph.objects)
         self._functions |= {one.__code__: one for one in graph.objects if isinstance(one, types.FunctionType)}
         return len(self._classes) + len(self._functions) > before
 
@@ -183,11 +175,14 @@ class EnvironmentState:
     def _check_classes(self, state: Mapping[str, Any]) -> None:
         for saved, environment in zip(state["copies"], self._environments, strict=True):
             try:
-                node = state["nodes"][saved["at"]]
-                before = node["class"].rpartition(":")[2]
-            except (KeyError, TypeError, IndexError) as error:
+                before = state["nodes"][saved["at"]]["class"]
+                if isinstance(before, dict):
+                    before = state["nodes"][before["at"]]["name"]
+                different = before != type_name(type(environment))
+                before = before.rpartition(":")[2]
+            except (KeyError, TypeError, IndexError, AttributeError) as error:
                 raise CannotRestore(f"the saved state can't be understood: {error!r}") from error
-            if node["class"] != type_name(type(environment)):
+            if different:
                 raise CannotRestore(
                     f"the saved state is of the environment class {before!r}, this is a {type(environment).__name__!r}"
                 )
@@ -246,8 +241,7 @@ def _constant_digest(graph: ObjectGraph) -> str:
 
 def _check_constant(name: str, graph: ObjectGraph) -> None:
     for value, _ in graph.opaque:
-        stateless = callable(value) or module_of(type(value)) in _STATELESS
-        if not stateless or isinstance(value, (Iterator, types.FunctionType, *_STATEFUL)):
+        if not is_stateless(value):
             raise NotCapturable(f"{name} is of the type {type_name(type(value))}, which may have changed")
 
 
@@ -257,7 +251,8 @@ def _variable_value(graph: ObjectGraph) -> Any:
 
 def _has_identity(value: object) -> bool:
     """Whether it matters that it is this object and not one that is equal."""
-    return not isinstance(value, (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, np.dtype))
+    named = isinstance(value, (type, types.FunctionType)) and not is_held(value)
+    return not named and not isinstance(value, (types.ModuleType, types.BuiltinFunctionType, np.dtype))
 
 
 def _python() -> str:

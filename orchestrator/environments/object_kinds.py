@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 import numpy as np
 import torch
 
+from orchestrator.environments.named_code import functions_of, is_data, is_named, is_stateless, parts_of
 from orchestrator.environments.object_nodes import (
     KIND,
     NUMPY_GENERATORS,
@@ -60,10 +61,30 @@ def encode(graph: Graph, value: Any, path: Path) -> Node:
     return encoder(graph, value, path)
 
 
+def class_parts(kind: type) -> dict[str, Any]:
+    """What can change of a class that was made at run time, and what its methods hold, by the attributes' names."""
+    if issubclass(kind, (Enum, tuple)):
+        return {}
+    generated = "__dataclass_fields__" in vars(kind)
+    parts: dict[str, Any] = {}
+    for name, value in vars(kind).items():
+        if any(True for _ in functions_of(value)):
+            if not (generated and getattr(getattr(value, "__code__", None), "co_filename", "") == "<string>"):
+                parts[name] = value
+        elif not name.startswith(("__", "_abc_")) and is_data(value) and (_is_known(value) or not is_stateless(value)):
+            parts[name] = value
+    return parts
+
+
 def is_instance(value: object) -> bool:
     """Whether a value is an object of some class in Python, and of no kind that is known here."""
     kind = type(value)
     return kind not in SCALARS and kind not in _BY_TYPE and is_python_object(kind) and not isinstance(value, _BASES)
+
+
+def _is_known(value: object) -> bool:
+    kind = type(value)
+    return kind in SCALARS or kind in _BY_TYPE or isinstance(value, _BASES) or is_python_object(kind)
 
 
 def _integer(graph: Graph, value: int, path: Path) -> Node:
@@ -233,7 +254,7 @@ def _torch_generator(graph: Graph, value: torch.Generator, path: Path) -> Node:
 def _enum(graph: Graph, value: Enum, path: Path) -> Node:
     return {
         KIND: "member",
-        "class": type_name(type(value)),
+        "class": _class_of(graph, type(value), (path, ".__class__")),
         "name": None if isinstance(value, Flag) else value.name,
         "value": graph.reference(value.value, (path, ".value")) if isinstance(value, Flag) else None,
     }
@@ -256,7 +277,27 @@ def _pattern(graph: Graph, value: re.Pattern[Any], path: Path) -> Node:
 
 
 def _class(graph: Graph, value: type, path: Path) -> Node:
-    return {KIND: "class", "name": type_name(value)}
+    if is_named(value):
+        return {KIND: "class", "name": type_name(value)}
+    slots = vars(value).get("__slots__")
+    return {
+        KIND: "own class",
+        "name": type_name(value),
+        "slots": [slots] if isinstance(slots, str) else slots if slots is None else list(slots),
+        "bases": [_class_of(graph, base, (path, f".__bases__[{place}]")) for place, base in enumerate(value.__bases__)],
+        "plain": not issubclass(value, (Enum, tuple)) and "__dataclass_fields__" not in vars(value),
+        "metaclass": _class_of(graph, type(value), (path, ".__class__")),
+        **graph.named(class_parts(value), path),
+    }
+
+
+def _class_of(graph: Graph, kind: type, path: Path) -> Any:
+    """What stands for a class: its name, or a reference where others may have it too."""
+    return type_name(kind) if is_named(kind) else graph.reference(kind, path)
+
+
+def _wrapper(graph: Graph, value: Any, path: Path) -> Node:
+    return {KIND: type(value).__name__, "items": graph.items(parts_of(value), path)}
 
 
 def _module(graph: Graph, value: types.ModuleType, path: Path) -> Node:
@@ -324,12 +365,17 @@ def _namespace(graph: Graph, value: types.SimpleNamespace, path: Path) -> Node:
 def _instance(graph: Graph, value: Any, path: Path) -> Node:
     kind = cast("type[Any]", type(value))
     if issubclass(kind, tuple) and hasattr(kind, "_fields") and not hasattr(value, "__dict__"):
-        return {KIND: "named tuple", "class": type_name(kind), "items": graph.items(value, path)}
+        return {
+            KIND: "named tuple",
+            "class": _class_of(graph, kind, (path, ".__class__")),
+            "items": graph.items(value, path),
+        }
     if not is_python_object(kind):
         raise NotCapturable(
             f"{text_of(path)} is of the type {type_name(kind)}, which keeps what it knows outside of its attributes"
         )
-    return {KIND: "instance", "class": type_name(kind), **graph.named(attributes_of(value), path)}
+    of = _class_of(graph, kind, (path, ".__class__"))
+    return {KIND: "instance", "class": of, **graph.named(attributes_of(value), path)}
 
 
 def _hash_is_a_number(value: Any) -> bool:
@@ -363,6 +409,7 @@ _BY_TYPE: Mapping[type, _Encode] = {
     types.ModuleType: _module,
     types.SimpleNamespace: _namespace,
     functools.partial: _partial,
+    **dict.fromkeys((property, staticmethod, classmethod, functools.cached_property), _wrapper),
     **dict.fromkeys((bytes, bytearray), _bytes),
     **dict.fromkeys((list, tuple, deque), _sequence),
     **dict.fromkeys((set, frozenset), _set),

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 import numpy as np
 import torch
 
+from orchestrator.environments.named_code import parts_of
+from orchestrator.environments.object_kinds import class_parts
 from orchestrator.environments.object_nodes import (
     AT,
     KIND,
@@ -50,15 +52,41 @@ class Restoration(Protocol):
 
 
 def _instance(restoration: Restoration, node: Node, index: int) -> Any:
-    if index in restoration.there:
-        return restoration.there[index]
     kind = _class(restoration, node["class"])
+    there = restoration.there.get(index)
+    if type(there) is kind:
+        return there
     if hasattr(kind, "__del__"):
         raise CannotRestore(f"a new object of the class {node['class']!r} would be needed, which has a finaliser")
     return object.__new__(kind)
 
 
-def _class(restoration: Restoration, name: str) -> type:
+def _own_class(restoration: Restoration, node: Node, index: int) -> type:
+    if index in restoration.there:
+        return restoration.there[index]
+    bases = tuple(_class(restoration, base) for base in node["bases"])
+    runs_code = any("__init_subclass__" in vars(kind) for base in bases for kind in base.__mro__[:-1])
+    if node["metaclass"] != type_name(type) or runs_code or not node["plain"]:
+        raise CannotRestore(f"a new class {node['name']!r} would be needed, and making one runs code")
+    module, _, name = node["name"].partition(":")
+    namespace: dict[str, Any] = {"__module__": module, "__qualname__": name}
+    if node["slots"] is not None:
+        namespace["__slots__"] = tuple(node["slots"])
+    return type(name.rpartition(".")[2], bases, namespace)
+
+
+def _wrapper(restoration: Restoration, node: Node, index: int) -> Any:
+    items = restoration.items(node)
+    there = restoration.there.get(index)
+    if there is not None and list(map(id, parts_of(there))) == list(map(id, items)):
+        return there
+    return _WRAPPERS[node[KIND]](*items)
+
+
+def _class(restoration: Restoration, saved: Any) -> type:
+    if isinstance(saved, dict):
+        return restoration.value(saved)
+    name = cast("str", saved)
     if name not in restoration.known.classes:
         raise CannotRestore(f"the saved state has the class {name!r}, which this environment does not have")
     return restoration.known.classes[name]
@@ -238,6 +266,15 @@ def _whole_keywords(restoration: Restoration, saved: Any) -> dict[str, Any]:
 # Filling them.
 
 
+def _fill_class(restoration: Restoration, value: type, node: Node) -> None:
+    values = restoration.named(node)
+    for name in class_parts(value).keys() - values:
+        delattr(value, name)
+    for name, item in values.items():
+        if vars(value).get(name, _NOTHING) is not item:
+            setattr(value, name, item)
+
+
 def _fill_instance(restoration: Restoration, value: Any, node: Node) -> None:
     values = restoration.named(node)
     for name, descriptor in slots_of(cast("type[Any]", type(value))).items():
@@ -291,6 +328,10 @@ _WITH_METHODS = (
     *(list, dict, set, deque, bytearray, np.ndarray),
     *(np.random.Generator, np.random.RandomState, random.Random),
 )
+_WRAPPERS: Mapping[str, Callable[..., Any]] = {
+    kind.__name__: kind for kind in (property, staticmethod, classmethod, functools.cached_property)
+}
+_NOTHING = object()
 _Make: TypeAlias = "Callable[[Restoration, Node, int], Any]"
 _Fill: TypeAlias = "Callable[[Restoration, Any, Node], None]"
 HASHING = ("set", "dict", "OrderedDict", "Counter", "defaultdict")
@@ -335,6 +376,8 @@ MAKE: Mapping[str, _Make] = {
     "path": lambda _restoration, node, _index: pathlib.Path(node["text"]),
     "pattern": lambda restoration, node, _index: re.compile(restoration.value(node["text"]), node["flags"]),
     "class": lambda restoration, node, _index: _class(restoration, node["name"]),
+    "own class": _own_class,
+    **dict.fromkeys(_WRAPPERS, _wrapper),
     "module": _module,
     "builtin": _builtin,
     "ufunc": _ufunc,
@@ -346,6 +389,7 @@ MAKE: Mapping[str, _Make] = {
     "singleton": lambda _restoration, node, _index: SINGLETONS[node["name"]],
 }
 FILL: Mapping[str, _Fill] = {
+    "own class": _fill_class,
     "instance": _fill_instance,
     "namespace": _fill_instance,
     "list": _fill_sequence,

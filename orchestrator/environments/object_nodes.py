@@ -62,7 +62,7 @@ def slots_of(kind: type) -> dict[str, Any]:
     return {
         name: descriptor
         for base in reversed(kind.__mro__)
-        if base.__flags__ & _HEAP_TYPE
+        if base.__flags__ & HEAP_TYPE
         for name, descriptor in vars(base).items()
         if isinstance(descriptor, types.MemberDescriptorType)
     }
@@ -81,7 +81,7 @@ def attributes_of(value: object) -> dict[str, Any]:
 def is_python_object(kind: type) -> bool:
     """Whether objects of a class consist of their attributes and slots alone: what `object.__reduce_ex__` asks."""
     bases = kind.__mro__
-    if kind is object or kind.__itemsize__ or not all(base is object or base.__flags__ & _HEAP_TYPE for base in bases):
+    if kind is object or kind.__itemsize__ or not all(base is object or base.__flags__ & HEAP_TYPE for base in bases):
         return False
     slots = sum(isinstance(entry, types.MemberDescriptorType) for base in bases for entry in vars(base).values())
     words = slots + (kind.__dictoffset__ > 0) + (kind.__weakrefoffset__ > 0)
@@ -156,7 +156,7 @@ def _is_set(descriptor: Any, value: object) -> bool:
     return True
 
 
-_HEAP_TYPE: int = copyreg._HEAPTYPE  # pyright: ignore[reportAttributeAccessIssue] - Py_TPFLAGS_HEAPTYPE
+HEAP_TYPE: int = copyreg._HEAPTYPE  # pyright: ignore[reportAttributeAccessIssue] - Py_TPFLAGS_HEAPTYPE
 _HAS_DOCSTRING = 0x4000000
 """inspect.CO_HAS_DOCSTRING; before Python 3.13 the first constant of a function is its docstring, or is None."""
 _WORD = 8 if sys.maxsize > 2**32 else 4

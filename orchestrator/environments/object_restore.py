@@ -101,11 +101,13 @@ def _same_kind(node: Node, current: Node) -> bool:
     if node[KIND] != current[KIND]:
         return False
     match node[KIND]:
-        case "instance":
-            return node["class"] == current["class"]
+        case "instance":  # of a class that was made at run time: see where the object is made
+            return node["class"] == current["class"] or isinstance(node["class"], dict)
         case "function":
             return (node["name"], node["code"]) == (current["name"], current["code"])
-        case "cell":
+        case "own class":
+            return node["name"] == current["name"]
+        case "cell" | "property" | "staticmethod" | "classmethod" | "cached_property":
             return True
         case _:
             return False
@@ -114,7 +116,12 @@ def _same_kind(node: Node, current: Node) -> bool:
 def _links(node: Node) -> dict[Any, Any]:
     """What a node refers to, by the place that it has there."""
     if "names" in node:
-        return dict(zip(node["names"], node["values"], strict=True))
+        bases = enumerate(node.get("bases", ()))
+        return (
+            dict(zip(node["names"], node["values"], strict=True))
+            | {0: node.get("class")}
+            | {-1 - place: base for place, base in bases}
+        )
     if "keys" in node:
         pairs = zip(node["keys"], node["values"], strict=True)
         return {key: value for key, value in pairs if not isinstance(key, dict)}

@@ -5,7 +5,6 @@ variables of their modules, default arguments. What changes of these while the e
 from __future__ import annotations
 
 import functools
-import logging
 import sys
 import types
 from collections.abc import Iterable
@@ -14,17 +13,16 @@ from typing import Any, NamedTuple, cast
 
 from gymnasium import spaces
 
+from orchestrator.environments.named_code import functions_of, is_data, is_held, is_named
 from orchestrator.environments.object_nodes import (
     code_digest,
     has_own_globals,
-    is_python_object,
     module_of,
     names_in,
     type_name,
 )
 
 _LIBRARIES = {*sys.stdlib_module_names, "numpy", "torch", "gymnasium"}
-_CODE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, logging.Logger)
 
 
 class Variable(NamedTuple):
@@ -38,17 +36,20 @@ class Variable(NamedTuple):
         """Its value now; raises KeyError or ValueError where there is none."""
         if isinstance(self.holder, dict):
             return cast("dict[str, Any]", self.holder)[self.name]
-        # Of a class, its own: not what a descriptor makes of it, or a base has.
-        return vars(self.holder)[self.name] if isinstance(self.holder, _NAMESPACES) else getattr(self.holder, self.name)
+        if isinstance(self.holder, _NAMESPACES) and self.name != _BASES:
+            # Of a class, its own: not what a descriptor makes of it, or a base has.
+            return vars(self.holder)[self.name]
+        return getattr(self.holder, self.name)
 
     def set(self, value: Any) -> None:
         if isinstance(self.holder, dict):
             self.holder[self.name] = value
-        else:
+        elif self.name != _BASES:  # which are those that were there, with what they held
             setattr(self.holder, self.name, value)
 
 
 _NAMESPACES = (type, types.ModuleType)
+_BASES = "__bases__"
 
 
 class ReachableCode:
@@ -99,12 +100,18 @@ class ReachableCode:
         self._note_module(module_of(kind))
         methods: list[str] = []
         for name, value in list(vars(kind).items()):
-            functions = list(_functions_of(value))
+            functions = list(functions_of(value))
             self._pending.extend(functions)
             self._check_cache(f"{type_name(kind)}.{name}", value)
             methods += [name] if functions else []
-            if not functions and not name.startswith(("__", "_abc_")) and _is_data(value):
+            if not is_named(kind):
+                continue  # its attributes are in the graph of whoever holds it
+            if any(map(self._is_held, functions)) or (
+                not functions and not name.startswith(("__", "_abc_")) and is_data(value)
+            ):
                 self.variables[f"{type_name(kind)}.{name}"] = Variable(kind, name)
+        if is_named(kind) and any(map(self._is_held, kind.__bases__)):
+            self.variables[f"{type_name(kind)}.{_BASES}"] = Variable(kind, _BASES)
         self.functions[type_name(kind)] = ", ".join([*map(type_name, kind.__mro__), *sorted(methods)])
 
     def _add_function(self, function: types.FunctionType) -> None:
@@ -115,7 +122,7 @@ class ReachableCode:
         name = type_name(function)
         self.functions[name] = code_digest(function.__code__)
         self._note_module(function.__module__)
-        if id(function) not in self._held:
+        if id(function) not in self._held and is_named(function):
             self.variables[f"{name}.__dict__"] = Variable(function, "__dict__")
             self._add_arguments(name, function)
         names = frozenset(names_in(function.__code__))
@@ -137,18 +144,20 @@ class ReachableCode:
             self._see(f"{name}.{variable}", Variable(cell, "cell_contents"), content, frozenset())
 
     def _see(self, name: str, variable: Variable, value: Any, names: frozenset[str]) -> None:
-        functions = list(_functions_of(value))
+        functions = list(functions_of(value))
         self._check_cache(name, value)
         if functions:
             self._pending.extend(functions)
             self.refused.extend(f"{name} is a function made by exec" for one in functions if has_own_globals(one))
-            if isinstance(value, types.MethodType):
+            if isinstance(value, types.MethodType) or any(map(self._is_held, functions)):
                 self.variables[name] = variable
         elif isinstance(value, type):
             self._pending.append(value)
+            if self._is_held(value):
+                self.variables[name] = variable
         elif isinstance(value, types.ModuleType):
             self._see_module(value, names)
-        elif _is_data(value) and not (variable.name.startswith("__") and variable.name not in ("__defaults__",)):
+        elif is_data(value) and not (variable.name.startswith("__") and variable.name not in ("__defaults__",)):
             self.variables[name] = variable
 
     def _see_module(self, module: types.ModuleType, names: frozenset[str]) -> None:
@@ -169,6 +178,9 @@ class ReachableCode:
         if module is not None:
             self.modules[name] = module
 
+    def _is_held(self, code: Any) -> bool:
+        return is_held(code) and self._is_looked_into(module_of(code))
+
     def _is_looked_into(self, module: str | None) -> bool:
         if module is None or module not in sys.modules:
             return False
@@ -179,32 +191,7 @@ class ReachableCode:
         return top in self._own or ("site-packages" not in file and "dist-packages" not in file)
 
 
-def _functions_of(value: Any) -> Iterable[types.FunctionType]:
-    """The functions in Python that calling or reading an attribute runs."""
-    if isinstance(value, property):
-        candidates: list[Any] = [value.fget, value.fset, value.fdel]
-    elif isinstance(value, functools.cached_property):
-        candidates = [cast("Any", value).func]
-    elif isinstance(value, (staticmethod, classmethod, types.MethodType)):
-        candidates = [cast("Any", value).__func__]
-    else:
-        candidates = [value]
-    for candidate in candidates:
-        function: Any = candidate
-        while function is not None:
-            if isinstance(function, types.FunctionType):
-                yield function
-            function = getattr(function, "__wrapped__", None) if isinstance(function, _WRAPPERS) else None
-
-
 _CACHED = functools._lru_cache_wrapper  # pyright: ignore[reportPrivateUsage]
-_WRAPPERS = (types.FunctionType, _CACHED)
-
-
-def _is_data(value: Any) -> bool:
-    kind = cast("type[Any]", type(value))
-    descriptor = hasattr(kind, "__get__") and not is_python_object(kind)
-    return not isinstance(value, _CODE) and not descriptor and module_of(kind) not in ("typing", "abc")
 
 
 def _imports(names: Iterable[str], package: str | None) -> Iterable[types.ModuleType]:

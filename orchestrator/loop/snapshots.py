@@ -63,6 +63,7 @@ class SnapshotTaker:
         self._moments = SlotRing(workers.description.moments_nbytes, max_leased=most + 2, name=MOMENTS)
         self._oldest_versions: dict[int, int] = {}
         """By epoch of which a snapshot will be taken, the oldest version that it must hold."""
+        self._warned = False
 
     async def plan(self, state: TrainerState) -> SnapshotPlan | None:
         """Whether a snapshot is due when the counters are as in `state`."""
@@ -74,7 +75,7 @@ class SnapshotTaker:
         if not hooks:
             return None
         self._oldest_versions[state.epoch] = self._versions.of_epoch(state.epoch)
-        return SnapshotPlan(hooks, await self._workers.collector_states())
+        return SnapshotPlan(hooks, await self._collector_states())
 
     def chosen(self, plan: SnapshotPlan | None) -> Mapping[str, bool]:
         """Which of the hooks that save are given the end of the epoch."""
@@ -122,8 +123,20 @@ class SnapshotTaker:
         moments = self.claim_moments()
         learner = await self._workers.learner_state(moments)
         # Where a rollout was cut short its collector may hang.
-        collectors = await self._workers.collector_states() if finished else (None,) * self._workers.collectors
+        collectors = await self._collector_states() if finished else (None,) * self._workers.collectors
         self.keep(epoch, learner, moments, collectors)
+
+    async def _collector_states(self) -> tuple[Mapping[str, Any] | None, ...]:
+        states = await self._workers.collector_states()
+        reason = next((state["uncaptured"] for state in states if state and state["uncaptured"]), None)
+        if reason is not None and not self._warned:
+            self._warned = True
+            _log.warning(
+                "not restored when this run is resumed: the environments, whose episodes will begin again, because %s; "
+                "keep what they need in attributes of plain data (docs/checkpoints.md) to resume them exactly",
+                reason,
+            )
+        return states
 
     def deliver(self, state: TrainerState) -> None:
         """Have all hooks that save take an epoch that has ended. Raises HookOverflow."""

@@ -34,7 +34,7 @@ def config_of(environment: str, folder: Path, options: dict[str, Any], **setting
     return replace(config, collection=replace(config.collection, environment_options=options))
 
 
-@pytest.mark.parametrize("kind", ["TwoNames", "SamplesSpaces", "Machinery", "Containers"])
+@pytest.mark.parametrize("kind", ["TwoNames", "SamplesSpaces", "Machinery", "Containers", "of_a_class_of_its_own"])
 async def test_a_resumed_environment_goes_on_bit_for_bit(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -63,11 +63,14 @@ async def test_what_copies_share_through_classes_and_modules_goes_on_bit_for_bit
 async def test_what_cannot_be_kept_is_named_and_new_episodes_begin(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = config_of("tests.resumed_environments:make_not_captured", tmp_path, {"kind": kind}, epochs=2)
+    config = config_of("tests.resumed_environments:make_not_captured", tmp_path, {"kind": kind}, epochs=4)
     await Trainer(config).run()
+    # Where the first checkpoint is taken, and only there.
+    assert caplog.text.count("not restored when this run is resumed: the environments, ") == 1
+    assert " because copy 0: .inner['kept'][0] is " in caplog.text
     with caplog.at_level(logging.WARNING):
-        final = await Trainer(replace(config, total_agent_steps=96), resume=tmp_path).run()
-    assert final.agent_step == 96
+        final = await Trainer(replace(config, total_agent_steps=160), resume=tmp_path).run()
+    assert final.agent_step == 160
     assert "in progress begin again: the environment can't give its state: copy 0: .inner['kept'][0] " in caplog.text
 
 
@@ -220,6 +223,72 @@ async def _run_and_resume(
     ],
 )
 async def test_what_functions_in_data_and_modules_of_packages_change_goes_on_bit_for_bit(
+    variables: str, statement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, resumed = await _run_and_resume(variables, statement, tmp_path, monkeypatch, caplog)
+    assert "resumed, but" not in caplog.text
+    assert_same(whole, resumed)
+
+
+_FACTORIES = """
+def counter():
+    n = 0
+    def up():
+        nonlocal n
+        n += 1
+        return n
+    return up
+def counted(function):
+    n = 0
+    def wrapper(*arguments):
+        nonlocal n
+        n += 1
+        return n % 5 + function(*arguments)
+    return wrapper
+def kind():
+    class Kind:
+        n = 0
+        def up(self, seen=[]):
+            Kind.n += 1
+            seen.append(1)
+            return Kind.n + len(seen) % 3
+        @property
+        def twice(self):
+            return self.up() + self.up()
+    return Kind
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "statement"),
+    [
+        (
+            "",
+            "self.one = getattr(self, 'one', None) or type('One', (), {'n': 0})(); self.one.n += 1; value = self.one.n",
+        ),
+        (
+            "",
+            "self.of = getattr(self, 'of', None) or type('Of', (), {'n': 0}); self.of.n += self.steps; value = self.of.n",
+        ),
+        (
+            "",
+            "made = type('Made', (), {'n': self.np_random.random()}); self.all = [*getattr(self, 'all', []), made][-5:];"
+            " value = sum(one().n for one in self.all)",
+        ),
+        (
+            _FACTORIES,
+            "self.kinds = [*getattr(self, 'kinds', []), kind()][-4:]; value = sum(k().twice for k in self.kinds)",
+        ),
+        (_FACTORIES + "A, B = counter(), counter()", "value = A() % 9 + (2 * B() if self.steps % 2 else 0)"),
+        (_FACTORIES + "KIND = kind()", "value = KIND().twice"),
+        (_FACTORIES + "TABLE = {'a': kind(), 'b': kind()}", "value = TABLE['a']().up() + TABLE['b']().up() * 2"),
+        (_FACTORIES + "class Of(kind()): pass", "value = Of().twice"),
+        (_FACTORIES + "class Of:\n    up = counted(counted(lambda self: 0))", "value = Of().up()"),
+        (_FACTORIES + "class Of:\n    up = property(counted(lambda self: 0))", "value = Of().up"),
+        ("class Named:\n    n = 0", "self.of = globals()['Na' + 'med']; self.of.n += 1; value = self.of.n"),
+    ],
+)
+async def test_classes_and_functions_made_at_run_time_go_on_bit_for_bit(
     variables: str, statement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole, resumed = await _run_and_resume(variables, statement, tmp_path, monkeypatch, caplog)
