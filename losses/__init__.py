@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from losses.advantage import discounted_scan, gae
 from losses.callback import CALLBACKS, LearnerCallback, LossContext
-from losses.composition import LossSet
+from losses.composition import LossSet, LossStateError
 from losses.gradient_reporter import GradientReporter
 from losses.loss import Loss
 from losses.minibatch import Minibatch, PolicyEvaluation, Rows
@@ -22,6 +22,7 @@ __all__ = [
     "Loss",
     "LossContext",
     "LossSet",
+    "LossStateError",
     "LossStatistics",
     "Minibatch",
     "PPOActor",

@@ -4,15 +4,18 @@ callbacks that take part with them."""
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from losses.callback import CALLBACKS, LearnerCallback, StateValue
 from losses.loss import Loss
+from state.error import OrchestratorError
+from state.plain_data import encode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -137,8 +140,8 @@ class LossSet:
     # What a checkpoint keeps of them.
 
     def state_dict(self) -> dict[str, dict[str, StateValue]]:
-        """Each one's state by its name."""
-        return {member.name: member.state_dict() for member in self.members}
+        """Each one's state by its name. Raises `LossStateError` where a checkpoint can't keep one, or it fails."""
+        return {member.name: _state_of(member) for member in self.members}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, StateValue]]) -> None:
         """Give each its state; raises `ValueError` where the names differ."""
@@ -150,6 +153,27 @@ class LossSet:
             )
         for name, member in self._by_name.items():
             member.load_state_dict(state[name])
+
+
+class LossStateError(OrchestratorError, ValueError):
+    """What a loss's `state_dict` returns is nothing that a checkpoint can keep, or it failed."""
+
+
+def _state_of(member: LearnerCallback) -> dict[str, StateValue]:
+    what = f"{type(member).__name__}.state_dict()"
+    cannot = f"the state of the loss {member.name!r} can't be saved"
+    try:
+        state = member.state_dict()
+    except Exception as error:
+        raise LossStateError(f"{cannot}: {what} raised {type(error).__name__}: {error}") from error
+    try:
+        if not isinstance(cast(object, state), Mapping):
+            raise TypeError(f"{what} returned {state!r} of type {type(state).__name__}, which is no dict")
+        encode(state, {}, what)
+    except TypeError as error:
+        cure = "return a dict of tensors, numpy arrays, numbers, text, None, and lists, tuples and dicts of these"
+        raise LossStateError(f"{cannot}: {error}; {cure}") from error
+    return state
 
 
 def _check_value(loss: Loss, value: object) -> None:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losses import CALLBACKS, LossContext, LossSet, LossStatistics, Minibatch, gae
+from losses import CALLBACKS, LossContext, LossSet, LossStateError, LossStatistics, Minibatch, gae
 from orchestrator.learning.gradients import GradientCheck
-from orchestrator.learning.learner_state import LearnerMemory
+from orchestrator.learning.learner_state import LearnerMemory, Unsaved
 from orchestrator.learning.minibatches import Draw, SegmentDraws, StepDraws
 from orchestrator.learning.optimization import Optimization
 from orchestrator.learning.profiling import profile_path, profiled
@@ -99,7 +99,7 @@ class LearnReport(NamedTuple):
     began: float
     ended: float
     interrupted: bool
-    learner_state: LearnerState | None = None
+    learner_state: LearnerState | Unsaved | None = None
     """If it was asked for: what goes with the moments."""
     spans: Sequence[Span] = ()
     """What happened in between, where the configuration asks for a trace."""
@@ -155,6 +155,8 @@ class Learner:
             self._generator,
             own_process=own_process,
         )
+        if run.run_dir is not None and run.checkpoints.enabled:
+            self._memory.losses_state()  # raises where no checkpoint could have it
         self._spec: ExperienceSpec | None = None
         self._slots = SlotMemory()
         self._lender = Lender()
@@ -178,9 +180,12 @@ class Learner:
         """Copy the live policy into a slot."""
         self.arena.write_to(self._slots.memory(ref))
 
-    def state(self, moments: SlotRef) -> LearnerState:
+    def state(self, moments: SlotRef) -> LearnerState | Unsaved:
         """The state between two epochs; the moments go to a slot."""
-        return self._memory.write(self._bytes(moments))
+        try:
+            return self._memory.write(self._bytes(moments))
+        except LossStateError as error:
+            return Unsaved(str(error))
 
     def restore(self, policy: SlotRef, moments: SlotRef | None, state: LearnerState | None) -> None:
         """Go on from a policy, and from what was learner_state with it (None: with a new optimizer)."""

@@ -37,6 +37,13 @@ class LearnerState:
     """Parameters that have been frozen since the start; None where that is not known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Unsaved:
+    """A learner's state can't be had."""
+
+    reason: str
+
+
 class LearnerMemory:
     """Takes and restores what a learner must remember, between two epochs."""
 
@@ -57,15 +64,19 @@ class LearnerMemory:
         self._generator = generator
         self._own_process = own_process
 
+    def losses_state(self) -> Mapping[str, Mapping[str, Any]]:
+        """Every loss's state, by name. Raises LossStateError where a checkpoint can't keep one."""
+        return _on_cpu(self._losses.state_dict())
+
     def write(self, memory: torch.Tensor) -> LearnerState:
-        """The state between two epochs; the moments go to `memory` (bytes, on the CPU)."""
+        """The state between two epochs; the moments go to `memory` (bytes, on the CPU). Raises LossStateError."""
         normalizer = self._policy.reward_normalizer
         carry = None if normalizer is None or normalizer.carry is None else normalizer.carry.cpu()
         return LearnerState(
             steps=self._optimization.write_moments(memory).cpu().tolist(),
             generator=self._generator.get_state(),
             generator_device=self._generator.device.type,
-            losses=_on_cpu(self._losses.state_dict()),
+            losses=self.losses_state(),
             reward_carry=carry,
             global_generators=global_generators() if self._own_process else None,
             frozen=tuple(name for name, parameter in self._learned() if not parameter.requires_grad),
@@ -94,4 +105,7 @@ def _on_cpu(value: Any) -> Any:
         return value.detach().cpu()
     if isinstance(value, Mapping):
         return {key: _on_cpu(item) for key, item in cast("Mapping[str, Any]", value).items()}
-    return [_on_cpu(item) for item in cast("list[Any]", value)] if isinstance(value, list) else value
+    if isinstance(value, (list, tuple)):
+        items = [_on_cpu(item) for item in cast("list[Any] | tuple[Any, ...]", value)]
+        return items if isinstance(value, list) else tuple(items)
+    return value

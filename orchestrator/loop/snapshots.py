@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.learning.learner_state import Unsaved
 from orchestrator.loop.worker_group import MOMENTS
 from orchestrator.snapshots.training_snapshot import TrainingSnapshot
 from state.shared_memory import SlotRing
@@ -64,6 +65,7 @@ class SnapshotTaker:
         self._oldest_versions: dict[int, int] = {}
         """By epoch of which a snapshot will be taken, the oldest version that it must hold."""
         self._warned = False
+        self._unsaved_epoch = 0
 
     async def plan(self, state: TrainerState) -> SnapshotPlan | None:
         """Whether a snapshot is due when the counters are as in `state`."""
@@ -94,9 +96,20 @@ class SnapshotTaker:
         self._moments.release(moments)
 
     def keep(
-        self, epoch: int, learner: LearnerState, moments: Slot, collectors: tuple[Mapping[str, Any] | None, ...]
+        self,
+        epoch: int,
+        learner: LearnerState | Unsaved,
+        moments: Slot,
+        collectors: tuple[Mapping[str, Any] | None, ...],
     ) -> None:
         """The parts of an epoch's snapshot are there: the moments in a claimed slot, which is given back here."""
+        if isinstance(learner, Unsaved):
+            self._oldest_versions.pop(epoch, None)
+            self._moments.release(moments)
+            if epoch != self._unsaved_epoch:
+                _log.error("epoch %d is saved as the policy alone, without what resumes it: %s", epoch, learner.reason)
+            self._unsaved_epoch = epoch
+            return
         needed = range(self._oldest_versions.pop(epoch, self._versions.of_epoch(epoch)), epoch)
         lease = self._moments.lease(moments)
         self._moments.release(moments)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from losses import LearnerCallback
     from orchestrator.config.settings import TrainerConfig
-    from orchestrator.learning.learner_state import LearnerState
+    from orchestrator.learning.learner_state import LearnerState, Unsaved
     from orchestrator.loop.patience import Patience
     from orchestrator.policies import Policy, Spaces
     from orchestrator.workers.interrupt import Interrupt
@@ -194,7 +194,7 @@ class WorkerGroup:
 
     # Snapshots.
 
-    async def learner_state(self, moments: Slot) -> LearnerState:
+    async def learner_state(self, moments: Slot) -> LearnerState | Unsaved:
         """The learner's state between two epochs; the moments go to a slot."""
         return await self._ask(self._learner, "state", self._learner_slots.ref(MOMENTS, moments))
 

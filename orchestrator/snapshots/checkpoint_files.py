@@ -19,11 +19,11 @@ from orchestrator.checkpoints.checkpoint import not_understood
 from orchestrator.checkpoints.tensor_file import tensor_file
 from orchestrator.config.file import config_text
 from orchestrator.learning.learner_state import LearnerState
-from orchestrator.snapshots.plain_data import decode, encode
 from orchestrator.snapshots.recorded_settings import CONFIG, read_config_of
 from orchestrator.snapshots.tensors import MOMENTS, moment_arrays
 from state.eval_rewards import EvalRewardSummary
 from state.frozen_mapping import FrozenMapping
+from state.plain_data import decode, encode
 from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
 

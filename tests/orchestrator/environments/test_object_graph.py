@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.environments.capture import CannotRestore, EnvironmentState, NotCapturable
-from orchestrator.snapshots.plain_data import decode, encode
+from state.plain_data import decode, encode
 from tests.environments import Counting
 from tests.resumed_environments import Mode, Place, Slotted, counter, scaled
 

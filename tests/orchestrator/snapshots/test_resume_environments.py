@@ -268,11 +268,11 @@ def kind():
         ),
         (
             "",
-            "self.of = getattr(self, 'of', None) or type('Of', (), {'n': 0}); self.of.n += self.steps; value = self.of.n",
+            "self.a = getattr(self, 'a', None) or type('A', (), {'n': 0}); self.a.n += self.steps; value = self.a.n",
         ),
         (
             "",
-            "made = type('Made', (), {'n': self.np_random.random()}); self.all = [*getattr(self, 'all', []), made][-5:];"
+            "made = type('A', (), {'n': self.np_random.random()}); self.all = [*getattr(self, 'all', []), made][-5:];"
             " value = sum(one().n for one in self.all)",
         ),
         (

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.snapshots.plain_data import decode, encode
+from state.plain_data import decode, encode
 
 
 class Level(IntEnum):
