@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,9 +12,8 @@ import anyio
 
 from losses import LossSet
 from orchestrator.checkpoints import CheckpointFolder
-from orchestrator.checks.configuration import check_config, check_losses, check_minibatches
+from orchestrator.checks.configuration import check_config, check_losses, check_minibatches, has_problems
 from orchestrator.config.error import ConfigurationError
-from orchestrator.config.fields import problems_of
 from orchestrator.config.file import as_recorded, read_config, replace_config, write_config
 from orchestrator.config.settings import TrainerConfig
 from orchestrator.config.trust import check_trust
@@ -29,15 +28,16 @@ from orchestrator.loop.worker_group import worker_group
 from orchestrator.run import Run, RunStatistics, States
 from orchestrator.snapshots.checkpoint_files import read_checkpoint
 from orchestrator.snapshots.initial_weights import check_weights, read_weights, with_pinned_weights
-from orchestrator.snapshots.resume import ResumeSource, check_resume, find_resume_source, lost_edits
+from orchestrator.snapshots.resume import ResumeSource, find_resume_source, lost_edits, resume_problems
 from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.process import prepare_for_workers
 from state.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from losses import LearnerCallback
+    from orchestrator.config.error import Problem
     from orchestrator.hooks.hook import Hook
     from orchestrator.snapshots.checkpoint_files import ResumePoint
     from orchestrator.snapshots.initial_weights import Weights
@@ -62,7 +62,8 @@ class Trainer:
     anybody's, for a service whose `config` comes with a request. What is given as an object always may.
 
     Raises CheckpointError, ConfigurationError, HookConfigurationError or ValueError for what can be known to be wrong
-    before the start.
+    with settings, losses and hooks without importing an environment. What that shows, such as the name of an
+    environment that there is not, `run()` and `start()` raise, or, together with all else, this where it raises anyway.
     """
 
     def __init__(
@@ -78,16 +79,19 @@ class Trainer:
             own = None if trust_code is False else config
             resume = find_resume_source(resume, trust_code=bool(trust_code), own=own)
         self._source = resume
-        self.losses = tuple(losses) if losses is not None else None
+        self._losses = None if losses is None else LossSet(losses)  # finds names given twice, and losses that are none
+        self.losses = None if self._losses is None else self._losses.members
         self._run: Run | None = None
-        config = config or (TrainerConfig() if resume is None else resume.config)
-        with _settings_named(config):
-            self.config = with_pinned_weights(_settled(config), None if resume is None else resume.config)
-            if trust_code is False:
-                check_trust(self.config, "a request")
-            resumed = None if resume is None else resume.checkpoint.path
-            self.hooks: list[Hook] = [*default_hooks(self.config, resumed, hooks), *hooks]
-            check_hooks(self.hooks)
+        self.config = config or (TrainerConfig() if resume is None else resume.config)
+        if trust_code is False:
+            check_trust(self.config, "a request")
+        given = None if self._losses is None else self._losses.losses
+        if has_problems(self.config, losses=given):
+            self._check_config()
+        self.config = with_pinned_weights(_settled(self.config), None if resume is None else resume.config)
+        resumed = None if resume is None else resume.checkpoint.path
+        self.hooks: list[Hook] = [*default_hooks(self.config, resumed, hooks), *hooks]
+        check_hooks(self.hooks)
 
     def __repr__(self) -> str:
         return f"<Trainer of {self.config.environment!r}: {self._run!r}>"
@@ -134,17 +138,22 @@ class Trainer:
             raise error
 
     def _checked_losses(self) -> Sequence[LearnerCallback]:
+        self._check_config()
         if self._source is not None:
-            check_resume(self._source, self.config)
             for change in lost_edits(self._source, self.config):
                 _log.warning("resumed, but %s", change)
-        given = None if self.losses is None else LossSet(self.losses)  # finds names given twice, losses that are none
-        check_config(self.config, losses=None if given is None else given.losses, resuming=self._goes_on)
-        losses = given or LossSet(default_losses(self.config))
+        losses = self._losses or LossSet(default_losses(self.config))
         check_losses(losses.losses, self.config.staleness)
         if losses.needs_segments:
             check_minibatches(self.config, ["a loss needs whole segments"])
         return losses.members
+
+    def _check_config(self) -> None:
+        losses = None if self._losses is None else self._losses.losses
+        check_config(self.config, losses=losses, resuming=self._goes_on, known=self._resume_problems())
+
+    def _resume_problems(self) -> Sequence[Problem]:
+        return [] if self._source is None else list(resume_problems(self._source, self.config))
 
     @property
     def _goes_on(self) -> bool:
@@ -254,18 +263,6 @@ class Trainer:
     on_checkpoint_committed = EventDecorator()
     on_training_end = EventDecorator()
     on_failure = EventDecorator()
-
-
-@contextmanager
-def _settings_named(config: TrainerConfig) -> Generator[None]:
-    """Where a setting of another type or range is the cause of an error, raises ConfigurationError that names it."""
-    try:
-        yield
-    except Exception as error:
-        problems = list(problems_of(config, TrainerConfig))
-        if problems and not isinstance(error, ConfigurationError):
-            raise ConfigurationError(problems) from error
-        raise
 
 
 def _settled(config: TrainerConfig) -> TrainerConfig:

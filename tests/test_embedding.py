@@ -116,11 +116,14 @@ async def test_a_run_that_cannot_start_leaves_the_service_free(client: httpx.Asy
         ("POST", "/run/dance", "", 404),
         ("POST", "/run", "{", 400),
         ("POST", "/run", "[]", 422),
+        ("POST", "/run", "[" * 100_000, 400),
+        ("POST", "/run", '{"a": ' * 100_000, 400),
+        ("POST", "/run", b"\xff\xfe{", 400),
         ("POST", "/run", '{"total_agent_steps": "many"}', 422),
     ],
 )
 async def test_a_request_that_cannot_be_met_is_refused_with_a_reason(
-    client: httpx.AsyncClient, method: str, path: str, body: str, status: int
+    client: httpx.AsyncClient, method: str, path: str, body: str | bytes, status: int
 ) -> None:
     answer = await client.request(method, path, content=body)
     assert answer.status_code == status

@@ -9,10 +9,12 @@ from orchestrator.checks.evaluation import evaluation_problems
 from orchestrator.checks.imports import (
     device_problems,
     environment_problems,
+    option_problems,
     own_code_problems,
     own_loss_classes,
     sink_problems,
 )
+from orchestrator.config.annotations import FUNCTION
 from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.fields import problems_of
 from orchestrator.config.paths import PATH, problem_with
@@ -22,6 +24,7 @@ from orchestrator.config.settings import TrainerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from losses.loss import Loss
 
@@ -30,33 +33,54 @@ __all__ = ["ConfigurationError", "Problem", "check_config", "check_losses", "che
 _TRACE_LOSSES = "vtrace_"
 
 
-def check_config(config: TrainerConfig, *, losses: Sequence[Loss] | None = None, resuming: bool = False) -> None:
+def check_config(
+    config: TrainerConfig,
+    *,
+    losses: Sequence[Loss] | None = None,
+    resuming: bool = False,
+    known: Sequence[Problem] = (),
+    file: Path | None = None,
+) -> None:
     """Raises `ConfigurationError` with everything that keeps the configuration from working.
 
     Looks at every value, at how they fit together, at the environment, the device, and the run's folder (which
     must hold no run; with `resuming`, it must hold one of the same settings). `losses` are the ones in use, if
     they exist already; otherwise the names in the configuration say which. Imports the modules of code that is
-    not ours, and torch only for a device other than `auto` and `cpu`, and for tasks of the evaluation.
+    not ours, and torch only for a device other than `auto` and `cpu`, and for tasks of the evaluation. Problems `known`
+    from reading it, from `file` where it was in one, come first.
     """
-    problems = Problems(problems_of(config, TrainerConfig))
+    problems = _settings_problems(config, known)
+    for check in (own_code_problems, environment_problems, option_problems, device_problems, evaluation_problems):
+        problems.check(check, config)
+    problems.check(_own_minibatches, config, losses)
+    problems.check(_own_staleness, config, losses)
+    problems.check(folder_problems, config, resuming)
+    _raise(problems, file)
+
+
+def has_problems(config: TrainerConfig, *, losses: Sequence[Loss] | None = None) -> bool:
+    """Whether `check_config` will raise, as far as that can be known without importing anything."""
+    problems = _settings_problems(config, ())
+    if not problems and (losses is not None or not any(map(FUNCTION.fullmatch, config.losses.names))):
+        problems.check(_own_minibatches, config, losses)
+        problems.check(_own_staleness, config, losses)
+    return bool(problems)
+
+
+def _settings_problems(config: TrainerConfig, known: Sequence[Problem]) -> Problems:
+    """Of the values, and of how they fit together."""
+    problems = Problems([*known, *problems_of(config, TrainerConfig)])
     for check in (
-        own_code_problems,
         sink_problems,
-        environment_problems,
         _share_of_collectors,
         _one_epoch,
         _accumulation,
         _trace_clipping,
         _files_without_folder,
-        device_problems,
         checkpoint_problems,
-        evaluation_problems,
     ):
         problems.check(check, config)
-    problems.check(_own_minibatches, config, losses)
-    problems.check(_own_staleness, config, losses)
-    problems.check(folder_problems, config, resuming)
-    _raise(problems)
+    return problems
 
 
 def check_losses(losses: Sequence[Loss], staleness: int) -> None:
@@ -73,9 +97,9 @@ def check_minibatches(config: TrainerConfig, segment_reasons: Sequence[str]) -> 
     _raise(list(_minibatches(config, segment_reasons)))
 
 
-def _raise(problems: Sequence[Problem]) -> None:
+def _raise(problems: Sequence[Problem], file: Path | None = None) -> None:
     if problems:
-        raise ConfigurationError(problems)
+        raise ConfigurationError(problems, file)
 
 
 @reads(PATH.collection.num_environments, PATH.collection.collectors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from orchestrator.config.annotations import FUNCTION, NamesCode
@@ -31,7 +32,23 @@ def problems_of_environment(environment: str, setting: object) -> Iterator[Probl
 
     for message in check_environment(environment):
         expected = "an environment that can be made"
+        if ":" in environment:
+            expected = "an environment, named as module:id, or as package.module:function with code of your own"
+        if Path(environment).is_dir():
+            message = f"{environment} is a folder: to resume the run in it, write --resume {environment}; {message}"
         yield Problem(field=str(setting), value=environment, expected=expected, cure=message)
+
+
+@reads(PATH.environment, PATH.collection.environment_options, PATH.collection.mode)
+def option_problems(config: TrainerConfig) -> Iterator[Problem]:
+    """Options that the environment does not take, or lacks; nothing where its name is wrong."""
+    from orchestrator.environments import problem_with_options
+
+    options, mode = config.collection.environment_options, config.collection.mode
+    found = problem_with_options(config.environment, options, mode)
+    if found is not None:
+        expected = f"the options of {config.environment}: {found[0]}"
+        yield problem_with(config, PATH.collection.environment_options, expected=expected, cure=found[1])
 
 
 @reads(PATH.device)

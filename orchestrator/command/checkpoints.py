@@ -148,8 +148,12 @@ def _prune(command: Prune) -> int:
     if command.keep_every:
         rules.append(KeepEvery(command.keep_every))
     found = _place(command.where)
-    for name in found.prune(KeepAny(tuple(rules)), dry_run=command.dry_run):
-        print(f"{name}: {'would be deleted' if command.dry_run else 'deleted'}")
+    deleted = found.prune(KeepAny(tuple(rules)), dry_run=command.dry_run)
+    kept = [name for name in found.names if name not in deleted]
+    deletion = "would be deleted" if command.dry_run else "deleted"
+    for name in found.names:
+        print(f"{name}: {deletion if name in deleted else 'kept'}")
+    print(f"{len(deleted)} {deletion}, {len(kept)} kept")
     return found.report()
 
 
@@ -186,13 +190,13 @@ class _Place:
         self, folder: CheckpointFolder | RemoteCheckpoints, names: Sequence[str], *, one: bool = False
     ) -> None:
         self._folder = folder
-        self._names = names
+        self.names = names
         self._one = one
         self.problems: list[str] = []
 
     def all(self) -> list[Checkpoint]:
         found: list[Checkpoint] = []
-        for name in self._names:
+        for name in self.names:
             try:
                 found.append(self._open(name))
             except CheckpointError as error:

@@ -5,26 +5,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import importlib.metadata
 import json
-import re
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_origin
+from typing import TYPE_CHECKING, Annotated, cast
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from orchestrator.checks.configuration import check_config
 from orchestrator.checks.imports import problems_of_environment
+from orchestrator.command.words import settings_registry, unknown_words
 from orchestrator.config.error import ConfigurationError, Problem, nearest
-from orchestrator.config.file import from_table, read_config
+from orchestrator.config.file import read_with_problems
 from orchestrator.config.former_names import with_present_names
 from orchestrator.config.paths import PATH
 from orchestrator.config.run_folder import claimed, default_run_dir
-from orchestrator.config.settings import EvaluationTask, TrainerConfig
+from orchestrator.config.settings import TrainerConfig
 from orchestrator.config.user_path import user_path
 from state.error import OrchestratorError
 
@@ -33,10 +32,9 @@ if TYPE_CHECKING:
 
     from orchestrator.snapshots.resume import ResumeSource
 
+_DISTRIBUTION = "async-rl-orchestrator"
 _WRONG, _FAILED = 2, 1
 _DEBUG = "(--debug shows the whole traceback)"
-_PLAIN_WORD = re.compile(r"([A-Za-z_]|\.{0,2}/)[\w./:@+-]*")
-_NOT_TOML = {"True": "true", "False": "false", "None": "left out: TOML has no null"}
 _HELP = """\
 usage: orchestrator COMMAND ...
 
@@ -50,7 +48,7 @@ commands:
   checkpoints   list, verify, show, prune or export them:    orchestrator checkpoints list runs/first
 
 `orchestrator COMMAND --help` explains the options and their defaults;
---debug shows the traceback of an error."""
+--debug shows the traceback of an error; --version prints the version."""
 _ACTIONS = tyro.conf.create_mutex_group(required=False)
 
 
@@ -112,6 +110,9 @@ def run(arguments: Sequence[str]) -> int:
     if name in ("-h", "--help"):
         print(_HELP)
         return 0
+    if name == "--version":
+        print(f"orchestrator {importlib.metadata.version(_DISTRIBUTION)}")
+        return 0
     if name not in commands:
         print(f"orchestrator: there is no command {name}: {nearest(name, commands)}", file=sys.stderr)
         return _WRONG
@@ -121,8 +122,11 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             raise
         wrong = isinstance(error, ValueError)
-        lines = [f"orchestrator {name}: {error}", *getattr(error, "__notes__", [])]
-        print("\n".join(lines if wrong else [*lines, _DEBUG]), file=sys.stderr)
+        notes: list[str] = getattr(error, "__notes__", [])
+        lines = [f"orchestrator {name}: {error}"]
+        if not wrong:  # what is wrong with the input, its message says; what has failed, the traceback
+            lines += notes
+        print("\n".join([*lines, _DEBUG] if notes or not wrong else lines), file=sys.stderr)
         return _WRONG if wrong else _FAILED
 
 
@@ -130,12 +134,12 @@ def _train(arguments: Sequence[str]) -> int:
     first = _first_look(arguments)
     if first.resume is not None:
         return _go_on(arguments, first)
-    base, config = train_settings(arguments)
+    base, config, known = train_settings(arguments)
     if config.run_dir is not None:
-        return _check_and_run(config)
+        return _check_and_run(config, known)
     wanted = base.run_dir or default_run_dir(config.environment, datetime.datetime.now())
     with claimed(wanted, may_exist=base.run_dir is not None) as folder:
-        return _check_and_run(replace(config, run_dir=folder))
+        return _check_and_run(replace(config, run_dir=folder), known)
 
 
 def _go_on(arguments: Sequence[str], first: _FirstLook) -> int:
@@ -157,36 +161,46 @@ def _go_on(arguments: Sequence[str], first: _FirstLook) -> int:
         cure = "leave it out to resume the run, or leave out --resume to start a new run from these weights"
         field = str(PATH.init_from)
         raise ConfigurationError([Problem(field=field, value=first.init_from, expected=expected, cure=cure)])
-    from orchestrator.snapshots.resume import check_resume, find_resume_source
+    from orchestrator.snapshots.resume import find_resume_source, resume_problems
 
     assert first.resume is not None
     source = find_resume_source(first.resume, trust_code=first.trust_code)
-    config = _parse_train(arguments, source.config)
-    check_resume(source, config)
+    config, unknown = _parse_train(arguments, source.config)
+    known = _Known([*unknown, *resume_problems(source, config)])
     if config.run_dir is not None or source.config.run_dir is not None:
-        return _check_and_run(replace(config, run_dir=config.run_dir or source.config.run_dir), source)
+        return _check_and_run(replace(config, run_dir=config.run_dir or source.config.run_dir), known, source)
     home = source.home or default_run_dir(config.environment, datetime.datetime.now())
     with claimed(home, may_exist=False) as folder:
-        return _check_and_run(replace(config, run_dir=folder), source)
+        return _check_and_run(replace(config, run_dir=folder), known, source)
 
 
-def _check_and_run(config: TrainerConfig, source: ResumeSource | None = None) -> int:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is wrong already when the configuration is checked, and the file where some of it is."""
+
+    problems: Sequence[Problem]
+    file: Path | None = None
+
+
+def _check_and_run(config: TrainerConfig, known: _Known, source: ResumeSource | None = None) -> int:
+    resuming = source is not None and source.goes_on_in(config.run_dir)
     with contextlib.chdir(Path.cwd()):  # where run_dir is: modules that the check imports may leave it
-        check_config(config, resuming=source is not None and source.goes_on_in(config.run_dir))
+        check_config(config, resuming=resuming, known=known.problems, file=known.file)
     from orchestrator.command.run_script import run_training
 
     return run_training(config, resume=source)
 
 
-def train_settings(arguments: Sequence[str]) -> tuple[TrainerConfig, TrainerConfig]:
-    """The configuration of the file, and that with the flags over it.
+def train_settings(arguments: Sequence[str]) -> tuple[TrainerConfig, TrainerConfig, _Known]:
+    """The configuration of the file, that with the flags over it, and what is wrong with either.
 
-    The file's `run_dir` is not in the latter: a folder that a flag names is an order, one that a file names is
+    The file's `run_dir` is not in the second: a folder that a flag names is an order, one that a file names is
     the order of a command that may be repeated.
     """
     file = _first_look(arguments).config
-    base = TrainerConfig() if file is None else read_config(file)
-    return base, _parse_train(arguments, base)
+    base, problems = (TrainerConfig(), []) if file is None else read_with_problems(file)
+    config, unknown = _parse_train(arguments, base)
+    return base, config, _Known([*unknown, *problems], None if file is None or not problems else user_path(file))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,11 +225,24 @@ def _first_look(arguments: Sequence[str]) -> _FirstLook:
     return _FirstLook(found.config, found.resume, found.trust_code, found.init_from)
 
 
-def _parse_train(arguments: Sequence[str], base: TrainerConfig) -> TrainerConfig:
+def _parse_train(arguments: Sequence[str], base: TrainerConfig) -> tuple[TrainerConfig, list[Problem]]:
+    """The configuration `base`, without its `run_dir`, with the flags over it; and what is wrong with words that are
+    no flags."""
+    named = with_present_names(arguments, base)
     default = TrainArguments(settings=replace(base, run_dir=None))
-    with _options_registry():
-        named = with_present_names(arguments, base)
-        return tyro.cli(TrainArguments, prog="orchestrator train", args=named, default=default).settings
+    try:
+        with settings_registry():
+            parsed, unknown = tyro.cli(
+                TrainArguments, prog="orchestrator train", args=named, default=default, return_unknown_args=True
+            )
+    except SystemExit as end:
+        if end.code:
+            for given, present in zip(arguments, named, strict=True):
+                if given != present:
+                    former, name = given.partition("=")[0], present.partition("=")[0]
+                    print(f"({former} is the former name of {name})", file=sys.stderr)
+        raise
+    return parsed.settings, unknown_words(unknown, named, [option.name for option in fields(TrainArguments)][:-1])
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
@@ -290,78 +317,3 @@ def _report(arguments: Sequence[str]) -> int:
     print_table(runs)
     print(f"\n{output}")
     return 0
-
-
-def _options_registry() -> ConstructorRegistry:
-    """Teaches tyro to read `environment_options`, a table of any keys, as words KEY=VALUE, and lists of tables."""
-    registry = ConstructorRegistry()
-    registry.primitive_rule(_option_table)
-    registry.primitive_rule(_task_list)
-    return registry
-
-
-def _option_table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    if get_origin(info.type) is not Mapping:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="[KEY=VALUE ...]",
-        instance_from_str=lambda words: dict(map(parse_option, words)),
-        is_instance=lambda value: isinstance(value, Mapping),
-        str_from_instance=lambda options: (
-            [f"{key}={json.dumps(value, default=str)}" for key, value in options.items()] or ["nothing"]
-        ),
-    )
-
-
-def _task_list(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    if info.type != tuple[EvaluationTask, ...]:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs="*",
-        metavar="[ENVIRONMENT|{SETTING=VALUE,...} ...]",
-        instance_from_str=lambda words: tuple(map(parse_task, words)),
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda tasks: (
-            [task.name or task.environment or "the training's" for task in tasks] or ["nothing"]
-        ),
-    )
-
-
-def parse_task(word: str) -> EvaluationTask:
-    """The task that the name of an environment, or an inline table of TOML with a task's settings, stands for.
-
-    Raises `ValueError` otherwise.
-    """
-    if not word.startswith("{"):
-        return EvaluationTask(environment=word)
-    try:
-        table = tomllib.loads(f"task = {word}")
-    except tomllib.TOMLDecodeError as error:
-        example = '{environment="CartPole-v1", episodes=5}'
-        raise ValueError(f"{word} is no inline table of TOML ({error}), such as {example}") from error
-    try:
-        return from_table({"evaluation": {"tasks": [table["task"]]}}).evaluation.tasks[0]
-    except ConfigurationError as error:
-        wrong = [f"{name.field.rpartition('.')[2]} ({name.expected}; {name.cure})" for name in error.problems]
-        raise ValueError(f"wrong in {word}: {', '.join(wrong)}") from error
-
-
-def parse_option(word: str) -> tuple[str, object]:
-    """Key and value of `KEY=VALUE`, where the value is a TOML literal or a word that needs no quotes.
-
-    Raises `ValueError` otherwise.
-    """
-    key, equals, text = word.partition("=")
-    if not key or not equals:
-        raise ValueError(f"{word} is not KEY=VALUE")
-    try:
-        table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
-        table = {}
-    if list(table) == ["value"]:
-        return key, table["value"]
-    if _PLAIN_WORD.fullmatch(text) and text not in _NOT_TOML:
-        return key, text
-    cure = _NOT_TOML.get(text, f"a TOML literal: true, 3, 0.5, [1, 2], or '\"{text}\"' for text")
-    raise ValueError(f"the value of {word} must be {cure}")

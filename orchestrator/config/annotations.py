@@ -40,6 +40,16 @@ class Formerly:
     name: str
 
 
+@dataclass(frozen=True, slots=True)
+class CalledElsewhere:
+    """What other libraries call the setting: suggested where such a name is met."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
+
+
 class Note(Enum):
     """What else can be said of a setting, or of all settings of a section."""
 

@@ -26,12 +26,15 @@ class Problem:
     value: object
     expected: str
     cure: str
+    formerly: str | None = None
+    """The field's name in earlier releases, under which it may have been given."""
 
     def __str__(self) -> str:
         value = shown(self.value)
         if len(value) > _VALUE_WIDTH:
             value = value[:_VALUE_WIDTH] + " ..."
-        return f"{self.field} = {value}\n{_lines('expected: ', self.expected)}\n{_lines('cure:     ', self.cure)}"
+        name = self.field if self.formerly is None else f"{self.field} (formerly {self.formerly})"
+        return f"{name} = {value}\n{_lines('expected: ', self.expected)}\n{_lines('cure:     ', self.cure)}"
 
 
 def shown(value: object, form: Callable[[object], str] = repr) -> str:
@@ -50,9 +53,10 @@ def _lines(label: str, text: str) -> str:
 
 
 class ConfigurationError(OrchestratorError, ValueError):
-    """The configuration, of `file` where it is in one, cannot work; `problems` lists all that is wrong with it."""
+    """The configuration cannot work; `problems` lists all that is wrong with it, `file` is where it came from: a file,
+    or words for another place."""
 
-    def __init__(self, problems: Sequence[Problem], file: Path | None = None) -> None:
+    def __init__(self, problems: Sequence[Problem], file: Path | str | None = None) -> None:
         super().__init__(tuple(problems), file)
         self.problems = tuple(problems)
         self.file = file

@@ -12,7 +12,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
-from orchestrator.config.annotations import Admits
+from orchestrator.config.annotations import Admits, Formerly
 from orchestrator.config.error import Problem
 
 _NAMES: dict[object, str] = {
@@ -66,6 +66,11 @@ def _is_union(hint: Any) -> bool:
     return get_origin(bare(hint)) in (Union, types.UnionType)
 
 
+def former_name(hint: Any) -> str | None:
+    """What a setting was called in earlier releases; None for one that has kept its name."""
+    return next((note.name for note in notes(hint) if isinstance(note, Formerly)), None)
+
+
 def section_type(hint: Any) -> type | None:
     """The dataclass that a field holds, `[table]` in a file; None for a field of another kind."""
     kind = bare(hint)
@@ -110,7 +115,9 @@ def _value_problems(value: object, setting: Setting, path: str) -> Iterator[Prob
             yield from problems_of(table, item, f"{path}[{index}].")
     for rule in _rules(setting.hint, value):
         if not rule.holds(value):
-            yield Problem(field=path, value=value, expected=rule.expected, cure=rule.cure or default_of(setting, path))
+            cure = rule.cure or default_of(setting, path)
+            formerly = former_name(setting.hint)
+            yield Problem(field=path, value=value, expected=rule.expected, cure=cure, formerly=formerly)
 
 
 def _rules(hint: Any, value: object) -> Iterator[Admits]:
@@ -125,7 +132,10 @@ def wrong_type(value: object, setting: Setting, path: str, *, in_code: bool = Fa
     cure = default_of(setting, path, in_code=in_code)
     if isinstance(value, str) and fits(setting.hint, (value,)):
         cure = f"write {(value,) if in_code else [value]}"
-    return Problem(field=path, value=value, expected=describe(setting.hint, in_code=in_code), cure=cure)
+    elif isinstance(value, float) and value.is_integer() and fits(setting.hint, int(value)):
+        cure = f"write {int(value)}"
+    expected = describe(setting.hint, in_code=in_code)
+    return Problem(field=path, value=value, expected=expected, cure=cure, formerly=former_name(setting.hint))
 
 
 def default_of(setting: Setting, path: str, *, in_code: bool = False) -> str:

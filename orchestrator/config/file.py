@@ -19,9 +19,10 @@ from orchestrator.config.fields import (
     table_type,
     wrong_type,
 )
-from orchestrator.config.former_names import former_names
+from orchestrator.config.former_names import former_names, given_twice
 from orchestrator.config.options import plain_option
 from orchestrator.config.settings import TrainerConfig
+from orchestrator.config.similar import places_named, similar_settings
 from orchestrator.config.user_path import user_path
 from orchestrator.replacing import replacing
 
@@ -35,22 +36,37 @@ def read_config(path: Path) -> TrainerConfig:
     names) and values of another type. Whether the values can work together is `check_config`'s subject.
     """
     path = user_path(path)
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        inside = path / "config.toml"
-        cure = f"give {inside}" if inside.is_file() else "give the path of an existing TOML file"
-        raise _unreadable(path, f"a file that can be read ({error.strerror})", cure) from error
-    return parse_config(text, path)
+    return parse_config(_content(path), path)
+
+
+def read_with_problems(path: Path) -> tuple[TrainerConfig, list[Problem]]:
+    """What a file says, with the defaults in place of settings that are wrong, and what is wrong with these.
+
+    Raises `ConfigurationError` for a file that cannot be read at all.
+    """
+    path = user_path(path)
+    return _read_table(_parse(_content(path), path))
 
 
 def parse_config(text: bytes, path: Path) -> TrainerConfig:
     """As `read_config`, of what was read from `path`."""
+    return from_table(_parse(text, path), path)
+
+
+def _content(path: Path) -> bytes:
     try:
-        table = tomllib.loads(text.decode())
+        return path.read_bytes()
+    except OSError as error:
+        inside = path / "config.toml"
+        cure = f"give {inside}" if inside.is_file() else "give the path of an existing TOML file"
+        raise _unreadable(path, f"a file that can be read ({error.strerror})", cure) from error
+
+
+def _parse(text: bytes, path: Path) -> Mapping[str, object]:
+    try:
+        return tomllib.loads(text.decode())
     except ValueError as error:  # of the syntax, or of the encoding
         raise _unreadable(path, "a TOML file", f"correct it: {error}") from error
-    return from_table(table, path)
 
 
 def write_config(config: TrainerConfig, path: Path) -> None:
@@ -84,11 +100,15 @@ def as_recorded(config: TrainerConfig) -> TrainerConfig:
 
 def from_table(table: Mapping[str, object], file: Path | None = None) -> TrainerConfig:
     """The configuration that a table of plain values, read from `file`, describes; raises `ConfigurationError`."""
-    reader = TableReader(TrainerConfig)
-    config = reader.read(TrainerConfig, table)
-    if reader.problems:
-        raise ConfigurationError([*reader.problems, *problems_of(config, TrainerConfig)], file)
+    config, problems = _read_table(table)
+    if problems:
+        raise ConfigurationError([*problems, *problems_of(config, TrainerConfig)], file)
     return config
+
+
+def _read_table(table: Mapping[str, object]) -> tuple[TrainerConfig, list[Problem]]:
+    reader = TableReader(TrainerConfig)
+    return reader.read(TrainerConfig, table), reader.problems
 
 
 def to_table(config: TrainerConfig) -> dict[str, object]:
@@ -117,15 +137,17 @@ class TableReader:
     def read(self, kind: Any, table: Mapping[str, object], prefix: str = "") -> Any:
         """The section `kind` from a table."""
         settings = settings_of(kind)
-        former = {given: name for given, name in former_names(kind).items() if name not in table}
-        names = dict.fromkeys(settings) | former
+        former = former_names(kind)
         values: dict[str, object] = {}
         for given, raw in table.items():
-            if given not in names:
+            name = former.get(given, given)
+            if name not in settings:
                 self.problems.append(self._unknown(given, raw, prefix, settings))
                 continue
-            name = names[given] or given
-            setting, path = settings[name], prefix + given
+            if name != given and name in table:
+                self.problems.append(given_twice(prefix + name, given, [table[name], raw]))
+                continue
+            setting, path = settings[name], prefix + name
             section, item = section_type(setting.hint), table_type(setting.hint)
             value = _convert(setting.hint, raw)
             if section is not None and isinstance(raw, Mapping):
@@ -150,11 +172,17 @@ class TableReader:
         return tuple(tables)
 
     def _unknown(self, name: str, value: object, prefix: str, known: Mapping[str, object]) -> Problem:
-        sections = {other: section_type(setting.hint) for other, setting in settings_of(self._root).items()}
-        homes = [f"[{other}]" for other, kind in sections.items() if kind is not None and name in settings_of(kind)]
-        if prefix and name in sections:
-            homes.append("the top of the file")
-        cure = f"move it to {' or '.join(homes)}" if homes else nearest(name, known)
+        homes = [
+            (f"[{place.section}]" if place.section else "the top of the file")
+            + ("" if name == place.name else f" as {place.name}")
+            for place in places_named(name, self._root)
+        ]
+        own = nearest(name, known)
+        similar = similar_settings(name, self._root)
+        if homes:
+            cure = f"move it to {' or '.join(homes)}"
+        else:
+            cure = own if not similar or own.startswith("did you mean") else f"did you mean {' or '.join(similar)}?"
         expected = f"a setting of [{prefix[:-1]}]" if prefix else "a setting or a section"
         return Problem(field=prefix + name, value=value, expected=expected, cure=cure)
 

@@ -6,8 +6,8 @@ import functools
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from orchestrator.config.annotations import Formerly
-from orchestrator.config.fields import leaves, notes, settings_of
+from orchestrator.config.error import ConfigurationError, Problem
+from orchestrator.config.fields import former_name, leaves, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,9 +24,15 @@ def accepts_former_names(section: type[_Section]) -> type[_Section]:
     @functools.wraps(construct)
     def __init__(self: Any, **settings: Any) -> None:  # noqa: N807
         if not settings.keys() <= known:
+            copies = known <= settings.keys()  # as `dataclasses.replace` does, which brings every present name
             for former, name in former_names(section).items():
-                if former in settings:
-                    settings[name] = settings.pop(former)
+                if former not in settings:
+                    continue
+                if name in settings and not copies:
+                    raise TypeError(
+                        f"{section.__name__} was given both {name} and {former}, its former name: leave out {former}"
+                    )
+                settings[name] = settings.pop(former)
         construct(self, **settings)
 
     def __getattr__(self: Any, name: str) -> Any:  # noqa: N807
@@ -41,19 +47,38 @@ def accepts_former_names(section: type[_Section]) -> type[_Section]:
 
 
 def with_present_names(arguments: Sequence[str], config: object) -> list[str]:
-    """The arguments of a command with the present names of the settings of `config` in place of former ones."""
+    """The arguments of a command with the present names of the settings of `config` in place of former ones.
+
+    Raises `ConfigurationError` where a setting is given under both.
+    """
     former = {
-        f"{path.rpartition('.')[0]}.{note.name}".lstrip("."): path
+        f"{path.rpartition('.')[0]}.{name}".lstrip("."): path
         for path, hint, _ in leaves(config)
-        for note in notes(hint)
-        if isinstance(note, Formerly)
+        if (name := former_name(hint)) is not None
     }
+    given = {flag_name(argument) for argument in arguments}
+    both = [given_twice(path, name.rpartition(".")[2]) for name, path in former.items() if {name, path} <= given]
+    if both:
+        raise ConfigurationError(both)
     return [_with_present_name(argument, former) for argument in arguments]
 
 
+def flag_name(argument: str) -> str | None:
+    """`learning.clip` of --learning.clip and --learning.clip=...; None where there is no flag."""
+    flag = argument.partition("=")[0]
+    return flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else None
+
+
+def given_twice(path: str, former: str, value: object = "given twice") -> Problem:
+    """The problem that a setting is given under its present and its former name, `former`."""
+    name = path.rpartition(".")[2]
+    expected = f"one value: {former} is the former name of {name}"
+    return Problem(field=path, value=value, expected=expected, cure=f"leave out {former}", formerly=former)
+
+
 def _with_present_name(argument: str, former: Mapping[str, str]) -> str:
-    flag, equals, value = argument.partition("=")
-    present = former.get(flag.removeprefix("--").replace("-", "_")) if flag.startswith("--") else None
+    _, equals, value = argument.partition("=")
+    present = former.get(flag_name(argument) or "")
     return argument if present is None else f"--{present}{equals}{value}"
 
 
@@ -61,8 +86,7 @@ def _with_present_name(argument: str, former: Mapping[str, str]) -> str:
 def former_names(section: type) -> Mapping[str, str]:
     """The present names of a section's settings by their former ones."""
     return {
-        note.name: name
+        former: name
         for name, setting in settings_of(section).items()
-        for note in notes(setting.hint)
-        if isinstance(note, Formerly)
+        if (former := former_name(setting.hint)) is not None
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 from orchestrator.config.error import Problem
-from orchestrator.config.fields import section_type, settings_of, table_type
+from orchestrator.config.fields import former_name, section_type, settings_of, table_type
 from orchestrator.config.settings import TrainerConfig
 
 
@@ -28,6 +28,10 @@ class _Path:
     def __str__(self) -> str:
         return self._path
 
+    @property
+    def formerly(self) -> str | None:
+        return former_name(self._hint)
+
     def value_in(self, config: object) -> object:
         for name in self._path.split("."):
             config = getattr(config, name)
@@ -44,6 +48,7 @@ def problem_with(
     config: TrainerConfig, setting: object, *, expected: str, cure: str, value: object = _THE_VALUE
 ) -> Problem:
     """A problem of the setting at `PATH`...; `value` where another one than its own is to be shown."""
+    path = cast("_Path", setting)
     if value is _THE_VALUE:
-        value = cast("_Path", setting).value_in(config)
-    return Problem(field=str(setting), value=value, expected=expected, cure=cure)
+        value = path.value_in(config)
+    return Problem(field=str(path), value=value, expected=expected, cure=cure, formerly=path.formerly)

@@ -17,6 +17,7 @@ from orchestrator.config.annotations import (
     MAY_CHANGE,
     NO_CODE,
     Admits,
+    CalledElsewhere,
     Count,
     Environment,
     Formerly,
@@ -54,11 +55,11 @@ _DEVICE = Admits(
 class CollectionConfig:
     """How experience is collected."""
 
-    num_environments: Annotated[Count, Formerly("environments")] = 64
+    num_environments: Annotated[Count, Formerly("environments"), CalledElsewhere("num_envs", "n_envs")] = 64
     """Environments stepped side by side, over all collectors."""
     collectors: Annotated[Count, MAY_CHANGE] = 1
     """Worker processes that share the environments equally."""
-    horizon: Count = 128
+    horizon: Annotated[Count, CalledElsewhere("n_steps", "num_steps", "rollout_length")] = 128
     """Agent steps that each environment takes per epoch."""
     environment_options: Mapping[str, object] = field(default_factory=dict[str, object])
     """Keyword arguments for making each environment (replaces the whole table of a file)."""
@@ -75,13 +76,13 @@ class CollectionConfig:
 class LearningConfig:
     """How the policy learns from one epoch's experience."""
 
-    update_epochs: Count = 4
+    update_epochs: Annotated[Count, CalledElsewhere("n_epochs", "num_epochs")] = 4
     """Passes over the experience of an epoch."""
-    minibatches: Count = 4
+    minibatches: Annotated[Count, CalledElsewhere("num_minibatches", "batch_size", "minibatch_size")] = 4
     """Minibatches that one pass is divided into."""
     shuffle: Literal["auto", "steps", "segments"] = "auto"
     """Minibatches hold single steps or whole segments; auto: segments for LSTM, V-trace, prioritization."""
-    learning_rate: Positive = 2.5e-3
+    learning_rate: Annotated[Positive, CalledElsewhere("lr")] = 2.5e-3
     """Step size of Adam at the start."""
     learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the learning rate goes to 0 over the run's agent steps; constant: it does not."""
@@ -95,7 +96,7 @@ class LearningConfig:
     """Gradients of a larger global norm are scaled down to it (inf: never)."""
     accumulate_minibatches: Count = 1
     """Minibatches whose gradients are averaged into one optimizer step."""
-    discount: Fraction = 0.99
+    discount: Annotated[Fraction, CalledElsewhere("gamma")] = 0.99
     """Weight of the next agent step's reward relative to this one's (gamma)."""
     gae_lambda: Fraction = 0.95
     """Bias against variance of the advantages: 0 is one-step, 1 is the whole return."""
@@ -117,13 +118,13 @@ class LossesConfig:
 
     names: Annotated[tuple[str, ...], _EACH_ONCE, NamesCode(LOSSES)] = ("ppo_actor", "ppo_critic")
     """Losses to add up: ppo_actor, ppo_critic, vtrace_actor, vtrace_critic, or package.module:function."""
-    clip: Positive = 0.2
+    clip: Annotated[Positive, CalledElsewhere("clip_range", "clip_coef", "clip_epsilon")] = 0.2
     """PPO: distance of the probability ratio from 1 beyond which it is not rewarded."""
     value_clip: Positive | None = None
     """PPO: distance that a value may move from the recorded one (none: any)."""
-    value_coefficient: NotNegative = 0.5
+    value_coefficient: Annotated[NotNegative, CalledElsewhere("vf_coef", "value_coef")] = 0.5
     """Weight of the value loss."""
-    entropy_coefficient: NotNegative = 0.01
+    entropy_coefficient: Annotated[NotNegative, CalledElsewhere("ent_coef", "entropy_coef")] = 0.01
     """Weight of the entropy bonus."""
     target_kl: Positive | None = None
     """PPO: KL divergence from the behaviour policy, in nats, that ends the epoch's updates (none: never)."""
@@ -255,9 +256,9 @@ class MetricsConfig:
 class TrainerConfig:
     """Everything that defines a training run."""
 
-    environment: Environment = "CartPole-v1"
+    environment: Annotated[Environment, CalledElsewhere("env", "env_id", "env_name")] = "CartPole-v1"
     """Gymnasium id, module:id (imports the module first), or package.module:function that makes one."""
-    total_agent_steps: Annotated[Count, MAY_CHANGE] = 500_000
+    total_agent_steps: Annotated[Count, MAY_CHANGE, CalledElsewhere("total_timesteps", "steps")] = 500_000
     """Agent steps to train for, over all environments."""
     seed: Seed = 1
     """Source of all randomness: weights, environments, actions, minibatches."""

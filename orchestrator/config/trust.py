@@ -36,7 +36,7 @@ def check_trust(config: TrainerConfig, origin: str, *, own: TrainerConfig | None
     trusted = set(_BUILT_IN) if own is None else _BUILT_IN | {name for _, name in named_code(own)}
     problems = [_problem(field, name, origin) for field, name in named_code(config) if name not in trusted]
     if problems:
-        raise ConfigurationError(problems)
+        raise ConfigurationError(problems, f"the settings from {origin}")
 
 
 def named_code(config: TrainerConfig) -> Iterator[tuple[str, str]]:
@@ -71,8 +71,8 @@ def _texts(path: str, hint: Any, value: object, depth: int = 0) -> Iterator[tupl
 
 def _problem(field: str, name: str, origin: str) -> Problem:
     expected = f"no code to run: these settings are not yours, they came from {origin}"
-    if is_standard_library(name.partition(":")[0]):
-        cure = "do not use them: a name in Python's standard library is never called, also not with --trust-code"
+    if is_standard_library(name.partition(":")[0].strip()):
+        cure = "do not use them: a name in Python's standard library is never called, whoever trusts it"
     else:
         cure = "if you know what that code does, let it run with --trust-code (trust_code=True in code)"
     return Problem(field=field, value=name, expected=expected, cure=cure)

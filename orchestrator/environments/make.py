@@ -9,6 +9,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
 from orchestrator.config.error import shown
+from orchestrator.config.own_code import place_of
 from orchestrator.environments.native import NativeEnvironment
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
 from orchestrator.environments.serial import SerialEnvironment, close_all
@@ -117,6 +118,8 @@ def _cannot_make(environment: str, options: dict[str, Any], error: Exception) ->
     if isinstance(error, (ImportError, gymnasium.error.DependencyNotInstalled)):
         return InvalidEnvironment(missing_package(environment, error))
     given = ", ".join(f"{key}={shown(value)}" for key, value in options.items()) or "none"
+    text = str(error).partition(" was raised from the environment creator for ")[0]  # gymnasium says the rest again
     return InvalidEnvironment(
-        f"environment {environment!r} could not be made with the options ({given}): {type(error).__name__}: {error}"
+        f"environment {environment!r} could not be made with the options ({given}): {type(error).__name__}: {text}"
+        f" (at {place_of(error.__cause__ or error)})"
     )

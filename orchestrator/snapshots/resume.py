@@ -105,15 +105,8 @@ def _differences(before: TrainerConfig, now: TrainerConfig) -> Iterator[tuple[st
             yield path, hint, values[path], value
 
 
-def check_resume(source: ResumeSource, config: TrainerConfig) -> None:
-    """Raises ConfigurationError where `config` contradicts the run to resume, or leaves it nothing
-    to do."""
-    problems = list(_problems(source, config))
-    if problems:
-        raise ConfigurationError(problems)
-
-
-def _problems(source: ResumeSource, config: TrainerConfig) -> Iterator[Problem]:
+def resume_problems(source: ResumeSource, config: TrainerConfig) -> Iterator[Problem]:
+    """Where `config` contradicts the run to resume, or leaves it nothing to do."""
     for path, hint, before, now in _differences(source.config, config):
         if MAY_CHANGE not in notes(hint):
             expected = f"{before!r}: a resumed run keeps the settings of its checkpoint"

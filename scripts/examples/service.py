@@ -58,6 +58,8 @@ class Service:
             settings = json.loads(await request.body())
         except ValueError as error:
             return _refusal(400, f"the body is no JSON: {error}")
+        except RecursionError:
+            return _refusal(400, "the body has too many levels of lists and objects within each other")
         if not isinstance(settings, dict):
             return _refusal(422, f"the body is {settings!r}, expected an object of settings")
         refused = sorted(settings.keys() - SETTINGS)

@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from orchestrator import CollectionConfig, EvaluationConfig, MetricsConfig, Trainer
+from losses import Loss, Minibatch, PolicyEvaluation
+from orchestrator import (
+    CheckpointsConfig,
+    CollectionConfig,
+    EvaluationConfig,
+    LearningConfig,
+    LossesConfig,
+    MetricsConfig,
+    Trainer,
+)
 from orchestrator.checks.configuration import ConfigurationError, Problem, check_config, check_losses, check_minibatches
 from orchestrator.config.annotations import Admits
 from orchestrator.config.fields import leaves, notes
@@ -23,7 +32,7 @@ from orchestrator.config.reads import READS
 from orchestrator.config.settings import TrainerConfig
 
 if TYPE_CHECKING:
-    from losses.loss import Loss
+    from torch import Tensor
 
 
 def loss(name: str = "mine", **attributes: bool) -> Loss:
@@ -89,7 +98,7 @@ def test_the_error_reads_as_a_list_of_what_was_seen_expected_and_to_be_done() ->
     assert str(caught.value) == (
         "1 problem in the configuration; nothing was started.\n"
         "\n"
-        "  collection.num_environments = 64\n"
+        "  collection.num_environments (formerly environments) = 64\n"
         "    expected: a multiple of collection.collectors: 64 / 3 = 21.33 environments for each collector\n"
         "    cure:     set it to 63 or 66, or collection.collectors to 2 or 4"
     )
@@ -356,10 +365,10 @@ def test_a_run_that_goes_on_may_find_its_own_folder(tmp_path: Path) -> None:
 
 
 def test_options_must_be_expressible_in_the_file_of_a_run(tmp_path: Path) -> None:
-    config = setting("collection.environment_options", {"callback": print})
+    config = setting("collection.environment_options", {"render_mode": print})
     check_config(config)
     problem = only_problem_of(replace(config, run_dir=tmp_path))
-    assert problem.field == "collection.environment_options.callback"
+    assert problem.field == "collection.environment_options.render_mode"
 
 
 @pytest.mark.parametrize(
@@ -386,3 +395,38 @@ def test_options_that_contain_themselves_are_refused_where_they_are_not_trusted(
     config = TrainerConfig(collection=CollectionConfig(environment_options=options))
     with pytest.raises(ConfigurationError, match="at most 50 levels of lists and tables"):
         Trainer(config, trust_code=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields"),
+    [
+        ({"learning": LearningConfig(minibatches=7)}, {"learning.minibatches"}),
+        ({"learning": LearningConfig(learning_rate=-1.0)}, {"learning.learning_rate"}),
+        ({"learning": LearningConfig(accumulate_minibatches=3)}, {"learning.accumulate_minibatches"}),
+        ({"learning": LearningConfig(profile_epochs=(1,))}, {"learning.profile_epochs"}),
+        ({"losses": LossesConfig(names=("vtrace_actor", "vtrace_critic"), c_clip=2.0)}, {"losses.c_clip"}),
+        ({"total_agent_steps": 1}, {"total_agent_steps"}),
+        ({"collection": CollectionConfig(collectors=3)}, {"collection.num_environments"}),
+        ({"collection": None}, {"collection"}),
+        ({"run_dir": 7}, {"run_dir"}),
+        ({"checkpoints": CheckpointsConfig(keep_best=1)}, {"checkpoints.best_metric"}),
+        ({"seed": -1, "environment": "CartPol-v1", "device": "gpu"}, {"seed", "environment", "device"}),
+    ],
+)
+def test_a_trainer_is_not_made_with_settings_that_cannot_work(settings: dict[str, Any], fields: set[str]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Trainer(TrainerConfig(**settings))
+    assert {problem.field for problem in caught.value.problems} == fields
+
+
+def test_a_trainer_is_not_made_with_losses_that_cannot_work() -> None:
+    class Uncorrected(Loss):
+        policy_gradient = True
+
+        def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
+            return evaluation.value.mean()
+
+    with pytest.raises(ConfigurationError, match="Uncorrected|uncorrected"):
+        Trainer(TrainerConfig(), losses=[Uncorrected()])
+    with pytest.raises(ValueError, match="at least one loss"):
+        Trainer(TrainerConfig(), losses=[])

@@ -87,9 +87,12 @@ def test_show_prints_a_manifest(where: str, capsys: pytest.CaptureFixture[str]) 
 def test_prune_deletes_what_no_rule_keeps(where: str, capsys: pytest.CaptureFixture[str]) -> None:
     rules = ["--keep", "1", "--keep-best", "1", "--best-metric", "return"]
     assert run(["checkpoints", "prune", where, *rules, "--dry-run"]) == 0
-    assert capsys.readouterr().out == "00000002: would be deleted\n"
+    kept = "00000003: kept\n1"
+    assert capsys.readouterr().out == f"00000001: kept\n00000002: would be deleted\n{kept} would be deleted, 2 kept\n"
     assert run(["checkpoints", "prune", where, *rules]) == 0
-    assert capsys.readouterr().out == "00000002: deleted\n"
+    assert capsys.readouterr().out == f"00000001: kept\n00000002: deleted\n{kept} deleted, 2 kept\n"
+    assert run(["checkpoints", "prune", where, *rules]) == 0
+    assert capsys.readouterr().out == "00000001: kept\n00000003: kept\n0 deleted, 2 kept\n"
     assert run(["checkpoints", "list", where]) == 0
     assert [line[:8] for line in capsys.readouterr().out.splitlines()] == ["00000001", "00000003"]
 
@@ -100,7 +103,7 @@ def test_prune_never_deletes_the_newest_valid_one(
     for name in ("00000002", "00000003"):
         damage(where, folder, name)
     assert run(["checkpoints", "prune", where, "--keep", "1"]) == 0
-    assert capsys.readouterr().out == "00000002: deleted\n"
+    assert "00000002: deleted\n" in capsys.readouterr().out
     assert run(["checkpoints", "verify", where]) == 1
     assert capsys.readouterr().out == "00000001: ok\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from orchestrator.__main__ import main
-from orchestrator.command.cli import parse_option, parse_task, train_settings
+from orchestrator.command.cli import train_settings
+from orchestrator.command.words import parse_option, parse_task, parse_whole_number
 from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.file import write_config
 from orchestrator.config.run_folder import claimed, default_run_dir
@@ -85,6 +87,8 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
         fake = ModuleType(f"orchestrator.{module}")
         setattr(fake, name, getattr(calls, name))
         monkeypatch.setitem(sys.modules, fake.__name__, fake)
+    environments = sys.modules["orchestrator.environments"]
+    monkeypatch.setattr(environments, "problem_with_options", lambda *_: None, raising=False)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     return calls
@@ -183,19 +187,101 @@ def test_problems_that_the_trainer_finds_are_told_the_same_way(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--sed 3", "--seed INT"),
         ("--seed three", "three"),
         ("--collection.mode fast", "auto"),
         ("--config", "--config"),
         ("--collection.environment-options gravity", "gravity is not KEY=VALUE"),
+        ("--total-agent-steps 1.5e0", "write 1000000, 1_000_000 or 1e6"),
+        ("--collection.horizon many", "write 1000000, 1_000_000 or 1e6"),
+        ("--policy.hidden 64,64", "--policy.hidden is the former name of --policy.hidden_sizes"),
     ],
 )
 def test_a_wrong_flag_is_explained(calls: Calls, words: str, expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["train", *words.split()])
     assert caught.value.code == 2
-    assert expected in capsys.readouterr().err
+    assert expected in " ".join(capsys.readouterr().err.replace("│", " ").split())
     assert calls.configs == []
+
+
+@pytest.mark.parametrize(
+    ("words", "cures"),
+    [
+        ("--sed 3", ["--sed = '3'", "did you mean --seed or --evaluation.seed?"]),
+        ("--lr 1e-3", ["did you mean --learning.learning-rate?"]),
+        ("--gamma=0.9", ["--gamma = '0.9'", "did you mean --learning.discount?"]),
+        ("--learning-rate 1", ["did you mean --learning.learning-rate?"]),
+        ("--losses.learning_rate 1", ["did you mean --learning.learning-rate?"]),
+        ("--clip-range 1", ["did you mean --losses.clip?"]),
+        ("--hidden 64", ["did you mean --policy.hidden-sizes?"]),
+        ("--environments 4", ["--collection.num-environments or --evaluation.num-environments"]),
+        ("--resum x", ["did you mean --resume?"]),
+        ("--zzzzzz", ["orchestrator train --help"]),
+        ("--metrics.trace yes", ["--metrics.trace = 'yes'", "it is a switch", "write --metrics.trace alone"]),
+        ("--metrics.trace=False", ["write --metrics.no-trace alone"]),
+        ("--metrics.jsonl maybe", ["write --metrics.jsonl to switch it on, --metrics.no-jsonl to switch it off"]),
+        ("folder", ["write --resume folder", "--run-dir folder"]),
+        ("s3://bucket/run", ["write --resume s3://bucket/run"]),
+        ("folder/x.toml", ["write --config folder/x.toml"]),
+        ("CartPole-v1", ["write --environment CartPole-v1"]),
+        ("--environment folder", ["write --resume folder"]),
+        ("--seed -1 folder --lr 3", ["3 problems", "seed = -1", "--resume folder", "--learning.learning-rate"]),
+        ("--collection.environments 3 --collection.num-environments=4", ["leave out environments"]),
+        ("--policy.hidden 3 --policy.hidden_sizes 4", ["leave out hidden"]),
+        ("--collection.environments 0", ["collection.num_environments (formerly environments) = 0"]),
+        ("--collection.environments 6 --collection.collectors 4", ["num_environments (formerly environments) = 6"]),
+    ],
+)
+def test_a_word_that_is_no_setting_is_told_what_it_may_stand_for(
+    calls: Calls, words: str, cures: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("folder").mkdir()
+    Path("folder", "x.toml").touch()
+    known = sys.modules["orchestrator.environments"]
+    monkeypatch.setattr(known, "check_environment", lambda name: ["unknown"] if name == "folder" else [])
+    assert main(["train", *words.split()]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    for cure in cures:
+        assert cure in error
+    assert calls.configs == []
+
+
+@pytest.mark.parametrize(
+    ("word", "number"),
+    [("1e6", 10**6), ("1E4", 10**4), ("1_000_000", 10**6), ("2.5e5", 250_000), ("8192.0", 8192), ("700", 700)],
+)
+def test_whole_numbers_are_read_as_people_write_them(calls: Calls, word: str, number: int) -> None:
+    small = "--collection.num-environments 4 --collection.horizon 1e1"
+    assert command(f"train --total-agent-steps {word} {small}") == 0
+    assert (calls.config.total_agent_steps, calls.config.collection.horizon) == (number, 10)
+
+
+@pytest.mark.parametrize("word", ["1e-3", "0.5", "inf", "nan", "1e999999999", "1,000", ""])
+def test_what_is_no_whole_number_is_refused(word: str) -> None:
+    with pytest.raises(ValueError, match="is no whole number"):
+        parse_whole_number(word)
+
+
+def test_what_is_wrong_with_the_file_the_flags_and_the_whole_comes_at_once(
+    calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("settings.toml").write_text(
+        "environments = 3\nenvironment = 'Nowhere-v0'\n[collection]\nnum_environments = 6\ncollectors = 4\n"
+        "[learning]\nlr = 1\ngae_lambda = 2\nminibatches = 'x'\n[policy]\nhidden = [8]\nhidden_sizes = [8]\n"
+    )
+    assert command("train --config settings.toml --sed 3 --losses.clip 0") == 2
+    error = capsys.readouterr().err
+    assert error.startswith("orchestrator train: 9 problems in settings.toml; nothing was started.\n")
+    for part in ("--sed = '3'", "losses.clip = 0.0", "environments = 3", "Nowhere-v0", "a multiple of", "learning.lr"):
+        assert part in error
+    for part in ("gae_lambda = 2", "learning.minibatches = 'x'", "policy.hidden_sizes (formerly hidden) = [[8], [8]]"):
+        assert part in error
+    assert calls.configs == []
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"orchestrator {importlib.metadata.version('async-rl-orchestrator')}\n"
 
 
 def test_flags_override_the_file(calls: Calls, tmp_path: Path) -> None:
@@ -259,7 +345,7 @@ def test_a_value_that_could_be_misread_is_refused(word: str, cure: str) -> None:
 
 def test_tasks_of_the_evaluation_are_names_of_environments_or_tables() -> None:
     table = '{name="heavy", environment="Acrobot-v1", options={book_or_nips="nips"}, episodes=3, deterministic=false}'
-    _, config = train_settings(["--evaluation.tasks", "Acrobot-v1", table, "--seed", "3"])
+    _, config, _ = train_settings(["--evaluation.tasks", "Acrobot-v1", table, "--seed", "3"])
     assert config.seed == 3
     assert config.evaluation.tasks == (
         EvaluationTask(environment="Acrobot-v1"),

@@ -259,13 +259,16 @@ def test_settings_of_a_request_that_name_none_are_taken() -> None:
     assert Trainer(from_table(table), trust_code=False).config.device == "cpu"
 
 
-def test_the_list_of_what_is_not_trusted_says_what_nothing_allows() -> None:
-    table = {"environment": "subprocess:call", "policy": {"network": "mine:network"}}
+@pytest.mark.parametrize("name", ["subprocess:call", " subprocess:call", "\tos:system", "os.path :join"])
+def test_the_list_of_what_is_not_trusted_says_what_nothing_allows(name: str) -> None:
+    table = {"environment": name, "policy": {"network": "mine:network"}}
     with pytest.raises(ConfigurationError) as caught:
         Trainer(from_table(table), trust_code=False)
     first, second = caught.value.problems
     assert "never called" in first.cure
+    assert "trust" not in first.cure.replace("whoever trusts it", "")
     assert "trust_code=True" in second.cure
+    assert str(caught.value).startswith("2 problems in the settings from a request; nothing was started.")
 
 
 def test_the_command_runs_code_from_a_uri_only_with_trust_code(

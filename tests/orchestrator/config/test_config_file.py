@@ -167,7 +167,7 @@ def test_a_setting_is_read_under_its_former_name() -> None:
     assert reader.read(Renamed, {"environments": 8}) == Renamed(num_environments=8)
     assert reader.problems == []
     reader.read(Renamed, {"environments": 8, "num_environments": 4})
-    assert [problem.field for problem in reader.problems] == ["environments"], "one of both is enough"
+    assert [problem.field for problem in reader.problems] == ["num_environments"], "one of both is enough"
 
 
 def test_a_table_where_a_list_of_tables_belongs_is_refused() -> None:

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from orchestrator.environments import InvalidEnvironment, check_environment, make_vector
+from orchestrator.environments import InvalidEnvironment, check_environment, make_vector, problem_with_options
 from tests.orchestrator.training import FailingEnvironment
 
 
@@ -154,3 +154,66 @@ def test_every_copy_is_closed_although_some_fail_at_it() -> None:
     with pytest.raises(ExceptionGroup, match="2 of 3 copies failed to close") as caught:
         vector.close()
     assert [str(error) for error in caught.value.exceptions] == ["close 1 failed", "close 3 failed"]
+
+
+class Sized(gymnasium.Env[Any, Any]):
+    """Needs `size`."""
+
+    observation_space, action_space = gymnasium.spaces.Discrete(2), gymnasium.spaces.Discrete(2)
+
+    def __init__(self, size: int, colour: str = "red") -> None:
+        if size < 1:
+            raise RuntimeError("no room")
+
+
+def make_anything(**options: object) -> object:
+    raise RuntimeError(f"made with {options}")
+
+
+HERE = "tests.orchestrator.environments.test_make"
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "mode", "cures"),
+    [
+        ("CartPole-v1", {"gravity": 9}, "auto", ("sutton_barto_reward, render_mode", "gravity: use one of sutton")),
+        ("CartPole-v1", {"suton_barto_reward": True}, "sync", ("sutton", "did you mean sutton_barto_reward?")),
+        ("CartPole-v1", {"id": "CartPole-v1"}, "auto", ("sutton", "id: ")),
+        ("CartPole-v1", {"self": 3, "spec": 3}, "auto", ("sutton", "self: ")),
+        ("CartPole-v1", {"num_envs": 3}, "native", ("max_episode_steps, render_mode", "num_envs: ")),
+        (f"{HERE}:Sized", {}, "auto", ("size, colour", "give size, which has no default")),
+        (f"{HERE}:Sized", {"size": 3, "color": "red"}, "auto", ("size, colour", "color: did you mean colour?")),
+    ],
+)
+def test_options_that_an_environment_does_not_take_are_named_with_those_that_it_takes(
+    environment: str, options: dict[str, object], mode: str, cures: tuple[str, str]
+) -> None:
+    found = problem_with_options(environment, options, mode)
+    assert found is not None
+    assert found[0].startswith(cures[0])
+    assert cures[1] in found[1]
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "mode"),
+    [
+        ("CartPole-v1", {"max_episode_steps": 9, "render_mode": "rgb_array"}, "auto"),
+        ("CartPole-v1", {"max_episode_steps": 9}, "native"),
+        ("CartPole-v1", {"disable_env_checker": False}, "sync"),
+        ("FrozenLake-v1", {"is_slippery": False}, "auto"),
+        (f"{HERE}:Sized", {"size": 0}, "auto"),
+        (f"{HERE}:make_anything", {"whatever": 1}, "auto"),
+        ("Nowhere-v0", {"whatever": 1}, "auto"),
+    ],
+)
+def test_options_that_may_be_right_are_left_to_the_environment(
+    environment: str, options: dict[str, object], mode: str
+) -> None:
+    assert problem_with_options(environment, options, mode) is None
+
+
+def test_an_environment_that_fails_to_be_made_says_where() -> None:
+    with pytest.raises(InvalidEnvironment, match=r"RuntimeError at .*test_make.py:\d+: no room$"):
+        make_vector(f"{HERE}:Sized", 1, {"size": 0})
+    with pytest.raises(InvalidEnvironment, match=r"TypeError at .*: CartPoleEnv.* keyword argument 'gravity'$"):
+        make_vector("CartPole-v1", 1, {"gravity": 3})
