@@ -210,6 +210,24 @@ def test_a_run_that_fails_ends_in_its_error_and_with_debug_in_the_traceback_too(
     assert "cli.py" in debugged.stderr
 
 
+@pytest.mark.parametrize(
+    ("environment", "options", "said"),
+    [
+        ("CartPole-v1", ["gravity=9.8"], "cure:     gravity: use one of sutton_barto_reward, render_mode"),
+        ("tests.environments:make_faulty", ["fault=constructor"], "OSError: the level file is missing (at "),
+        ("CartPole-v1", ["gravity"], "gravity is not KEY=VALUE"),
+    ],
+)
+def test_mistakes_in_the_options_of_an_environment_are_told_without_a_traceback(
+    environment: str, options: list[str], said: str, tmp_path: Path
+) -> None:
+    given = ("--environment", environment, "--collection.environment-options", *options)
+    result = run("train", *given, "--run-dir", tmp_path / "run", *SMALL)
+    assert result.returncode == 2
+    assert said in " ".join(result.stderr.split()) or said in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_a_script_that_forgets_the_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "careless.py"
     script.write_text("import anyio\nfrom orchestrator import Trainer\nanyio.run(Trainer().run)\n")
