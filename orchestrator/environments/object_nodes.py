@@ -49,7 +49,8 @@ def type_name(named: Any) -> str:
 
 def module_of(named: Any) -> str:
     """Where a class or function is from; an empty text where nobody says so, as of the classes that SWIG makes."""
-    return getattr(named, "__module__", None) or ""
+    module = getattr(named, "__module__", None)
+    return module if isinstance(module, str) else ""
 
 
 def address(array: np.ndarray[Any, Any]) -> int:
