@@ -19,6 +19,8 @@ from orchestrator.checkpoints import CheckpointFolder
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--collection.num_environments", "8", "--collection.horizon", "32"]
 
 

@@ -21,6 +21,8 @@ from orchestrator.policies.acting import PolicyFailed
 from state import TrainerState
 from tests.orchestrator.training import FailingEnvironment, losses_with, small_config
 
+pytestmark = pytest.mark.slow
+
 FORBIDDING = "tests.orchestrator.test_actions:make_forbidding"
 STRICT = "tests.orchestrator.test_actions:make_strict"
 ACTIONS: dict[str, Any] = {"discrete": spaces.Discrete(4), "multidiscrete": spaces.MultiDiscrete([2, 3])}

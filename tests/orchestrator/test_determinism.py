@@ -13,7 +13,7 @@ from tests.orchestrator.training import small_config
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 async def final_weights(**settings: Any) -> dict[str, NDArray[Any]]:

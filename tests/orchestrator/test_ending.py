@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from losses import Minibatch, PolicyEvaluation
     from state.trainer_state import TrainerState
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 class Hanging(Hook):

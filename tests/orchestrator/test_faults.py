@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from state.trainer_state import TrainerState
     from tests.orchestrator.training import Backend
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 both_backends = pytest.mark.parametrize("backend", ["inline", "process"])
 
 

@@ -26,7 +26,7 @@ from orchestrator.hooks.included.heartbeat import Heartbeat
 from orchestrator.loop.patience import WorkerHangs
 from tests.orchestrator.training import small_config
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 DEADLINE = 90
 
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from orchestrator import TrainerConfig
     from state.trainer_state import TrainerState
 
+pytestmark = pytest.mark.slow
+
 KILLS = 50
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["orchestrator.trainer", "orchestrator.learning.learner"])

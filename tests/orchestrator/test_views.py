@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from losses import Minibatch, PolicyEvaluation
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 def through_torch(array: np.ndarray[Any, Any]) -> None:

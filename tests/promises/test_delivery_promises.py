@@ -139,7 +139,9 @@ async def test_a_hook_that_must_not_fall_behind_fails_the_run() -> None:
             await anyio.sleep_forever()
 
     with pytest.raises(HookOverflow, match="'slow' is too far behind"):
-        await trained(Slow(), epochs=100)
+        async with Trainer(small_config(epochs=100), hooks=[Slow()]).start() as run:
+            run.limit_drain(0.1)
+            await run.result()
 
 
 async def test_a_delivery_is_tried_again_with_the_same_key_and_state_and_then_told_to_those_after() -> None:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
     from state.trainer_state import TrainerState
 
+pytestmark = pytest.mark.slow
+
 COUNTING = "tests.environments:make_counting"
 DRAWING = "tests.evaluated_environments:make_drawing"
 WAITING = "tests.evaluated_environments:make_waiting"

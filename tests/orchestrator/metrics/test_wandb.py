@@ -22,6 +22,8 @@ from state.trainer_state import TrainerState
 from tests.orchestrator.metrics.wandb_server import wandb_server
 from tests.orchestrator.training import small_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def outside_of_any_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

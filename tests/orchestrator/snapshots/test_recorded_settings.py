@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
     from state.trainer_state import TrainerState
 
+pytestmark = pytest.mark.slow
+
 HERE = "tests.orchestrator.snapshots.test_recorded_settings"
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from orchestrator import TrainerConfig
     from state.trainer_state import TrainerState
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 def config_in(folder: Path, *, epochs: int = 7, every: int = 3, **settings: Any) -> TrainerConfig:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from orchestrator.report.trace_file import Slice, TraceFile
     from state.trainer_state import TrainerState
 
+pytestmark = pytest.mark.slow
+
 TRACED = MetricsConfig(trace=True, progress="off")
 REQUIRED = {
     "X": {"name", "cat", "ts", "dur", "pid", "tid"},

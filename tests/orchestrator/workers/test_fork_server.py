@@ -13,6 +13,8 @@ import pytest
 
 from tests.paths import PROJECT
 
+pytestmark = pytest.mark.slow
+
 TRAINING = """
 import os, sys
 import anyio

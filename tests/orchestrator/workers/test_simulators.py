@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from orchestrator import TrainerConfig
     from state.trainer_state import TrainerState
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 def square(number: float) -> float:

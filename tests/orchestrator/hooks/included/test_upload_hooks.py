@@ -33,7 +33,7 @@ from tests.orchestrator.training import small_config
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 _buckets = itertools.count()
 
