@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
 # All checks: style, types, tests. Makes a virtual environment the first time. Options go to pytest.
+# With --fast as the first option: style, floors and the quick tests, for every change that you make.
 set -euo pipefail
 groups="test lint"
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
-.venv/bin/pyright
 .venv/bin/lint-imports
-.venv/bin/python -m pytest "$@"
+if [ "${1:-}" = --fast ]; then
+  set -- -m "not slow" "${@:2}"
+else
+  .venv/bin/pyright
+fi
+.venv/bin/python -m pytest --numprocesses logical --maxprocesses 8 --dist worksteal "$@"

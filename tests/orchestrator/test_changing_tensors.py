@@ -34,6 +34,8 @@ from state.module_tensors import named_tensors
 from state.parameter_arena import TensorsChanged
 from tests.orchestrator.training import losses_with, small_config
 
+pytestmark = pytest.mark.slow
+
 HERE = "tests.orchestrator.test_changing_tensors"
 
 

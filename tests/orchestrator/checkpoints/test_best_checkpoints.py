@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from state.trainer_state import TrainerState
 
+pytestmark = pytest.mark.slow
+
 BEST = 3
 
 

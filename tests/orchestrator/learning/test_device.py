@@ -22,6 +22,8 @@ from state.shared_memory import SharedBuffer
 from state.trainer_state import TrainerState
 from tests.orchestrator.emulated_device import DEVICE, emulated
 
+pytestmark = pytest.mark.slow
+
 SEGMENTS, HORIZON = 4, 16
 LEARNING = LearningConfig(update_epochs=2, minibatches=2, learning_rate=1e-3)
 VECTOR = gymnasium.spaces.Box(-1.0, 1.0, (3,))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from orchestrator import TrainerConfig
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 def config_of(environment: str, folder: Path, options: dict[str, Any], **settings: Any) -> TrainerConfig:
