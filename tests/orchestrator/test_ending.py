@@ -115,32 +115,6 @@ async def test_a_stopped_run_finishes_every_epoch_that_it_has_begun(staleness: i
     assert f"rollout {final.epoch}" not in last.seen
 
 
-async def test_a_paused_run_begins_no_epoch() -> None:
-    begun: list[int] = []
-    trainer = Trainer(small_config(epochs=10**6, staleness=0))
-
-    @trainer.on_rollout_start(overflow="block")
-    async def note(state: TrainerState) -> None:
-        begun.append(state.epoch)
-
-    async with trainer.start() as run:
-        async for state in run.states():
-            if state.epoch == 2:
-                run.pause()
-                break
-        with anyio.move_on_after(2):
-            await run.result()
-        assert begun[-1] <= run.state.epoch
-        count = len(begun)
-        with anyio.move_on_after(0.3):
-            await run.result()
-        assert len(begun) == count
-        run.resume()
-        async for state in run.states():
-            if state.epoch > count + 1:
-                run.stop()
-
-
 async def test_each_epoch_is_watched_once_with_checkpoints_too(tmp_path: Path) -> None:
     config = small_config(epochs=4, run_dir=tmp_path / "run", checkpoints=CheckpointsConfig(every=1))
     async with Trainer(config).start() as run:

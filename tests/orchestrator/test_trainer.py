@@ -227,14 +227,21 @@ async def goes_on(run: Run) -> bool:
 
 
 async def test_a_run_can_be_watched_paused_and_stopped() -> None:
-    async with Trainer(small_config(epochs=100_000)).start() as run:
+    begun: list[int] = []
+    trainer = Trainer(small_config(epochs=100_000))
+
+    @trainer.on_rollout_start(overflow="block")
+    async def note(state: TrainerState) -> None:
+        begun.append(state.epoch)
+
+    async with trainer.start() as run:
         seen: list[int] = []
         async for state in run.states():
             seen.append(state.epoch)
             if len(seen) == 2:
                 run.pause()
                 with anyio.fail_after(60):  # what had begun is finished, and then nothing begins
-                    while await goes_on(run):
+                    while await goes_on(run) or len(begun) > run.state.epoch:
                         pass
                 run.resume()
             if len(seen) == 5:

@@ -180,3 +180,15 @@ async def until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(DEADLINE):
         while not condition():
             await anyio.sleep(0.001)
+
+
+async def carry_a_cancellation_out_of_its_scope() -> None:
+    caught: list[BaseException] = []
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        try:
+            await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class() as error:
+            caught.append(error)
+            raise
+    raise caught[0]

@@ -20,7 +20,7 @@ from orchestrator.hooks.hook import Hook, StateUpdate
 from orchestrator.hooks.mailbox import Occurrence
 from orchestrator.hooks.runner import HookOverflow
 from state.trainer_state import TrainerState
-from tests.orchestrator.hooks.driving import DEADLINE, FakeRun, quiet
+from tests.orchestrator.hooks.driving import DEADLINE, FakeRun, carry_a_cancellation_out_of_its_scope, quiet
 
 Behaviour = Literal["return", "update", "raise", "group", "transient", "cancel itself", "wait", "spin"]
 BEHAVIOURS: list[Behaviour] = ["return", "update", "raise", "group", "transient", "cancel itself", "wait", "spin"]
@@ -118,15 +118,7 @@ async def end_as_if_cancelled() -> None:
         assert task is not None
         task.cancel()
         await asyncio.sleep(0)
-    caught: list[BaseException] = []
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        try:
-            await anyio.sleep_forever()
-        except anyio.get_cancelled_exc_class() as error:
-            caught.append(error)
-            raise
-    raise caught[0]
+    await carry_a_cancellation_out_of_its_scope()
 
 
 # The model.

@@ -16,7 +16,15 @@ from orchestrator.hooks.hook import Hook, StateUpdate
 from orchestrator.hooks.runner import HookFailed
 from orchestrator.snapshots.checkpoint_files import read_checkpoint
 from state.trainer_state import TrainerState
-from tests.orchestrator.hooks.driving import AtEpochEnd, Everything, FakeRun, publish_epochs, quiet, running
+from tests.orchestrator.hooks.driving import (
+    AtEpochEnd,
+    Everything,
+    FakeRun,
+    carry_a_cancellation_out_of_its_scope,
+    publish_epochs,
+    quiet,
+    running,
+)
 from tests.orchestrator.training import small_config
 
 pytestmark = pytest.mark.anyio
@@ -346,16 +354,7 @@ def cancel_yourself(anyio_backend_name: str) -> list[Callable[[TrainerState], An
     """Ways to end as if cancelled without anybody having cancelled the engine."""
 
     async def reraise(_: TrainerState) -> None:
-        """Carries a cancellation out of the scope it belongs to."""
-        caught: list[BaseException] = []
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            try:
-                await anyio.sleep_forever()
-            except anyio.get_cancelled_exc_class() as error:
-                caught.append(error)
-                raise
-        raise caught[0]
+        await carry_a_cancellation_out_of_its_scope()
 
     async def raise_group(state: TrainerState) -> None:
         try:

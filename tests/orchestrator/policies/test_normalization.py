@@ -8,26 +8,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from torch import nn
 
 from orchestrator.policies import ObservationNormalizer, RewardNormalizer, RunningNormalizer
+from tests.orchestrator.policies.one_buffer import point_to_views_of_one_buffer
 
 
 def data(*shape: int, seed: int = 0, offset: float = 0.0, scale: float = 1.0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(shape, generator=generator) * scale + offset
-
-
-def point_to_views_of_one_buffer(module: nn.Module) -> torch.Tensor:
-    tensors = [*module.parameters(), *module.buffers()]
-    memory = torch.zeros(sum(tensor.numel() for tensor in tensors))
-    begin = 0
-    for tensor in tensors:
-        view = memory[begin : begin + tensor.numel()].view(tensor.shape)
-        view.copy_(tensor.detach())
-        tensor.data = view
-        begin += tensor.numel()
-    return memory
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 4)])

@@ -16,33 +16,21 @@ from torch import Tensor, nn
 
 from orchestrator.config.settings import PolicyConfig
 from orchestrator.policies import Observation, Policy, Spaces, build_policy
+from tests.orchestrator.policies.one_buffer import point_to_views_of_one_buffer
 
 SPACES = Spaces(spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(4))
 IMAGES = Spaces(spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Discrete(4))
 CONFIG = PolicyConfig()
-HERE = __name__
 
 
 def bytes_of(policy: nn.Module) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in policy.state_dict().items()}
 
 
-class Own(nn.Module):
-    def __init__(self, spaces: Spaces) -> None:
-        super().__init__()
-        self.body = nn.Linear(3, 8)
-        self.actor = nn.Linear(8, spaces.action_parameters)
-        self.critic = nn.Linear(8, 1)
-
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
-        features = torch.relu(self.body(observation))
-        return self.actor(features), self.critic(features)
-
-
 # Evaluation.
 
 
-@pytest.mark.parametrize("network", ["mlp", f"{HERE}:Own"])
+@pytest.mark.parametrize("network", ["mlp", "tests.small_networks:Shared"])
 def test_evaluation_agrees_with_acting_and_has_gradients(network: str) -> None:
     policy = build_policy(replace(CONFIG, network=network), SPACES, seed=1)
     observation = torch.randn(6, 3)
@@ -89,7 +77,7 @@ def test_a_network_of_separate_parts_is_acted_with_by_one_of_them() -> None:
     policy = build_policy(CONFIG, SPACES, seed=1)
     assert policy.separate
     assert not build_policy(CONFIG, IMAGES, seed=1).separate
-    assert not build_policy(replace(CONFIG, network=f"{HERE}:Own"), SPACES, seed=1).separate
+    assert not build_policy(replace(CONFIG, network="tests.small_networks:Shared"), SPACES, seed=1).separate
 
 
 # Seeds and memory.
@@ -153,13 +141,7 @@ def test_a_policy_works_on_memory_that_belongs_to_somebody_else(network: str) ->
     twin = build_policy(config, observed, seed=1)
     tensors = [*policy.parameters(), *policy.buffers()]
     assert {tensor.dtype for tensor in tensors} == {torch.float32}
-    memory = torch.zeros(sum(tensor.numel() for tensor in tensors))
-    begin = 0
-    for tensor in tensors:
-        view = memory[begin : begin + tensor.numel()].view(tensor.shape)
-        view.copy_(tensor.detach())
-        tensor.data = view
-        begin += tensor.numel()
+    memory = point_to_views_of_one_buffer(policy)
 
     observation = torch.ones(2, 4, *(observed.observation.shape or ()))
     if network == "cnn":
