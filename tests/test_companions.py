@@ -12,6 +12,8 @@ import pytest
 from orchestrator.__main__ import main
 from tests.paths import PROJECT
 
+pytestmark = pytest.mark.slow
+
 TRAIN = """
 import anyio
 from orchestrator import CollectionConfig, Trainer, TrainerConfig

@@ -13,6 +13,8 @@ from orchestrator import LearningConfig, LossesConfig, PolicyConfig, Trainer
 from orchestrator.learning.default_losses import default_losses
 from tests.orchestrator.training import small_config
 
+pytestmark = pytest.mark.slow
+
 LEARNING = LearningConfig(update_epochs=2, minibatches=2)
 VTRACE = LossesConfig(names=("vtrace_actor", "vtrace_critic"))
 

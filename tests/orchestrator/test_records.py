@@ -16,6 +16,8 @@ from state import TrainerState
 from tests.orchestrator.careless import Asking, Overwriting, OverwritingEvaluation
 from tests.orchestrator.training import small_config
 
+pytestmark = pytest.mark.slow
+
 CARELESS = "tests.orchestrator.careless:make_careless"
 NETWORKS = "tests.orchestrator.careless:"
 

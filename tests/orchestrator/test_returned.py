@@ -27,6 +27,8 @@ from state import TrainerState
 from tests.orchestrator.careless import Asking
 from tests.orchestrator.training import small_config
 
+pytestmark = pytest.mark.slow
+
 SPACES: dict[str, gymnasium.Space[Any]] = {
     "vector": spaces.Box(-1, 1, (4,), np.float32),
     "doubles": spaces.Box(-1, 1, (4,), np.float64),

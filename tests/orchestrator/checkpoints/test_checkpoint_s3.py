@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 POLICY = "policy.safetensors"
 ADDRESS = "s3://bucket/runs/first"
 _buckets = itertools.count()

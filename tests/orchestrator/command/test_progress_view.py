@@ -33,6 +33,8 @@ from state.trainer_state import TrainerState
 from tests.orchestrator.hooks.driving import publish_epochs, running
 from tests.paths import PROJECT
 
+pytestmark = pytest.mark.slow
+
 DEADLINE = 60.0
 NAMES = ("epoch", "steps", "rate", "left", "return", "policy_loss", "hooks")
 

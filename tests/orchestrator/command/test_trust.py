@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from losses import Minibatch, PolicyEvaluation
     from state.trainer_state import TrainerState
 
+pytestmark = pytest.mark.slow
+
 HERE = "tests.orchestrator.command.test_trust"
 IN_THE_STANDARD_LIBRARY = [
     "subprocess:call",

@@ -22,6 +22,8 @@ from orchestrator.hooks.runner import HookOverflow
 from state.trainer_state import TrainerState
 from tests.orchestrator.hooks.driving import DEADLINE, FakeRun, carry_a_cancellation_out_of_its_scope, quiet
 
+pytestmark = pytest.mark.slow
+
 Behaviour = Literal["return", "update", "raise", "group", "transient", "cancel itself", "wait", "spin"]
 BEHAVIOURS: list[Behaviour] = ["return", "update", "raise", "group", "transient", "cancel itself", "wait", "spin"]
 FAILING = ("raise", "group", "cancel itself")

@@ -24,7 +24,7 @@ from tests.orchestrator.hooks.driving import FakeRun, HookEngine, publish_epochs
 from tests.orchestrator.training import small_config
 from tests.paths import PROJECT
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,8 @@ from orchestrator.config.file import read_config
 from state import TrainerState
 from tests.orchestrator.training import small_config
 
+pytestmark = pytest.mark.slow
+
 NORMALISED = PolicyConfig(hidden_sizes=(8,), normalize_observations=True, normalize_rewards=True)
 
 

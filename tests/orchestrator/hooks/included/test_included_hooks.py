@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from state.eval_rewards import EvalRewardSummary
     from state.trainer_state import TrainerState
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 class EveryState(Hook):
