@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 class PPOActor(Loss):
     """The clipped surrogate objective (equation 7) and the entropy bonus (equation 9), negated.
 
-    The ratio is to the recorded `log_prob`, so experience of an older policy is corrected for. `clip` is the
-    paper's epsilon. With `target_kl`, the epoch's updates end after the first minibatch on which the policy has
-    moved further than that many nats from the one that acted; reading it waits for the device at every
-    minibatch. Tracks `policy_loss`, `entropy`, `approx_kl` (the estimator k3 of Schulman 2020, "Approximating
-    KL divergence") and `clip_fraction`, the share of steps whose ratio is outside of `1 - clip` to `1 + clip`.
+    The ratio is to the policy at the start of the epoch's learning, `proximal_log_prob`: the decoupled objective of
+    Hilton et al. 2022 where an older policy has acted. `clip` is the paper's epsilon. With `staleness_clip` each step
+    is weighted by the ratio of that policy to the one that acted, at most that much. With `target_kl`, the epoch's
+    updates end after the first minibatch on which the policy has moved further than that many nats from where it
+    began; reading it waits for the device at every minibatch. Tracks `policy_loss`, `entropy`, `approx_kl` (the
+    estimator k3 of Schulman 2020, "Approximating KL divergence") and `clip_fraction`, the share of steps whose ratio
+    is outside of `1 - clip` to `1 + clip`.
 
-    Raises `ValueError` where `clip` or `target_kl` is not positive.
+    Raises `ValueError` where `clip`, `target_kl` or `staleness_clip` is not positive.
     """
 
     corrects_staleness: ClassVar[bool] = True
@@ -38,6 +40,7 @@ class PPOActor(Loss):
         entropy_coefficient: float = 0.01,
         target_kl: float | None = None,
         normalize_advantage: bool = True,
+        staleness_clip: float | None = None,
         name: str | None = None,
         weight: float = 1.0,
         schedule: Schedule | None = None,
@@ -47,17 +50,23 @@ class PPOActor(Loss):
             raise ValueError(f"clip must be positive, but is {clip}")
         if target_kl is not None and target_kl <= 0:
             raise ValueError(f"target_kl must be positive (or None for no limit), but is {target_kl}")
+        if staleness_clip is not None and staleness_clip <= 0:
+            raise ValueError(f"staleness_clip must be positive (or None for no weight), but is {staleness_clip}")
         self.clip = clip
+        self.staleness_clip = staleness_clip
         self.entropy_coefficient = entropy_coefficient
         self.target_kl = target_kl
         self.normalize_advantage = normalize_advantage
 
     def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
-        """See the class; needs the fields `log_prob` and `advantage`."""
+        """See the class; needs `proximal_log_prob` and `advantage`, and `log_prob` for a `staleness_clip`."""
         advantage = minibatch["advantage"]
         if self.normalize_advantage:
             advantage = minibatch.standardized(advantage)
-        log_ratio = evaluation.log_prob - minibatch["log_prob"]
+        proximal = minibatch["proximal_log_prob"]
+        if self.staleness_clip is not None:
+            advantage = advantage * (proximal - minibatch["log_prob"]).exp_().clamp_(max=self.staleness_clip)
+        log_ratio = evaluation.log_prob - proximal
         ratio = log_ratio.exp()
 
         # min(r A, clip(r, 1 - e, 1 + e) A) is min(r A, A + e |A|), whose gradient takes a third of the operations;
@@ -124,6 +133,7 @@ def ppo_losses(
     entropy_coefficient: float = 0.01,
     target_kl: float | None = None,
     normalize_advantage: bool = True,
+    staleness_clip: float | None = None,
     value_coefficient: float = 0.5,
     value_clip: float | None = None,
 ) -> tuple[PPOActor, PPOCritic]:
@@ -134,6 +144,7 @@ def ppo_losses(
             entropy_coefficient=entropy_coefficient,
             target_kl=target_kl,
             normalize_advantage=normalize_advantage,
+            staleness_clip=staleness_clip,
         ),
         PPOCritic(coefficient=value_coefficient, clip=value_clip),
     )

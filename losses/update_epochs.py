@@ -24,10 +24,10 @@ _TOLERANCE = 1.5
 class UpdateEpochsTuner(LearnerCallback):
     """Adapts the number of passes over each batch so that the KL divergence they end at stays near `target_kl` nats.
 
-    After an epoch whose last pass had a mean KL (estimator k3, of the policy
-    that acted from the learned one) above 1.5 times the target, the next epochs make one pass less; below the target
-    divided by 1.5, one more, up to `learning.update_epochs`, with which it begins. Tracks `update_epochs`, the passes
-    made, and `kl`, that of the last one. Unlike PPO's `target_kl` it waits for the device once an epoch.
+    After an epoch whose last pass had a mean KL (estimator k3, of the policy at the start of learning from the learned
+    one) above 1.5 times the target, the next epochs make one pass less; below the target divided by 1.5, one more, up
+    to `learning.update_epochs`, with which it begins. Tracks `update_epochs`, the passes made, and `kl`, that of the
+    last one. Unlike PPO's `target_kl` it waits for the device once an epoch.
 
     Raises `ValueError` for a `target_kl` that is not positive.
     """
@@ -47,7 +47,7 @@ class UpdateEpochsTuner(LearnerCallback):
     def observe(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> None:
         if minibatch.mb_idx == 0:
             self._kls.clear()
-        log_ratio = evaluation.log_prob - minibatch["log_prob"]
+        log_ratio = evaluation.log_prob - minibatch["proximal_log_prob"]
         self._kls.append(minibatch.mean(log_ratio.expm1() - log_ratio))
 
     def on_mb_end(self, state: TrainerState) -> None:

@@ -78,7 +78,7 @@ class VTraceTargets:
 class VTraceActor(Loss):
     """The policy gradient of the paper's section 4.2 along V-trace advantages, and the entropy bonus.
 
-    Tracks `policy_loss`, `entropy` and `approx_kl`, as `PPOActor` does.
+    Tracks `policy_loss`, `entropy` and `approx_kl`, as `PPOActor` does, which `proximal_log_prob` is needed for.
     """
 
     corrects_staleness: ClassVar[bool] = True
@@ -103,7 +103,7 @@ class VTraceActor(Loss):
         advantage, _ = self.targets(minibatch, evaluation)
         policy_loss = -minibatch.mean(advantage * evaluation.log_prob)
         entropy = minibatch.mean(evaluation.entropy)
-        log_ratio = evaluation.log_prob.detach() - minibatch["log_prob"]
+        log_ratio = evaluation.log_prob.detach() - minibatch["proximal_log_prob"]
         self.track("policy_loss", policy_loss)
         self.track("entropy", entropy)
         self.track("approx_kl", minibatch.mean(log_ratio.expm1() - log_ratio))

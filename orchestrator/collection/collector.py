@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from orchestrator.collection.episodes import EpisodeCounter
-from orchestrator.collection.experience_fields import RECURRENT_STATE, experience_fields, observation_field
+from orchestrator.collection.experience_fields import (
+    FOLLOWING_OBSERVATION,
+    RECURRENT_STATE,
+    experience_fields,
+    observation_field,
+)
 from orchestrator.collection.observation_scales import ObservationScales
 from orchestrator.collection.rollout import Rollout
 from orchestrator.config.settings import TrainerConfig
@@ -108,7 +113,7 @@ class Collector:
         """
         config = self._plan.config
         policy = build_policy(config.policy, self.spaces(), self._plan.seed, config.learning.discount).eval()
-        own = experience_fields(self.spaces(), policy.state_size)
+        own = experience_fields(self.spaces(), policy.state_size, refreshes=config.refreshes)
         names = {one.name for one in own}
         self._check_spec(spec, own)
         extras = [one for one in spec.fields if one.name not in names]
@@ -147,6 +152,10 @@ class Collector:
                 observations = {key: slot[observation_field(key)] for key in self._current}
                 following = as_tensors(observation_of(self._current))
                 rollout.write(slot, acting, as_tensors(observation_of(observations)), following)
+                if self._plan.config.refreshes:
+                    for key, array in self._current.items():
+                        slot[observation_field(key, FOLLOWING_OBSERVATION)][...] = array
+                    rollout.write_final_observations(slot)
                 if np.isnan(slot["log_prob"]).any():
                     self._check_policy(acting, slot)
                 self._check_values(slot)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import TypeVar
 
 from gymnasium import spaces as gymnasium_spaces
 
@@ -12,6 +14,13 @@ from state.experience import FieldSpec
 
 OBSERVATION = "observation"
 RECURRENT_STATE = "recurrent_state"
+# What the values at the ends of segments and of truncated episodes are values of.
+FOLLOWING_OBSERVATION = "following_observation"
+FINAL_OBSERVATION = "final_observation"
+FINAL_RECURRENT_STATE = "final_recurrent_state"
+FINAL_OBSERVATIONS = "final_observations"
+
+T = TypeVar("T")
 
 _STEP_FIELDS = (
     FieldSpec("log_prob", (), "float32"),
@@ -25,22 +34,41 @@ _STEP_FIELDS = (
 )
 
 
-def experience_fields(spaces: Spaces, state_size: int = 0) -> list[FieldSpec]:
-    """What collectors record by themselves; a recurrent policy has a `state_size` above 0."""
-    fields = [
-        FieldSpec(observation_field(key), spec.shape, spec.dtype.name)
-        for key, spec in array_specs(spaces.observation).items()
-    ]
+def experience_fields(spaces: Spaces, state_size: int = 0, *, refreshes: bool = False) -> list[FieldSpec]:
+    """What collectors record by themselves; a recurrent policy has a `state_size` above 0.
+
+    Where the learner `refreshes` the values, also what they are bootstrapped from: the `following_observation` of each
+    segment, and where episodes are reset in the step that ends them, the `final_observation` of those that were
+    truncated. These are packed: row i is the segment's i-th, of as many as `final_observations` says, so that the rest
+    of that memory is never touched.
+    """
+    arrays = array_specs(spaces.observation).items()
+    fields = [FieldSpec(observation_field(key), spec.shape, spec.dtype.name) for key, spec in arrays]
     fields.append(_action_field(spaces.action))
     fields.extend(_STEP_FIELDS)
     if state_size:
         fields.append(FieldSpec(RECURRENT_STATE, (state_size,), "float32", per="segment"))
+    if refreshes:
+        for key, spec in arrays:
+            following = observation_field(key, FOLLOWING_OBSERVATION)
+            fields.append(FieldSpec(following, spec.shape, spec.dtype.name, per="segment"))
+            fields.append(FieldSpec(observation_field(key, FINAL_OBSERVATION), spec.shape, spec.dtype.name))
+        if state_size:
+            fields.append(FieldSpec(FINAL_RECURRENT_STATE, (state_size,), "float32"))
+        fields.append(FieldSpec(FINAL_OBSERVATIONS, (), "int32", per="segment"))
     return fields
 
 
-def observation_field(key: str) -> str:
+def observation_field(key: str, of: str = OBSERVATION) -> str:
     """The field of the observation's array `key`, which is "" where the space is not a Dict."""
-    return f"{OBSERVATION}/{key}" if key else OBSERVATION
+    return f"{of}/{key}" if key else of
+
+
+def observation_arrays(fields: Mapping[str, T], of: str = OBSERVATION) -> T | dict[str, T]:
+    """The observation among the fields: as it is, or by key where the space is a Dict."""
+    if of in fields:
+        return fields[of]
+    return {name.removeprefix(f"{of}/"): fields[name] for name in fields if name.startswith(f"{of}/")}
 
 
 def _action_field(space: Space) -> FieldSpec:

@@ -9,6 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from orchestrator.collection.experience_fields import (
+    FINAL_OBSERVATION,
+    FINAL_OBSERVATIONS,
+    FINAL_RECURRENT_STATE,
+    observation_field,
+)
 from orchestrator.environments import Step
 from orchestrator.environments.spaces import Array, arrays_of, observation_of
 from orchestrator.policies.acting import ActingPolicy, as_tensors
@@ -127,6 +133,18 @@ class Rollout:
         next_value[:, -1] = acting.value(following, acting.state).numpy()
         self._value_cut_episodes(next_value, acting)
         next_value[slot["terminated"] | ~slot["valid"]] = 0.0
+
+    def write_final_observations(self, slot: Mapping[str, Array]) -> None:
+        """Of the episodes that a step truncated which also began the next: see `experience_fields`."""
+        written = slot[FINAL_OBSERVATIONS]
+        written[...] = 0
+        for cut in self.cut:
+            rows = cut.copies, written[cut.copies]
+            for key, array in cut.final_observation.items():
+                slot[observation_field(key, FINAL_OBSERVATION)][rows] = array
+            if cut.state is not None:
+                slot[FINAL_RECURRENT_STATE][rows] = cut.state.numpy()
+            written[cut.copies] += 1
 
     def _value_cut_episodes(self, next_value: Array, acting: ActingPolicy) -> None:
         if not self.cut:

@@ -104,6 +104,8 @@ class LearningConfig:
     """Exponent of a segment's mean absolute advantage in the probability of drawing it (0: uniform)."""
     priority_correction: Annotated[Fraction, Formerly("prioritization_correction")] = 1.0
     """Exponent of the importance weights that undo prioritization (1: fully, 0: not)."""
+    refresh: bool = True
+    """With staleness: take values, and what PPO clips against, from the policy as it is when learning begins."""
     threads: Annotated[Count | None, MAY_CHANGE] = None
     """CPU threads of the learner (none: as many as a minibatch is worth, at most the cores or CPU quota there is)."""
     nonfinite: Literal["fail", "skip"] = "fail"
@@ -121,17 +123,19 @@ class LossesConfig:
     clip: Annotated[Positive, CalledElsewhere("clip_range", "clip_coef", "clip_epsilon")] = 0.2
     """PPO: distance of the probability ratio from 1 beyond which it is not rewarded."""
     value_clip: Positive | None = None
-    """PPO: distance that a value may move from the recorded one (none: any)."""
+    """PPO: distance that a value may move from where the epoch's learning began (none: any)."""
     value_coefficient: Annotated[NotNegative, CalledElsewhere("vf_coef", "value_coef")] = 0.5
     """Weight of the value loss."""
     entropy_coefficient: Annotated[NotNegative, CalledElsewhere("ent_coef", "entropy_coef")] = 0.01
     """Weight of the entropy bonus."""
     target_kl: Positive | None = None
-    """PPO: KL divergence from the behaviour policy, in nats, that ends the epoch's updates (none: never)."""
+    """PPO: KL divergence from the policy at the epoch's start, in nats, that ends its updates (none: never)."""
     normalize_advantage: bool = True
     """Give the advantages of each minibatch mean 0 and standard deviation 1."""
     rho_clip: Positive = 1.0
     """V-trace: ceiling of the importance ratio that decides which policy's value is learned."""
+    staleness_clip: Positive | None = None
+    """PPO: ceiling of the importance weights that correct for an older acting policy (none: no weights)."""
     c_clip: Positive = 1.0
     """V-trace: ceiling of the importance ratio that decides how far corrections reach back."""
 
@@ -281,6 +285,11 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if isinstance(self.run_dir, (str, Path)):  # what else there is, the checks complain about
             object.__setattr__(self, "run_dir", user_path(self.run_dir))
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether batches that an older policy collected are evaluated anew before they are learned from."""
+        return self.staleness > 0 and self.learning.refresh
 
     @property
     def steps_per_epoch(self) -> int:

@@ -26,6 +26,7 @@ def default_losses(config: TrainerConfig) -> tuple[LearnerCallback, ...]:
             entropy_coefficient=settings.entropy_coefficient,
             target_kl=settings.target_kl,
             normalize_advantage=settings.normalize_advantage,
+            staleness_clip=settings.staleness_clip,
             value_coefficient=settings.value_coefficient,
             value_clip=settings.value_clip,
         ),

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from losses import CALLBACKS, LossContext, LossSet, LossStateError, LossStatistics, Minibatch, gae
+from losses import CALLBACKS, LossContext, LossSet, LossStateError, LossStatistics, Minibatch
+from orchestrator.collection.experience_fields import observation_arrays
+from orchestrator.learning.batch import read_batch
 from orchestrator.learning.gradients import GradientCheck
 from orchestrator.learning.learner_state import LearnerMemory, Unsaved
 from orchestrator.learning.minibatches import Draw, SegmentDraws, StepDraws
@@ -220,7 +222,11 @@ class Learner:
         state = self._state_for_losses(request)
         epoch = state.epoch
         losses = self._losses.active(epoch)
-        batch, valid = self._read(request.experience)
+        assert self._spec is not None, "prepare() comes before learn()"
+        arrays = self._spec.arrays(self._slots.memory(request.experience))
+        stale = request.behaviour_version < epoch
+        batch = read_batch(arrays, self.policy, self._device, self._plan.config, stale=stale)
+        valid = batch["valid"]
         if request.rollout_start is not None:
             self.callback("on_rollout_start", request.rollout_start)
         self.callback("on_rollout_end", state)
@@ -282,7 +288,7 @@ class Learner:
         spans.end("statistics")
         state = replace(state, update_epoch=passes, mb_idx=done)
         self.callback("on_train_phase_end", state)
-        self.policy.update_normalizers(self._observation(batch), valid)
+        self.policy.update_normalizers(observation_arrays(batch), valid)
         spans.end("normalizers")
         self.publish(request.publish_to)
         spans.end("publish")
@@ -317,30 +323,6 @@ class Learner:
 
     # How.
 
-    def _read(self, ref: SlotRef) -> tuple[dict[str, Tensor], Tensor]:
-        """The batch on the device, with `advantage` and `return`, and which of its steps are transitions."""
-        assert self._spec is not None, "prepare() comes before learn()"
-        config = self._plan.config.learning
-        arrays = self._spec.arrays(self._slots.memory(ref))
-        batch = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
-        valid = batch["valid"]
-        episode_end = batch["terminated"] | batch["truncated"]
-        reward = batch["reward"]
-        if self.policy.reward_normalizer is not None:
-            reward = batch["reward"] = self.policy.reward_normalizer.update_and_scale(
-                reward, episode_end, valid, batch["episode_start"][:, 0]
-            )
-        batch["advantage"], batch["return"] = gae(
-            reward,
-            batch["value"],
-            batch["next_value"],
-            episode_end,
-            valid,
-            config.discount,
-            config.gae_lambda,
-        )
-        return batch, valid
-
     def _bytes(self, ref: SlotRef) -> Tensor:
         memory = np.frombuffer(self._slots.memory(ref), dtype=np.uint8, count=self._optimization.moments_nbytes)
         return torch.from_numpy(memory)
@@ -352,17 +334,12 @@ class Learner:
 
     def _evaluate(self, draw: Draw) -> Any:
         fields = draw.fields.again()  # a network may change what it is given
-        observation = self._observation(fields)
+        observation = observation_arrays(fields)
         if self.policy.recurrent:
             return self.policy.evaluate(
                 observation, fields["action"], fields["recurrent_state"], fields["episode_start"], draw.valid
             )
         return self.policy.evaluate(observation, fields["action"], valid=draw.valid)
-
-    def _observation(self, fields: Any) -> Any:
-        if "observation" in fields:
-            return fields["observation"]
-        return {name.removeprefix("observation/"): fields[name] for name in fields if name.startswith("observation/")}
 
     def _loss_stats(self, epoch: int, batch: dict[str, Tensor], valid: Tensor) -> dict[str, float]:
         """At the end of the epoch, when the host of the device may wait for it."""

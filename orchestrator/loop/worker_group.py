@@ -118,7 +118,9 @@ class WorkerGroup:
             config.collection.num_environments,
             config.collection.horizon,
             {
-                "the environment and the policy": experience_fields(self.spaces, self.description.recurrent_state_size),
+                "the environment and the policy": experience_fields(
+                    self.spaces, self.description.recurrent_state_size, refreshes=config.refreshes
+                ),
                 "the losses": self.description.fields,
             },
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from orchestrator.environments.spaces import ObservationArrays
 from orchestrator.policies.distributions import ActionDistribution, DiagonalGaussian
-from orchestrator.policies.network import Observation
+from orchestrator.policies.network import Observation, copied, one_step
 from orchestrator.policies.policy import Policy
 from state.error import OrchestratorError
 
@@ -52,19 +52,13 @@ class ActingPolicy:
         if self.state is None:
             parameters, value, _ = self.policy(observation)
             return parameters, value
-        parameters, value, state = self.policy(_one_step(observation), self.state, episode_start[:, None].clone())
+        parameters, value, state = self.policy(one_step(observation), self.state, episode_start[:, None].clone())
         self.state = state.clone()
         return parameters[:, 0], value[:, 0]
 
     def value(self, observation: Observation, state: Tensor | None = None) -> Tensor:
         """Values `[n]` of observations within an episode, after which `state` `[n, state_size]` came."""
-        observation = _copy(observation)
-        if self.policy.separate:
-            return self.policy.value(observation)
-        if state is None:
-            return self.policy(observation)[1]
-        no_start = torch.zeros(len(state), 1, dtype=torch.bool)
-        return self.policy(_one_step(observation), state.clone(), no_start)[1][:, 0]
+        return self.policy.value(copied(observation), None if state is None else state.clone())
 
     def values(self, observations: Observation) -> Tensor:
         """Values `[n, time]` of observations `[n, time, ...]`, for a policy whose `act` gives none."""
@@ -77,7 +71,7 @@ class ActingPolicy:
         else:
             flat = list(observations.flatten(0, 1).split(_PART))
             shape = observations.shape[:2]
-        return torch.cat([self.policy.value(_copy(part)) for part in flat]).view(shape)
+        return torch.cat([self.policy.value(copied(part)) for part in flat]).view(shape)
 
 
 def check_defined(
@@ -109,15 +103,3 @@ def as_tensors(observation: ObservationArrays) -> Observation:
     if isinstance(observation, dict):
         return {key: torch.from_numpy(array) for key, array in observation.items()}
     return torch.from_numpy(observation)
-
-
-def _copy(observation: Observation) -> Observation:
-    if isinstance(observation, dict):
-        return {key: tensor.clone() for key, tensor in observation.items()}
-    return observation.clone()
-
-
-def _one_step(observation: Observation) -> Observation:
-    if isinstance(observation, dict):
-        return {key: tensor[:, None] for key, tensor in observation.items()}
-    return observation[:, None]

@@ -15,6 +15,20 @@ Observation: TypeAlias = Tensor | dict[str, Tensor]
 """A batch of observations: one tensor, or one per key of a Dict space."""
 
 
+def copied(observation: Observation) -> Observation:
+    """The same in separate memory, for a network that may change it."""
+    if isinstance(observation, dict):
+        return {key: tensor.clone() for key, tensor in observation.items()}
+    return observation.clone()
+
+
+def one_step(observation: Observation) -> Observation:
+    """`[n, 1, ...]` of `[n, ...]`, as a network with memory takes it."""
+    if isinstance(observation, dict):
+        return {key: tensor[:, None] for key, tensor in observation.items()}
+    return observation[:, None]
+
+
 class NetworkError(OrchestratorError, ValueError):
     """The policy's network is unknown, cannot be made, or does not fit the spaces."""
 

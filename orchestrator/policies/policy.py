@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from losses.minibatch import PolicyEvaluation
 from orchestrator.config.paths import PATH
 from orchestrator.policies.distributions import distribution_for
-from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces
+from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces, one_step
 from orchestrator.policies.network_factory import check_network, make_network, outputs_without_gradient
 from orchestrator.policies.normalization import ObservationNormalizer, RewardNormalizer
 
@@ -81,8 +81,12 @@ class Policy(nn.Module):
             return cast("SeparateNetwork", self.network).action_parameters(self._normalized(observation)).float()
         return self.forward(observation)[0]
 
-    def value(self, observation: Observation) -> Tensor:
-        """`[n]` for observations `[n, ...]`, of a network without memory."""
+    def value(self, observation: Observation, state: Tensor | None = None) -> Tensor:
+        """`[n]` for observations `[n, ...]` within an episode, after which `state` `[n, state_size]` came (None: for a
+        network without memory)."""
+        if state is not None:
+            no_start = torch.zeros(len(state), 1, dtype=torch.bool, device=state.device)
+            return self.forward(one_step(observation), state, no_start)[1][:, 0]
         if not self.separate:
             return self.forward(observation)[1]
         value = cast("SeparateNetwork", self.network).value(self._normalized(observation))
@@ -101,12 +105,21 @@ class Policy(nn.Module):
         A policy with memory needs segments, the `state` `[n, state_size]` that each began with and `episode_start`
         `[n, horizon]`. Where `valid` is False (None: nowhere), action parameters are 0 and have no gradient.
         """
-        parameters, value = self._evaluate(observation, action, state, episode_start)
-        if valid is not None:
-            # At the end of an episode a network may forbid every action, and the NaN of that would spread.
-            parameters = torch.where(valid.unsqueeze(-1), parameters, 0.0)
+        parameters, value, _ = self._evaluate(observation, action, state, episode_start, valid)
         log_prob, entropy = self.distribution.log_prob_and_entropy(parameters, action)
         return PolicyEvaluation(log_prob=log_prob, entropy=entropy, value=value, action_parameters=parameters)
+
+    def log_prob_and_value(
+        self,
+        observation: Observation,
+        action: Tensor,
+        state: Tensor | None = None,
+        episode_start: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The part of `evaluate` that experience records, and the state after the last step (None without memory)."""
+        parameters, value, following = self._evaluate(observation, action, state, episode_start, valid)
+        return self.distribution.log_prob(parameters, action), value, following
 
     def update_normalizers(self, observation: Observation, valid: Tensor | None = None) -> None:
         """Add the observations `[segments, horizon, ...]` of a batch that has been learned from to the statistics.
@@ -118,17 +131,27 @@ class Policy(nn.Module):
             self.observation_normalizer.update(observation, valid)
 
     def _evaluate(
-        self, observation: Observation, action: Tensor, state: Tensor | None, episode_start: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        observation: Observation,
+        action: Tensor,
+        state: Tensor | None,
+        episode_start: Tensor | None,
+        valid: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         segments = action.dim() - len(self.distribution.action_shape) > 1
         if self.recurrent or not segments:
-            return self.forward(observation, state, episode_start)[:2]
-        if isinstance(observation, Tensor):
-            steps: Observation = observation.flatten(0, 1)
+            parameters, value, following = self.forward(observation, state, episode_start)
         else:
-            steps = {key: part.flatten(0, 1) for key, part in observation.items()}
-        parameters, value, _ = self.forward(steps)
-        return parameters.unflatten(0, action.shape[:2]), value.unflatten(0, action.shape[:2])
+            if isinstance(observation, Tensor):
+                steps: Observation = observation.flatten(0, 1)
+            else:
+                steps = {key: part.flatten(0, 1) for key, part in observation.items()}
+            parameters, value, following = self.forward(steps)
+            parameters, value = (tensor.unflatten(0, action.shape[:2]) for tensor in (parameters, value))
+        if valid is not None:
+            # At the end of an episode a network may forbid every action, and the NaN of that would spread.
+            parameters = torch.where(valid.unsqueeze(-1), parameters, 0.0)
+        return parameters, value, following
 
     def _normalized(self, observation: Observation) -> Observation:
         return observation if self.observation_normalizer is None else self.observation_normalizer(observation)

@@ -29,6 +29,7 @@ def random_case(
     log_prob = -normal().abs()
     minibatch = Minibatch(
         fields={
+            "proximal_log_prob": log_prob + normal(0.3),
             "log_prob": log_prob + normal(0.3),
             "advantage": normal(3.0) + 1.0,
             "return": normal(2.0),
@@ -50,7 +51,7 @@ def random_case(
 
 def steps(minibatch: Minibatch) -> list[tuple[tuple[int, ...], float]]:
     """The index and the weight in the mean of every valid step."""
-    shape = minibatch["log_prob"].shape
+    shape = minibatch["advantage"].shape
     valid = torch.ones(shape, dtype=torch.bool) if minibatch.valid is None else minibatch.valid
     weight = torch.ones(shape) if minibatch.weight is None else minibatch.weight.expand(shape)
     count = int(valid.sum())
@@ -58,7 +59,13 @@ def steps(minibatch: Minibatch) -> list[tuple[tuple[int, ...], float]]:
 
 
 def naive_actor(
-    minibatch: Minibatch, evaluation: PolicyEvaluation, clip: float, bonus: float, *, normalize: bool
+    minibatch: Minibatch,
+    evaluation: PolicyEvaluation,
+    clip: float,
+    bonus: float,
+    *,
+    normalize: bool,
+    staleness_clip: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     indices = steps(minibatch)
     advantages = np.array([minibatch["advantage"][i].item() for i, _ in indices])
@@ -67,7 +74,10 @@ def naive_actor(
     policy_loss = entropy = torch.zeros((), dtype=torch.float64)
     kl = clipped = 0.0
     for (i, share), advantage in zip(indices, advantages, strict=True):
-        ratio = torch.exp(evaluation.log_prob[i] - minibatch["log_prob"][i])
+        proximal = minibatch["proximal_log_prob"][i]
+        ratio = torch.exp(evaluation.log_prob[i] - proximal)
+        if staleness_clip is not None:
+            advantage *= min(math.exp(proximal - minibatch["log_prob"][i]), staleness_clip)
         unclipped, kept = ratio * advantage, torch.clip(ratio, 1 - clip, 1 + clip) * advantage
         policy_loss = policy_loss - share * torch.min(unclipped, kept)
         entropy = entropy + share * evaluation.entropy[i]
@@ -107,17 +117,23 @@ def attached(loss: Loss, context: LossContext) -> Any:
     return loss
 
 
+@pytest.mark.parametrize("staleness_clip", [None, 1.1])
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize(("masked", "weighted"), [(False, False), (True, False), (False, True), (True, True)])
 def test_the_actors_loss_gradient_and_statistics_are_the_papers(
-    context: LossContext, masked: bool, weighted: bool, normalize: bool
+    context: LossContext, masked: bool, weighted: bool, normalize: bool, staleness_clip: float | None
 ) -> None:
     minibatch, evaluation = random_case(masked=masked, weighted=weighted)
-    actor = attached(PPOActor(clip=0.2, entropy_coefficient=0.03, normalize_advantage=normalize), context)
+    actor = attached(
+        PPOActor(clip=0.2, entropy_coefficient=0.03, normalize_advantage=normalize, staleness_clip=staleness_clip),
+        context,
+    )
 
     loss = actor.compute(minibatch, evaluation)
 
-    expected, tracked = naive_actor(minibatch, evaluation, 0.2, 0.03, normalize=normalize)
+    expected, tracked = naive_actor(
+        minibatch, evaluation, 0.2, 0.03, normalize=normalize, staleness_clip=staleness_clip
+    )
     torch.testing.assert_close(loss, expected)
     for found, wanted in zip(gradients(loss, evaluation), gradients(expected, evaluation), strict=True):
         torch.testing.assert_close(found, wanted)
@@ -158,7 +174,7 @@ def test_only_a_move_beyond_the_clip_in_the_advantages_direction_has_no_gradient
 ) -> None:
     actor = attached(PPOActor(entropy_coefficient=0.0, normalize_advantage=False), context)
     log_prob = torch.tensor([log_ratio - 1.0], requires_grad=True)
-    minibatch = Minibatch(fields={"log_prob": torch.tensor([-1.0]), "advantage": torch.tensor([advantage])})
+    minibatch = Minibatch(fields={"proximal_log_prob": torch.tensor([-1.0]), "advantage": torch.tensor([advantage])})
     zero = torch.zeros(1)
 
     actor.compute(

@@ -33,7 +33,7 @@ def log_ratio_of(kl: float) -> float:
 
 def minibatch_of(update_epoch: int, mb_idx: int) -> Minibatch:
     return Minibatch(
-        fields={"log_prob": torch.zeros(4, dtype=torch.float64)},
+        fields={"proximal_log_prob": torch.zeros(4, dtype=torch.float64)},
         valid=torch.ones(4, dtype=torch.bool),
         weight=None,
         epoch=0,

@@ -35,7 +35,8 @@ def minibatch() -> Minibatch:
     terminated = torch.rand(SHAPE, generator=generator) < 0.1
     return Minibatch(
         fields={
-            "log_prob": -normal().abs(),
+            "log_prob": (log_prob := -normal().abs()),
+            "proximal_log_prob": log_prob,
             "reward": normal(),
             "next_value": normal().masked_fill(terminated, 0.0),
             "terminated": terminated,

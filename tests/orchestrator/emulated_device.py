@@ -91,11 +91,22 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], emulation: Emulation | Non
         return func(*args, **kwargs)
     if wanted is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    result = func(*tree_map(_content, args), **{key: tree_map(_content, value) for key, value in kwargs.items()})
+    function = _fused_lstm_cell if name == "aten::_thnn_fused_lstm_cell" else func
+    result = function(*tree_map(_content, args), **{key: tree_map(_content, value) for key, value in kwargs.items()})
     if not to_device:
         return result
     wrapped = tree_map(lambda value: OnDevice(value) if isinstance(value, torch.Tensor) else value, result)
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if inside else wrapped
+
+
+def _fused_lstm_cell(
+    inputs: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor, input_bias: torch.Tensor, bias: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What devices have one kernel for, and the CPU has not; the last result is for the gradient alone."""
+    gates = inputs + input_bias + hidden + bias
+    entry, forget, candidate, exit_ = gates.chunk(4, -1)
+    cell = forget.sigmoid() * cell + entry.sigmoid() * candidate.tanh()
+    return exit_.sigmoid() * cell.tanh(), cell, gates
 
 
 def _content(value: Any) -> Any:

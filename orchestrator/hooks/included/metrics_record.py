@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from state.stopwatch import StopwatchReading
     from state.trainer_state import TrainerState
 
-_EXPERIENCE = ("value", "return", "reward", "advantage", "advantage_std", "explained_variance")
+_EXPERIENCE = (
+    "value",
+    "return",
+    "reward",
+    "advantage",
+    "advantage_std",
+    "explained_variance",
+    "behaviour_kl",
+    "behaviour_ratio_std",
+)
 _POLICY = ("entropy", "approx_kl", "clip_fraction")
 _OF_HOOKS = tuple(field.name for field in fields(HookStatistics) if field.name != "state")
 

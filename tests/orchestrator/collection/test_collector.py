@@ -63,7 +63,7 @@ class Run:
         self.policy: Policy | None = None
         spaces = self.collector.spaces()
         state_size = STATE_SIZE if network.endswith("make_recurrent") else 2 * 64 if network == "lstm" else 0
-        groups = {"environment": experience_fields(spaces, state_size), "loss": extras}
+        groups = {"environment": experience_fields(spaces, state_size, refreshes=config.refreshes), "loss": extras}
         self.spec = ExperienceSpec.merge(segments, horizon, groups)
         self.collector.prepare(self.spec)
 

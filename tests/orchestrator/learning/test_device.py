@@ -68,7 +68,8 @@ def learned(
     )
     learner = Learner(plan)
     described = learner.describe()
-    fields = [*experience_fields(spaces, described.recurrent_state_size), *described.fields]
+    own = experience_fields(spaces, described.recurrent_state_size, refreshes=config.refreshes)
+    fields = [*own, *described.fields]
     spec = ExperienceSpec.merge(SEGMENTS, HORIZON, {"test": fields})
     experience, weights, moments = (
         SharedBuffer.create(nbytes) for nbytes in (spec.nbytes, described.layout.nbytes, described.moments_nbytes)
@@ -83,7 +84,7 @@ def learned(
     for epoch in range(2):
         request = LearnRequest(
             state=TrainerState(epoch=epoch),
-            behaviour_version=epoch,
+            behaviour_version=0,
             version=epoch + 1,
             steps_before=0,
             rollout_start=None,
@@ -105,6 +106,8 @@ def fill(arrays: dict[str, np.ndarray[Any, Any]], spaces: Spaces) -> None:
             array[...] = draw.integers(0, spaces.action.n, array.shape)  # type: ignore[attr-defined]
         elif array.dtype == np.uint8:
             array[...] = draw.integers(0, 256, array.shape)
+        elif name == "final_observations":
+            array[...] = HORIZON
         elif name == "valid":
             array[...] = draw.random(array.shape) < 0.9
         elif array.dtype == np.bool_:
@@ -121,8 +124,10 @@ def test_a_device_learns_what_the_cpu_learns(variant: str, resumed: bool, monkey
     with emulated(monkeypatch):
         found = learned(DEVICE, resumed=resumed, **settings)
     assert found.keys() == expected.keys()
+    # A device's own kernel for one step of an LSTM rounds otherwise than the CPU's operations.
+    tolerance = 1e-4 if variant == "lstm" else 0.0
     for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+        np.testing.assert_allclose(found[name], array, rtol=0.0, atol=tolerance, err_msg=name)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

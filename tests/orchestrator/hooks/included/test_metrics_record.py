@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from orchestrator import EvaluationConfig, Hook, MetricsConfig, Trainer
+from orchestrator import EvaluationConfig, Hook, LearningConfig, MetricsConfig, Trainer
 from orchestrator.hooks.included.metrics_record import metrics, weight_norm
 from state.stopwatch import Stopwatch
 from state.trainer_state import TrainerState
@@ -73,6 +73,7 @@ async def test_the_records_of_a_run_are_what_its_experience_says(tmp_path: Path)
     config = small_config(
         epochs=6,
         run_dir=tmp_path / "run",
+        learning=LearningConfig(update_epochs=2, minibatches=2, refresh=False),  # values as recorded
         evaluation=EvaluationConfig(every=2, episodes=2, num_environments=2),
         metrics=MetricsConfig(weight_norm_every=2),
     )
