@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import numpy as np
 import pytest
 
@@ -14,6 +16,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The result is the same in every event loop, as one test here shows."""
+    return "asyncio"
 
 
 async def final_weights(**settings: Any) -> dict[str, NDArray[Any]]:
@@ -34,6 +42,11 @@ async def test_the_same_seed_gives_bitwise_the_same_weights_twice_and_on_every_b
     assert same(reference, await final_weights(staleness=staleness, backend="process"))
     assert same(reference, await final_weights(staleness=staleness, backend="process"))
     assert not same(reference, await final_weights(staleness=staleness, seed=2))
+
+
+def test_the_same_seed_gives_bitwise_the_same_weights_in_every_event_loop() -> None:
+    results = [anyio.run(partial(final_weights, backend="inline"), backend=backend) for backend in ("asyncio", "trio")]
+    assert same(*results)
 
 
 async def test_staleness_changes_what_is_learned() -> None:

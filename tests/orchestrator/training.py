@@ -13,13 +13,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import anyio
 import gymnasium
 import numpy as np
 import psutil
 import torch
 
 from losses import Loss, ppo_losses
-from orchestrator import CollectionConfig, LearningConfig, PolicyConfig, TrainerConfig
+from orchestrator import CollectionConfig, Hook, LearningConfig, PolicyConfig, TrainerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,6 +94,23 @@ def describe(event: str, state: TrainerState) -> dict[str, Any]:
         "steps": None if state.experience is None else int(state.experience["valid"].sum()),
         "timer": None if state.timer is None else dict(state.timer.timer_seconds),
     }
+
+
+class WaitForCheckpoints(Hook):
+    """Training waits for the checkpoint that is due, which a busy machine would leave out for a newer one."""
+
+    overflow = "block"
+    max_lag = 1
+
+    def __init__(self, config: TrainerConfig) -> None:
+        assert config.run_dir is not None
+        self._every = config.checkpoints.every
+        self._folder = Path(config.run_dir) / "checkpoints"
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        if state.epoch % self._every == 0:
+            while not (self._folder / f"{state.epoch:08d}" / "manifest.json").exists():
+                await anyio.sleep(0.001)
 
 
 class RecordingLoss(Loss):

@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Scores are the same in every event loop."""
+    return "asyncio"
+
+
 BEST = 3
 
 

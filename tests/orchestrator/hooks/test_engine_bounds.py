@@ -25,7 +25,7 @@ class Held:
     """Stands for the views that a state holds."""
 
 
-@pytest.mark.parametrize("overflow", ["coalesce", "drop"])
+@pytest.mark.parametrize(("anyio_backend", "overflow"), [("asyncio", "coalesce"), ("trio", "drop")])
 async def test_memory_is_bounded_over_ten_thousand_events_with_a_hook_that_never_returns(overflow: str) -> None:
     epochs = 2_500
     hanging = Everything("hanging", gated=True, overflow=overflow)
@@ -35,7 +35,7 @@ async def test_memory_is_bounded_over_ten_thousand_events_with_a_hook_that_never
     alive: weakref.WeakSet[Held] = weakref.WeakSet()
     most_alive = 0
     async with running(*hooks) as engine:
-        with anyio.fail_after(DEADLINE):
+        with anyio.fail_after(5 * DEADLINE):
             for epoch in range(epochs):
                 held = Held()
                 alive.add(held)
@@ -43,7 +43,7 @@ async def test_memory_is_bounded_over_ten_thousand_events_with_a_hook_that_never
                 del held
                 for event in EPOCH_EVENTS:
                     await engine.publish(event, state)
-                if epoch % 100 == 0:
+                if epoch % 500 == 0:
                     await quiet()
                     for hook in hooks:
                         hook.states.clear()

@@ -16,7 +16,7 @@ from orchestrator.checkpoints import CheckpointError
 from orchestrator.command.cli import run as run_command
 from orchestrator.config.file import read_config
 from state import TrainerState
-from tests.orchestrator.training import small_config
+from tests.orchestrator.training import WaitForCheckpoints, small_config
 
 pytestmark = pytest.mark.slow
 
@@ -39,10 +39,10 @@ def train(config: TrainerConfig, **settings: Any) -> tuple[TrainerState, First]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> TrainerConfig:
-    """A run of three epochs, with checkpoints of the first and of the last."""
+    """A run of three epochs, with checkpoints of the second and of the last."""
     folder = tmp_path_factory.mktemp("source") / "run"
-    config = small_config(epochs=3, run_dir=folder, policy=NORMALISED, checkpoints=CheckpointsConfig(every=1, keep=0))
-    train(config)
+    config = small_config(epochs=3, run_dir=folder, policy=NORMALISED, checkpoints=CheckpointsConfig(every=2, keep=0))
+    anyio.run(Trainer(config, hooks=[WaitForCheckpoints(config)]).run)
     return config
 
 
@@ -70,7 +70,7 @@ def test_it_starts_with_the_weights_and_normalisers_and_counts_from_nothing(
     assert source.run_dir is not None
     places = {
         "run": (str(source.run_dir), 3),
-        "checkpoint": (str(source.run_dir / "checkpoints" / "00000001"), 1),
+        "checkpoint": (str(source.run_dir / "checkpoints" / "00000002"), 2),
         "address": (source.run_dir.as_uri(), 3),
     }
     where, epoch = places[form]

@@ -20,7 +20,7 @@ from orchestrator.checkpoints import CheckpointError, CheckpointFolder, find_che
 from orchestrator.checkpoints.checkpoint import open_checkpoint
 from orchestrator.snapshots.checkpoint_files import read_checkpoint
 from orchestrator.snapshots.resume import find_resume_source, resume_problems
-from tests.orchestrator.training import losses_with, small_config
+from tests.orchestrator.training import WaitForCheckpoints, losses_with, small_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
     from state.trainer_state import TrainerState
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """What a checkpoint holds is the same in every event loop; that it is taken in each, some tests show."""
+    return "asyncio"
+
+
+in_every_event_loop = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
 
 def config_in(folder: Path, *, epochs: int = 7, every: int = 3, **settings: Any) -> TrainerConfig:
@@ -61,23 +70,24 @@ RECURRENT = PolicyConfig(network="lstm", hidden_sizes=(8,), lstm_size=4)
 
 
 @pytest.mark.parametrize(
-    ("staleness", "settings"),
+    ("anyio_backend", "staleness", "settings"),
     [
-        (0, {}),
-        (1, {}),
-        (3, {}),
-        (1, {"policy": NORMALISED}),
-        (1, {"policy": RECURRENT}),
-        (0, {"collectors": 2}),
-        (1, {"backend": "process"}),
-        (0, {"environment": "tests.environments:make_counting"}),
+        ("asyncio", 0, {}),
+        ("trio", 1, {}),
+        ("asyncio", 3, {}),
+        ("trio", 1, {"policy": NORMALISED}),
+        ("asyncio", 1, {"policy": RECURRENT}),
+        ("trio", 0, {"collectors": 2}),
+        ("asyncio", 1, {"backend": "process"}),
+        ("trio", 1, {"backend": "process"}),
+        ("trio", 0, {"environment": "tests.environments:make_counting"}),
     ],
 )
 async def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     tmp_path: Path, staleness: int, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = config_in(tmp_path / "whole", staleness=staleness, **settings)
-    whole = await Trainer(config).run()
+    whole = await Trainer(config, hooks=[WaitForCheckpoints(config)]).run()
 
     stopped = replace(config, run_dir=tmp_path / "stopped")
     part = await Trainer(for_epochs(stopped, 4)).run()
@@ -91,6 +101,7 @@ async def test_a_resumed_run_is_the_run_that_was_not_interrupted(
     assert "resumed, but" not in caplog.text
 
 
+@in_every_event_loop
 async def test_a_run_stopped_by_hand_resumes_exactly(tmp_path: Path) -> None:
     config = config_in(tmp_path / "whole", epochs=9, every=0)
     whole = await Trainer(config).run()
@@ -102,6 +113,7 @@ async def test_a_run_stopped_by_hand_resumes_exactly(tmp_path: Path) -> None:
     assert_same(whole, await Trainer(resume=tmp_path / "stopped").run())
 
 
+@in_every_event_loop
 async def test_a_checkpoint_that_was_asked_for_can_be_resumed_from(tmp_path: Path) -> None:
     config = config_in(tmp_path / "run", epochs=12, every=0)
     async with Trainer(config).start() as run:
@@ -112,7 +124,7 @@ async def test_a_checkpoint_that_was_asked_for_can_be_resumed_from(tmp_path: Pat
     assert_same(whole, await Trainer(branch, resume=first).run())
 
 
-@pytest.mark.parametrize("staleness", [0, 1, 3])
+@pytest.mark.parametrize(("anyio_backend", "staleness"), [("asyncio", 0), ("trio", 1), ("asyncio", 3)])
 async def test_a_paused_run_can_be_saved_and_gone_on_with_elsewhere(tmp_path: Path, staleness: int) -> None:
     config = config_in(tmp_path / "run", epochs=14, every=0, staleness=staleness)
     checkpoints = CheckpointFolder(tmp_path / "run" / "checkpoints")
@@ -145,7 +157,7 @@ class _PauseAndSave(Hook):
             self.run.request_checkpoint()
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize(("anyio_backend", "staleness"), [("asyncio", 0), ("trio", 1)])
 async def test_a_run_that_is_paused_in_its_first_epoch_is_saved_after_it(tmp_path: Path, staleness: int) -> None:
     config = config_in(tmp_path, epochs=14, every=0, staleness=staleness)
     checkpoints = CheckpointFolder(tmp_path / "checkpoints")
@@ -163,6 +175,7 @@ async def test_a_run_that_is_paused_in_its_first_epoch_is_saved_after_it(tmp_pat
         run.stop()
 
 
+@in_every_event_loop
 async def test_a_run_that_still_goes_on_elsewhere_is_left_alone(tmp_path: Path) -> None:
     config = config_in(tmp_path, epochs=3)
     await Trainer(config).run()
@@ -222,6 +235,7 @@ async def test_memory_for_the_optimizers_state_is_used_again_once_it_is_saved(tm
     assert len(pace.slots) == 1, pace.slots
 
 
+@in_every_event_loop
 async def test_a_run_cut_short_within_an_epoch_loses_only_its_episodes(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -265,7 +279,8 @@ class Remembering(Loss):
 
 async def test_losses_and_the_generators_of_the_learners_process_go_on(tmp_path: Path) -> None:
     config = config_in(tmp_path / "whole", backend="process")
-    whole = await Trainer(config, losses=losses_with(Remembering())).run()
+    waiting = WaitForCheckpoints(config)
+    whole = await Trainer(config, losses=losses_with(Remembering()), hooks=[waiting]).run()
     branch = replace(config, run_dir=tmp_path / "branch")
     resumed = Trainer(branch, losses=losses_with(Remembering()), resume=tmp_path / "whole" / "checkpoints" / "00000003")
     assert_same(whole, await resumed.run())
@@ -391,7 +406,7 @@ async def test_a_policy_of_another_architecture_is_refused_tensor_by_tensor(tmp_
 
 async def test_an_older_checkpoint_is_branched_off_in_a_folder_of_its_own(tmp_path: Path) -> None:
     config = config_in(tmp_path / "run")
-    await Trainer(config).run()
+    await Trainer(config, hooks=[WaitForCheckpoints(config)]).run()
     old = tmp_path / "run" / "checkpoints" / "00000003"
     assert find_resume_source(old).config.run_dir is None
     with pytest.raises(ConfigurationError, match="holds no run yet"):
@@ -400,7 +415,7 @@ async def test_an_older_checkpoint_is_branched_off_in_a_folder_of_its_own(tmp_pa
 
 async def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = config_in(tmp_path / "run")
-    whole = await Trainer(config).run()
+    whole = await Trainer(config, hooks=[WaitForCheckpoints(config)]).run()
     *_, newest = CheckpointFolder(tmp_path / "run" / "checkpoints").list()
     damaged = newest / "optimizer.safetensors"
     damaged.write_bytes(bytes(reversed(damaged.read_bytes())))

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator import CheckpointsConfig, Trainer
 from tests.orchestrator.snapshots.test_resume import assert_same
-from tests.orchestrator.training import small_config
+from tests.orchestrator.training import WaitForCheckpoints, small_config
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from orchestrator import TrainerConfig
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """What environments hold is the same in every event loop."""
+    return "asyncio"
 
 
 def config_of(environment: str, folder: Path, options: dict[str, Any], **settings: Any) -> TrainerConfig:
@@ -39,7 +45,7 @@ async def test_a_resumed_environment_goes_on_bit_for_bit(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = config_of("tests.resumed_environments:make", tmp_path / "whole", {"kind": kind}, epochs=4)
-    whole = await Trainer(config).run()
+    whole = await Trainer(config, hooks=[WaitForCheckpoints(config)]).run()
     branch = replace(config, run_dir=tmp_path / "branch")
     resumed = await Trainer(branch, resume=tmp_path / "whole" / "checkpoints" / "00000002").run()
     assert "resumed, but" not in caplog.text
@@ -52,7 +58,7 @@ async def test_what_copies_share_through_classes_and_modules_goes_on_bit_for_bit
     # In processes of their own, where nobody has used the classes before.
     options = {"kind": "SharedByCopies"}
     config = config_of("tests.resumed_environments:make", tmp_path / "whole", options, epochs=4, backend="process")
-    whole = await Trainer(config).run()
+    whole = await Trainer(config, hooks=[WaitForCheckpoints(config)]).run()
     branch = replace(config, run_dir=tmp_path / "branch")
     resumed = await Trainer(branch, resume=tmp_path / "whole" / "checkpoints" / "00000002").run()
     assert "resumed, but" not in caplog.text
@@ -197,7 +203,7 @@ async def _run_and_resume(
     names = ("world_with_globals", "globals_package", "globals_package.sub")
     try:
         config = config_of("world_with_globals:make", tmp_path / "whole", {}, epochs=4)
-        whole = await Trainer(config).run()
+        whole = await Trainer(config, hooks=[WaitForCheckpoints(config)]).run()
         caplog.clear()
         branch = replace(config, run_dir=tmp_path / "branch")
         with caplog.at_level(logging.WARNING):
