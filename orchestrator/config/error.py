@@ -32,7 +32,7 @@ class Problem:
     def __str__(self) -> str:
         value = shown(self.value)
         if len(value) > _VALUE_WIDTH:
-            value = value[:_VALUE_WIDTH] + " ..."
+            value = f"{value[: _VALUE_WIDTH // 2]} ... {value[-_VALUE_WIDTH // 2 :]}"  # the end of a path says most
         name = self.field if self.formerly is None else f"{self.field} (formerly {self.formerly})"
         return f"{name} = {value}\n{_lines('expected: ', self.expected)}\n{_lines('cure:     ', self.cure)}"
 

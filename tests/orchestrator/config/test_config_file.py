@@ -181,13 +181,21 @@ def test_a_table_where_a_list_of_tables_belongs_is_refused() -> None:
 def test_a_file_that_cannot_be_read_is_a_problem_of_the_configuration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None, expected: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # messages leave out the end of a long path
+    monkeypatch.chdir(tmp_path)  # messages leave out the middle of a long path
     path = Path("settings.toml")
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigurationError, match=expected) as caught:
         read_config(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_problem_shows_both_ends_of_a_long_path(tmp_path: Path) -> None:
+    path = tmp_path / ("folder" * 20) / "settings.toml"
+    with pytest.raises(ConfigurationError) as caught:
+        read_config(path)
+    assert "settings.toml'" in str(caught.value)
+    assert f"config = '{tmp_path}"[:30] in str(caught.value)
 
 
 def test_for_the_folder_of_a_run_the_file_in_it_is_named(tmp_path: Path) -> None:
