@@ -13,6 +13,7 @@ from losses.callback import CALLBACKS, LearnerCallback, StateValue
 from losses.loss import Loss
 from state.error import OrchestratorError
 from state.plain_data import encode
+from state.user_code import described, is_signal, raise_failure, user_code
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -41,13 +42,15 @@ class LossSet:
         # Found once: the hot loop must not pay for callbacks that nobody has overridden.
         self._callbacks = {
             callback: tuple(
-                getattr(member, callback)
+                _named(member, callback)
                 for member in self.members
                 if getattr(type(member), callback) is not getattr(LearnerCallback, callback)
             )
-            for callback in (*CALLBACKS, "observe")
+            for callback in CALLBACKS
         }
-        self._observers = self._callbacks.pop("observe")
+        self._observers = tuple(
+            member for member in self.members if type(member).observe is not LearnerCallback.observe
+        )
         self._active_epoch: int | None = None
         self._active: tuple[Loss, ...] = ()
         self.without_gradient: set[str] = set()
@@ -72,7 +75,8 @@ class LossSet:
     def attach(self, context: LossContext) -> None:
         """Lend the learner's things to each."""
         for member in self.members:
-            member.attach(context)
+            with user_code(f"attach of {member.name!r}"):
+                member.attach(context)
 
     def overriding(self, callback: str) -> tuple[Callable[[TrainerState], None], ...]:
         """The callbacks of that name, one of `CALLBACKS`, that are overridden, in order, ready to call."""
@@ -94,7 +98,8 @@ class LossSet:
     def abandon_epoch(self) -> None:
         """Tell each that the epoch has ended in an error."""
         for member in self.members:
-            member.abandon_epoch()
+            with user_code(f"abandon_epoch of {member.name!r}"):
+                member.abandon_epoch()
 
     @property
     def stop_requested(self) -> bool:
@@ -118,7 +123,10 @@ class LossSet:
         components: list[Tensor] = []
         for loss in active:
             # None sees what another does to its minibatch.
-            value = loss.compute(minibatch if alone else minibatch.again(), evaluation)
+            try:
+                value = loss.compute(minibatch if alone else minibatch.again(), evaluation)
+            except BaseException as error:
+                raise_failure(error, f"the loss {loss.name!r} in {_place(minibatch)}")
             if loss is not last and [tensor._version for tensor in evaluated] != versions:
                 raise ValueError(
                     f"the loss {loss.name!r} changed a tensor of the policy's evaluation in place, which the losses"
@@ -133,8 +141,11 @@ class LossSet:
         if total is None:
             raise RuntimeError(f"no loss is active in epoch {minibatch.epoch + 1}: skip the epoch's updates")
         with torch.no_grad():
-            for observe in self._observers:
-                observe(minibatch.again(), evaluation)
+            for member in self._observers:
+                try:
+                    member.observe(minibatch.again(), evaluation)
+                except BaseException as error:
+                    raise_failure(error, f"observe of {member.name!r} in {_place(minibatch)}")
         return total, torch.stack(components)
 
     # What a checkpoint keeps of them.
@@ -152,7 +163,25 @@ class LossSet:
                 "train with the same losses"
             )
         for name, member in self._by_name.items():
-            member.load_state_dict(state[name])
+            with user_code(f"load_state_dict of {name!r}"):
+                member.load_state_dict(state[name])
+
+
+def _named(member: LearnerCallback, callback: str) -> Callable[[TrainerState], None]:
+    """The member's callback, whose errors name it."""
+    function: Callable[[TrainerState], None] = getattr(member, callback)
+
+    def call(state: TrainerState) -> None:
+        try:
+            function(state)
+        except BaseException as error:
+            raise_failure(error, f"{callback} of {member.name!r} in epoch {state.epoch + 1}")
+
+    return call
+
+
+def _place(minibatch: Minibatch) -> str:
+    return f"epoch {minibatch.epoch + 1}, update epoch {minibatch.update_epoch + 1}, minibatch {minibatch.mb_idx + 1}"
 
 
 class LossStateError(OrchestratorError, ValueError):
@@ -164,8 +193,10 @@ def _state_of(member: LearnerCallback) -> dict[str, StateValue]:
     cannot = f"the state of the loss {member.name!r} can't be saved"
     try:
         state = member.state_dict()
-    except Exception as error:
-        raise LossStateError(f"{cannot}: {what} raised {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        if is_signal(error):
+            raise
+        raise LossStateError(f"{cannot}: {what} raised {described(error)}") from error
     try:
         if not isinstance(cast(object, state), Mapping):
             raise TypeError(f"{what} returned {state!r} of type {type(state).__name__}, which is no dict")
@@ -211,7 +242,9 @@ def _check(members: tuple[LearnerCallback, ...]) -> None:
 def _merged_fields(members: tuple[LearnerCallback, ...]) -> tuple[FieldSpec, ...]:
     merged: dict[str, tuple[FieldSpec, str]] = {}
     for member in members:
-        for field in member.experience_fields():
+        with user_code(f"experience_fields of {member.name!r}"):
+            fields = tuple(member.experience_fields())
+        for field in fields:
             first, owner = merged.setdefault(field.name, (field, member.name))
             if first != field:
                 raise ValueError(

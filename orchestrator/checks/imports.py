@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 from orchestrator.config.annotations import FUNCTION, NamesCode
 from orchestrator.config.error import Problem, nearest
 from orchestrator.config.fields import fits, leaves, notes
-from orchestrator.config.own_code import OwnCodeError, import_function
+from orchestrator.config.own_code import OwnCodeError, check_parameters, import_function
 from orchestrator.config.paths import PATH, problem_with
 from orchestrator.config.reads import reads
 
@@ -87,7 +87,7 @@ def _name_problems(path: str, name: str, code: NamesCode) -> Iterator[Problem]:
         return
     if FUNCTION.fullmatch(name):
         try:
-            import_function(name)
+            check_parameters(import_function(name), name, code.arguments)
             return
         except OwnCodeError as fault:
             expected, cure = "package.module:function that can be called", str(fault)

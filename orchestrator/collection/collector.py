@@ -30,6 +30,7 @@ from orchestrator.policies.policy import Policy, build_policy
 from orchestrator.workers.interrupt import InterruptChecks
 from state.experience import ExperienceSpec, FieldSpec
 from state.stats_tracker import EPISODE_LENGTH, EPISODE_RETURN
+from state.user_code import raise_failure, user_code
 
 _STEPS_OF = "rollout"
 _SCALES_LOOKED_AT = 5
@@ -97,6 +98,7 @@ class Collector:
         self._scales: ObservationScales | None = None
         self._rollout = Rollout(config.horizon, plan.count)
         self._copies = np.arange(plan.count)
+        self._network = f"the network {plan.config.policy.network!r}"
         # What is acted on next lives in arrays that stay, so that their tensors do too.
         self._current = {key: array.copy() for key, array in arrays_of(self._reset()).items()}
         self._episode_start = np.ones(plan.count, np.bool_)
@@ -151,7 +153,8 @@ class Collector:
             if rollout.complete:
                 observations = {key: slot[observation_field(key)] for key in self._current}
                 following = as_tensors(observation_of(self._current))
-                rollout.write(slot, acting, as_tensors(observation_of(observations)), following)
+                with user_code(self._network):
+                    rollout.write(slot, acting, as_tensors(observation_of(observations)), following)
                 if self._plan.config.refreshes:
                     for key, array in self._current.items():
                         slot[observation_field(key, FOLLOWING_OBSERVATION)][...] = array
@@ -286,9 +289,11 @@ class Collector:
                 rows[:, time_step] = array
             try:
                 parameters, value = acting.act(observation, start_tensor)
-            except Exception:
-                self._check_current(time_step)
-                raise  # the observation is not to blame
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    self._check_current(time_step)
+                # The observation is not to blame.
+                raise_failure(error, f"{self._network} in step {time_step} of the rollout")
             action = distribution.sample(parameters, noise)
             step = self._step(parameters, action)
             rollout.add(acting, start, parameters, value, action, step)

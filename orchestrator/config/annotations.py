@@ -31,6 +31,8 @@ class NamesCode:
     known: tuple[str, ...] = ()
     function: str = "a function"
     """What such a function is, to be named where nothing is known."""
+    arguments: int = 0
+    """How many it is called with."""
 
 
 @dataclass(frozen=True, slots=True)

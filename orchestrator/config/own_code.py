@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import inspect
 import sys
 import sysconfig
 import traceback
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from orchestrator.config.error import nearest
 from state.error import OrchestratorError
+from state.user_code import described, is_signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -45,6 +47,37 @@ def import_function(name: str) -> Callable[..., object]:
     return function_in(import_module(module_name), attribute)
 
 
+def call_function(name: str, *arguments: object) -> object:
+    """What `package.module:function` returns for `arguments`.
+
+    Raises as `import_function`; OwnCodeError also where it does not take them, or fails.
+    """
+    function = import_function(name)
+    check_parameters(function, name, len(arguments))
+    try:
+        return function(*arguments)
+    except BaseException as error:
+        if isinstance(error, OrchestratorError) or is_signal(error):
+            raise
+        raise OwnCodeError(
+            f"{name} failed with {described(error)} at {place_of(error)}: correct the function"
+        ) from error
+
+
+def check_parameters(function: Callable[..., object], name: str, count: int) -> None:
+    """Raises OwnCodeError where a function cannot be called with `count` arguments."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError as error:
+        given = {0: "without arguments", 1: "with one argument"}.get(count, f"with {count} arguments")
+        raise OwnCodeError(
+            f"{name} is called {given}, but {error}: give its other parameters defaults, or name a function of yours"
+            " that fills them in"
+        ) from None
+    except ValueError:
+        return  # what is written in C may not tell
+
+
 def import_module(name: str) -> types.ModuleType:
     """The module called `name`. Raises as `import_function`, for one of the standard library without importing it."""
     try:
@@ -60,8 +93,10 @@ def import_module(name: str) -> types.ModuleType:
         raise OwnCodeError(f"there is no module {missing}: {hint}") from error
     except StandardLibraryError:
         raise
-    except Exception as error:  # whatever another's module raises is what the user must know
-        raise OwnCodeError(f"correct the module: {type(error).__name__} at {place_of(error)}: {error}") from error
+    except BaseException as error:  # whatever another's module raises is what the user must know
+        if is_signal(error):
+            raise
+        raise OwnCodeError(f"correct the module: {described(error)} at {place_of(error)}") from error
 
 
 def function_in(module: types.ModuleType, path: str) -> Callable[..., object]:

@@ -145,7 +145,7 @@ class LossesConfig:
 class PolicyConfig:
     """The policy network and the normalisation around it."""
 
-    network: Annotated[str, NamesCode(NETWORKS)] = "auto"
+    network: Annotated[str, NamesCode(NETWORKS, arguments=1)] = "auto"
     """mlp, cnn, lstm, package.module:function(spaces), or auto: cnn for images, else mlp."""
     hidden_sizes: Annotated[tuple[int, ...], _WIDTHS, Formerly("hidden")] = (64, 64)
     """Widths of the hidden layers."""

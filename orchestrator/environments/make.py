@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
 
 from orchestrator.config.error import shown
 from orchestrator.config.own_code import place_of
@@ -15,6 +17,7 @@ from orchestrator.environments.registry import EnvironmentFunction, find, missin
 from orchestrator.environments.serial import SerialEnvironment, close_all
 from orchestrator.environments.spaces import InvalidEnvironment
 from orchestrator.environments.vector import VectorEnvironment
+from state.user_code import described, is_signal, user_code
 
 Mode = Literal["auto", "native", "sync"]
 
@@ -65,9 +68,12 @@ def _make_native(
         )
     try:
         vector = gymnasium.make_vec(found, num_envs=count, vectorization_mode="vector_entry_point", **_copied(options))
-    except Exception as error:
-        raise _cannot_make(environment, options, error) from error
+    except BaseException as error:
+        if is_signal(error):
+            raise
+        raise _cannot_make(environment, found, options, error) from error
     try:
+        _check_spaces(environment, vector, "single_")
         return NativeEnvironment(environment, vector)
     except BaseException:
         vector.close()
@@ -95,14 +101,49 @@ def _make_one(
             # SerialEnvironment checks what matters to it; gymnasium's checker warns about much that does not.
             return gymnasium.make(found, **({"disable_env_checker": True} | _copied(options)))
         made = found(**_copied(options))
-    except Exception as error:
-        raise _cannot_make(environment, options, error) from error
+    except BaseException as error:
+        if is_signal(error):
+            raise
+        raise _cannot_make(environment, found, options, error) from error
     if not isinstance(made, gymnasium.Env):
         raise InvalidEnvironment(
-            f"environment {environment!r} returned a {type(made).__name__}, expected a gymnasium.Env"
-            f"{'; does the function lack a `return`?' if made is None else ''}"
+            f"environment {environment!r} returned {_kind_of(made)}, expected a gymnasium.Env; {_cure_for(made)}"
         )
+    _check_spaces(environment, made, "")
     return cast("gymnasium.Env[Any, Any]", made)
+
+
+def _check_spaces(environment: str, made: object, prefix: str) -> None:
+    for name in (f"{prefix}observation_space", f"{prefix}action_space"):
+        with user_code(f"{name} of environment {environment!r}"):
+            space = getattr(made, name, None)
+        if not isinstance(space, gymnasium.Space):
+            raise InvalidEnvironment(
+                f"environment {environment!r} has {shown(space)} as its {name}, expected a space of gymnasium.spaces;"
+                " assign one in its constructor"
+            )
+
+
+def _kind_of(made: object) -> str:
+    return f"the class {made.__name__}" if isinstance(made, type) else f"a {type(made).__name__}"
+
+
+def _cure_for(made: object) -> str:
+    """What to do about a function that returns `made` for an environment."""
+    if inspect.iscoroutine(made):
+        made.close()
+        return "write it as `def`, not `async def`"
+    if isinstance(made, VectorEnv):
+        return (
+            "return one copy; an environment with a vectorised form is registered with gymnasium (vector_entry_point)"
+        )
+    if isinstance(made, type):
+        return "return an instance of it, made with the options"
+    if made is None:
+        return "does the function lack a `return`?"
+    if type(made).__module__.partition(".")[0] == "gym":
+        return "port it from gym to gymnasium, or wrap it with shimmy's GymV26CompatibilityV0 or GymV21CompatibilityV0"
+    return "derive its class from gymnasium.Env"
 
 
 def _copied(options: Any) -> Any:
@@ -114,12 +155,18 @@ def _copied(options: Any) -> Any:
     return options
 
 
-def _cannot_make(environment: str, options: dict[str, Any], error: Exception) -> InvalidEnvironment:
+def _cannot_make(
+    environment: str, found: EnvSpec | EnvironmentFunction, options: dict[str, Any], error: BaseException
+) -> InvalidEnvironment:
     if isinstance(error, (ImportError, gymnasium.error.DependencyNotInstalled)):
         return InvalidEnvironment(missing_package(environment, error))
     given = ", ".join(f"{key}={shown(value)}" for key, value in options.items()) or "none"
-    text = str(error).partition(" was raised from the environment creator for ")[0]  # gymnasium says the rest again
+    text = described(error).partition(" was raised from the environment creator for ")[0]  # gymnasium says the rest again
+    if isinstance(found, EnvSpec):
+        expected = "what gymnasium.make makes with them"
+    else:
+        expected = "a function that takes them as keywords and returns a gymnasium.Env"
     return InvalidEnvironment(
-        f"environment {environment!r} could not be made with the options ({given}): {type(error).__name__}: {text}"
-        f" (at {place_of(error.__cause__ or error)})"
+        f"environment {environment!r} could not be made with the options ({given}): {text}; expected {expected}:"
+        f" correct the options, or what raised this (at {place_of(error.__cause__ or error)})"
     )

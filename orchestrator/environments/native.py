@@ -28,6 +28,7 @@ from orchestrator.environments.spaces import (
 )
 from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment
 from state.stats_tracker import accumulate_rollout_stats
+from state.user_code import described, is_signal, user_code
 
 
 class NativeEnvironment(VectorEnvironment):
@@ -46,7 +47,8 @@ class NativeEnvironment(VectorEnvironment):
         if autoreset not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
             raise InvalidEnvironment(
                 f"the vector environment {name!r} has metadata['autoreset_mode'] = {autoreset!r};"
-                f" supported are {AutoresetMode.SAME_STEP} and {AutoresetMode.NEXT_STEP}"
+                f" supported are {AutoresetMode.SAME_STEP} and {AutoresetMode.NEXT_STEP}; declare one of them, or"
+                " set the mode 'sync'"
             )
         self.same_step = autoreset is AutoresetMode.SAME_STEP
         self._environment = environment
@@ -59,7 +61,9 @@ class NativeEnvironment(VectorEnvironment):
     def reset(self, seed: int | None = None) -> ObservationArrays:
         try:
             observation = self._reader.read(reset_observation(self._environment.reset(seed=seed)), self.count)
-        except Exception as error:
+        except BaseException as error:
+            if is_signal(error):
+                raise
             raise self._failed("reset", error) from error
         self._resetting = None
         return observation
@@ -73,7 +77,9 @@ class NativeEnvironment(VectorEnvironment):
             terminated = flags_of("terminated", done, self.count, self.warn)
             truncated = flags_of("truncated", cut, self.count, self.warn)
             check_info(infos)
-        except Exception as error:
+        except BaseException as error:
+            if is_signal(error):
+                raise
             raise self._failed("step", error) from error
         valid = self._all_valid
         if self._resetting is not None:
@@ -105,7 +111,8 @@ class NativeEnvironment(VectorEnvironment):
         self._resetting = cast("Array | None", state["resetting"])
 
     def close(self) -> None:
-        self._environment.close()
+        with user_code(f"close of environment {self.name!r}"):
+            self._environment.close()
 
     def _final_observation(
         self, infos: Mapping[str, Any], observation: ObservationArrays, ended: Array
@@ -144,14 +151,10 @@ class NativeEnvironment(VectorEnvironment):
                 given = self._last_infos(infos) if ended[index] else infos
                 array[index] = self._field(name, _row_at(given, name, int(index)), given)
 
-    def _failed(self, what: str, error: Exception) -> EnvironmentFailed:
-        name, copies = self.name, f"its {self.count} copies"
-        if isinstance(error, WrongReturn):
-            when = f" {self._steps}" if what == "step" else f" after step {self._steps}" if self._steps else ""
-            return EnvironmentFailed(f"environment {name!r}: {what}{when} of {copies} returned {error}")
-        return EnvironmentFailed(
-            f"environment {name!r}: {what} of {copies} failed with {type(error).__name__}: {error}"
-        )
+    def _failed(self, what: str, error: BaseException) -> EnvironmentFailed:
+        when = f" {self._steps}" if what == "step" else f" after step {self._steps}" if self._steps else ""
+        came = f"returned {error}" if isinstance(error, WrongReturn) else f"failed with {described(error)}"
+        return EnvironmentFailed(f"environment {self.name!r}: {what}{when} of its {self.count} copies {came}")
 
 
 def _row(infos: Mapping[str, Any], index: int) -> dict[str, object]:

@@ -9,8 +9,9 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from orchestrator.config.error import nearest
-from orchestrator.config.own_code import OwnCodeError, function_in, import_module
+from orchestrator.config.own_code import OwnCodeError, function_in, import_module, place_of
 from orchestrator.environments.spaces import InvalidEnvironment
+from state.user_code import described, is_signal
 
 EnvironmentFunction = Callable[..., object]
 """A user's own function (or class) that makes one gymnasium environment from the options as keywords."""
@@ -56,8 +57,11 @@ def check_environment(environment: str) -> list[str]:
 def missing_package(environment: str, error: ImportError | gymnasium.error.DependencyNotInstalled) -> str:
     """The message for an environment whose package is not installed."""
     extra = next((extra for package, extra in _EXTRAS.items() if package in f"{error}"), None)
-    cure = f"; pip install '{_DISTRIBUTION}[{extra}]' installs it" if extra else ""
-    return f"environment {environment!r} needs a package that is not installed: {error}{cure}"
+    missing = isinstance(error, (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled))
+    if not extra and not missing:
+        return f"environment {environment!r}: {described(error)} at {place_of(error)}; correct that import"
+    cure = f"pip install '{_DISTRIBUTION}[{extra}]' installs it" if extra else "install it, or correct the import"
+    return f"environment {environment!r} needs a package that is not installed: {error}; {cure}"
 
 
 def _registered(name: str, environment: str) -> EnvSpec:
@@ -86,7 +90,10 @@ def _load(spec: EnvSpec, environment: str) -> None:
         load_env_creator(spec.entry_point)
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         raise InvalidEnvironment(missing_package(environment, error)) from error
-    except Exception as error:
+    except BaseException as error:
+        if is_signal(error):
+            raise
         raise InvalidEnvironment(
-            f"environment {environment!r}: importing {spec.entry_point!r} failed with {type(error).__name__}: {error}"
+            f"environment {environment!r}: importing {spec.entry_point!r} failed with {described(error)} at"
+            f" {place_of(error)}; correct the module, or the entry_point it is registered with"
         ) from error

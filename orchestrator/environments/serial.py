@@ -21,6 +21,7 @@ from orchestrator.environments.returned import (
 from orchestrator.environments.spaces import ActionConverter, Array, InvalidEnvironment, ObservationArrays
 from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment, copy_seeds
 from state.stats_tracker import accumulate_rollout_stats
+from state.user_code import described, is_signal, user_code
 
 _LARGE = 2**63
 """Integers from here on need a look before they become floats."""
@@ -47,7 +48,7 @@ class SerialEnvironment(VectorEnvironment):
                 raise InvalidEnvironment(
                     f"environment {name!r}: copy {index} has the spaces {environment.observation_space} and"
                     f" {environment.action_space}, copy 0 has {first.observation_space} and {first.action_space};"
-                    " all copies must have the same"
+                    " all copies must have the same: let them depend on the options alone"
                 )
         self._environments = tuple(environments)
         self._state = EnvironmentState(environments)
@@ -100,7 +101,9 @@ class SerialEnvironment(VectorEnvironment):
                     accumulate_rollout_stats((info,), stats)
             except EnvironmentFailed:
                 raise
-            except Exception as error:
+            except BaseException as error:
+                if is_signal(error):
+                    raise
                 raise self._failed("step", index, error) from error
             if done or cut:
                 self._final_observations.copy_row(index, observations)
@@ -129,29 +132,30 @@ class SerialEnvironment(VectorEnvironment):
     def _reset_copy(self, index: int, environment: gymnasium.Env[Any, Any], seed: int | None) -> None:
         try:
             self._observations.write(index, reset_observation(environment.reset(seed=seed)))
-        except Exception as error:
+        except BaseException as error:
+            if is_signal(error):
+                raise
             raise self._failed("reset", index, error) from error
 
-    def _failed(self, what: str, index: int, error: Exception) -> EnvironmentFailed:
+    def _failed(self, what: str, index: int, error: BaseException) -> EnvironmentFailed:
         copy = f"copy {index} of {self.count}"
+        place = f"step {self._steps} of {copy}" if what == "step" else f"reset of {copy}"
+        when = f" after step {self._steps}" if what == "reset" and self._steps else ""
         if isinstance(error, WrongReturn):
-            place = f"step {self._steps} of {copy}" if what == "step" else f"reset of {copy}"
-            when = f" after step {self._steps}" if what == "reset" and self._steps else ""
             return EnvironmentFailed(f"environment {self.name!r}: {place}{when} returned {error}")
         cure = ""
         if isinstance(error, TypeError) and "unexpected keyword argument 'seed'" in str(error):
             cure = "; write `def reset(self, *, seed=None, options=None)` (old versions of Gym had no seed there)"
-        return EnvironmentFailed(
-            f"environment {self.name!r}: {what} of {copy} failed with {type(error).__name__}: {error}{cure}"
-        )
+        return EnvironmentFailed(f"environment {self.name!r}: {place}{when} failed with {described(error)}{cure}")
 
 
 def close_all(environments: Sequence[gymnasium.Env[Any, Any]]) -> None:
     """Close each, whatever another one raises; then raise that, or all of it in an ExceptionGroup."""
     errors: list[Exception] = []
-    for environment in environments:
+    for index, environment in enumerate(environments):
         try:
-            environment.close()
+            with user_code(f"close of copy {index} of {len(environments)}"):
+                environment.close()
         except Exception as error:
             errors.append(error)
     if len(errors) > 1:

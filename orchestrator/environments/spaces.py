@@ -20,6 +20,7 @@ ObservationArrays = Array | dict[str, Array]
 
 _SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of those"
 _SUPPORTED_ACTIONS = "Discrete, MultiDiscrete with one axis, or Box of numbers"
+_WRAP = "wrap the environment in one that converts (gymnasium.wrappers has some)"
 _SINGLE = ""  # the key of the only array of a space that is not a Dict
 
 # What torch has no type for.
@@ -47,7 +48,9 @@ def agent_observation_space(space: Space, environment: str) -> Space:
         return _agent_leaf(space, environment, "")
     parts = agent_parts(space)
     if not parts:
-        raise InvalidEnvironment(f"environment {environment!r} has an empty Dict as its observation space")
+        raise InvalidEnvironment(
+            f"environment {environment!r} has an empty Dict as its observation space; give it a key"
+        )
     if len(parts) < len(space.spaces) or _SINGLE in parts:
         raise InvalidEnvironment(
             f"environment {environment!r} has the keys {list(space.spaces)} in its observation space; expected keys"
@@ -68,7 +71,7 @@ def agent_action_space(space: Space, environment: str) -> Space:
     if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.Box)) or not one_axis or not numbers:
         raise InvalidEnvironment(
             f"environment {environment!r} has the action space {space}, which is not supported;"
-            f" supported are {_SUPPORTED_ACTIONS}"
+            f" supported are {_SUPPORTED_ACTIONS}; {_WRAP}"
         )
     return _float_box(space) if isinstance(space, spaces.Box) else _agent_leaf(space, environment, "")
 
@@ -164,7 +167,7 @@ def _agent_leaf(space: Space, environment: str, where: str) -> Space:
         case _:
             raise InvalidEnvironment(
                 f"environment {environment!r} has the observation space {space}{where}, which is not supported;"
-                f" supported are {_SUPPORTED_OBSERVATIONS}"
+                f" supported are {_SUPPORTED_OBSERVATIONS}; {_WRAP}"
             )
 
 

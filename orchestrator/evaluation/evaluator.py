@@ -12,6 +12,7 @@ from orchestrator.environments import VectorEnvironment
 from orchestrator.environments.spaces import Array, arrays_of, observation_of
 from orchestrator.policies.acting import ActingPolicy, as_tensors, check_defined
 from orchestrator.policies.policy import Policy
+from state.user_code import raise_failure
 
 EPISODE_LIMIT = 108_000
 """Agent steps after which an episode is cut: half an hour of an Atari game."""
@@ -94,7 +95,10 @@ def _play(
     while quotas.any():
         if stop():
             raise EvaluationInterrupted
-        parameters, _ = acting.act(observation, torch.from_numpy(start))
+        try:
+            parameters, _ = acting.act(observation, torch.from_numpy(start))
+        except BaseException as error:
+            raise_failure(error, f"the network in step {steps} of the evaluation")
         if deterministic:
             action = distribution.mode(parameters)
         else:

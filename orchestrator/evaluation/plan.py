@@ -12,6 +12,7 @@ from orchestrator.environments import InvalidEnvironment, VectorEnvironment, mak
 from orchestrator.environments.compatibility import space_differences
 from orchestrator.evaluation.evaluator import EpisodeScores, evaluate
 from orchestrator.policies import Spaces
+from state.user_code import user_code
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -33,7 +34,8 @@ def closed_in_any_case(name: str, environment: SupportsClose) -> Generator[None]
         yield
     finally:
         try:
-            environment.close()
+            with user_code("close"):
+                environment.close()
         except Exception as error:
             _log.error("environment %r failed to close", name, exc_info=error)
 

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from losses import LearnerCallback, Loss, ppo_losses, vtrace_losses
-from orchestrator.config.own_code import import_function
+from orchestrator.config.own_code import call_function
+from state.user_code import user_code
 
 if TYPE_CHECKING:
     from orchestrator.config.settings import TrainerConfig
@@ -16,7 +17,7 @@ def default_losses(config: TrainerConfig) -> tuple[LearnerCallback, ...]:
     """The losses named in `config.losses.names`; a `package.module:function` returns one loss or several, or a
     `LearnerCallback`.
 
-    Raises TypeError when it returns something else.
+    Raises OwnCodeError when it fails, TypeError when it returns something else.
     """
     settings = config.losses
     known: dict[str, Loss] = {}
@@ -46,8 +47,9 @@ def default_losses(config: TrainerConfig) -> tuple[LearnerCallback, ...]:
 
 
 def _own(name: str) -> list[LearnerCallback]:
-    made: Any = import_function(name)()
-    losses = cast("list[object]", list(made) if isinstance(made, Iterable) else [made])
+    made: Any = call_function(name)
+    with user_code(name):  # which may be a generator
+        losses = cast("list[object]", list(made) if isinstance(made, Iterable) else [made])
     for loss in losses:
         if not isinstance(loss, LearnerCallback):
             raise TypeError(f"{name} must return a losses.Loss or several, not {type(loss).__name__}")

@@ -21,6 +21,7 @@ from orchestrator.learning.minibatches import Draw, SegmentDraws, StepDraws
 from orchestrator.learning.optimization import Optimization
 from orchestrator.learning.profiling import profile_path, profiled
 from orchestrator.learning.statistics import batch_statistics, loss_statistics
+from orchestrator.learning.threads import threads_for
 from orchestrator.policies import build_policy, check_gradients
 from orchestrator.workers.global_generators import seed_global_generators
 from orchestrator.workers.interrupt import InterruptChecks
@@ -31,6 +32,7 @@ from state.frozen_mapping import FrozenMapping
 from state.lent_memory import Lender
 from state.parameter_arena import ParameterArena
 from state.policy_snapshot import PolicySnapshot
+from state.user_code import raise_failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -126,7 +128,7 @@ class Learner:
         check_gradients(self.policy, self._losses.losses, run.policy.network)
         self._gradients = GradientCheck(self.policy, run.policy.network)
         self.policy.to(self._device)
-        torch.set_num_threads(config.threads or _threads_for(self.policy, plan))
+        torch.set_num_threads(config.threads or threads_for(self.policy, plan.config, plan.max_threads))
         self.arena = ParameterArena(self.policy, self._device)
         self._statistics = LossStatistics(self._device)
         self._losses.attach(
@@ -263,7 +265,10 @@ class Learner:
                     update_epoch=passes,
                     mb_idx=mb_idx,
                 )
-                evaluation = self._evaluate(draw)
+                try:
+                    evaluation = self._evaluate(draw)
+                except BaseException as error:
+                    raise_failure(error, f"the network {self._plan.config.policy.network!r} in epoch {epoch + 1}")
                 self._gradients.outputs(evaluation)
                 total, components = self._losses.compute(minibatch, evaluation)
                 if not done:
@@ -369,14 +374,3 @@ class Learner:
         config = plan.config
         factory = partial(build_policy, config.policy, plan.spaces, config.seed, config.learning.discount)
         return PolicySnapshot(version, self.arena.layout, factory, self._lender.view(self._slots.buffer(ref)))
-
-
-_WORK_PER_THREAD = 64_000_000
-"""Weights times steps of a minibatch that make a further thread worth what it costs to wait for it: below, on the
-two-core machine this was measured on, a second thread made small networks slower."""
-
-
-def _threads_for(policy: Policy, plan: LearnerPlan) -> int:
-    minibatch_steps = plan.config.steps_per_epoch // plan.config.learning.minibatches
-    work = sum(parameter.numel() for parameter in policy.parameters()) * minibatch_steps
-    return max(1, min(plan.max_threads, work // _WORK_PER_THREAD))

@@ -165,11 +165,14 @@ class ThreadedSink:
         self._guarded.close()
 
 
-def check_sink(sink: object) -> None:
-    """Raises TypeError, naming what is missing, for what is no sink."""
+def check_sink(sink: object, function: str = "") -> None:
+    """Raises TypeError, naming what is missing, for what is no sink; `function` has returned it, if it was one."""
+    whose = f" (which {function} returned)" if function else ""
+    if isinstance(sink, type):
+        raise TypeError(f"{sink.__name__}{whose} is a class of metrics sinks; give an instance of it")
     missing = [name for name in ("open", "write", "close") if not callable(getattr(sink, name, None))]
     if missing:
-        raise TypeError(f"{sink!r} is no sink of metrics: it has no {', no '.join(missing)}")
+        raise TypeError(f"{sink!r}{whose} is no sink of metrics: it has no {', no '.join(missing)}")
 
 
 def require(package: str, extra: str) -> None:

@@ -20,6 +20,7 @@ from orchestrator.policies.mlp import MLP
 from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces
 from state.module_tensors import named_tensors, tensor_places
 from state.policy_snapshot import PolicyLayout
+from state.user_code import described, is_signal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -192,10 +193,12 @@ def _check_recurrent(network: nn.Module, spaces: Spaces, name: str, state_size: 
 def _call(function: Callable[..., object], name: str, method: str, *arguments: Any) -> object:
     try:
         return function(*arguments)
-    except Exception as error:  # whatever a user's network raises is what they must know
+    except BaseException as error:  # whatever a user's network raises is what they must know
+        if is_signal(error):
+            raise
         raise NetworkError(
             f"{method} of the network {name!r} failed on observations of {_describe(arguments[0])}"
-            f" at {place_of(error)}: {type(error).__name__}: {error}"
+            f" at {place_of(error)}: {described(error)}"
         ) from error
 
 
@@ -246,10 +249,12 @@ def _own_network(name: str, spaces: Spaces) -> nn.Module:
         raise NetworkError(f"the network {name!r} cannot be imported: {error}") from error
     except NetworkError:
         raise
-    except Exception as error:  # whatever a user's function raises is what they must know
+    except BaseException as error:  # whatever a user's function raises is what they must know
+        if is_signal(error):
+            raise
         raise NetworkError(
-            f"{name} failed at {place_of(error)}: {type(error).__name__}: {error}; it is called with the"
-            " Spaces and returns the network"
+            f"{name} failed at {place_of(error)}: {described(error)}; it is called with the Spaces and returns the"
+            " network"
         ) from error
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{name} returned {type(network).__name__}, expected a torch.nn.Module")

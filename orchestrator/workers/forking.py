@@ -238,7 +238,9 @@ def _work(connection: socket.socket) -> NoReturn:
         from orchestrator.workers.channel import Channel
         from orchestrator.workers.program import enter
         from orchestrator.workers.serve import refuse, serve
+        from state.user_code import expect_no_signals
 
+        expect_no_signals()
         channel = Channel(connection)
         with contextlib.suppress(EOFError, ConnectionError):  # the host has gone, or given the worker up
             program, threads = channel.receive()

@@ -6,6 +6,9 @@ import pickle
 import traceback
 from typing import TYPE_CHECKING, Any, cast
 
+from orchestrator.config.own_code import place_of
+from state.user_code import described, failure_of, is_ordinary
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,7 +33,7 @@ def serve(channel: Channel, threads: int) -> None:
                 method, args = channel.receive()
             except (EOFError, ConnectionError):
                 return
-            except Exception as error:
+            except BaseException as error:
                 channel.send(_failure(error))
                 continue
             try:
@@ -61,16 +64,16 @@ def _send(channel: Channel, reply: tuple[Any, ...]) -> None:
         channel.send(reply)
     except (BrokenPipeError, ConnectionError):
         return  # the host has gone; the next receive ends the loop
-    except Exception as error:  # the value does not pickle: say so rather than die
+    except BaseException as error:  # the value does not pickle: say so rather than die
         channel.send(_failure(error))
 
 
 def _failure(error: BaseException) -> tuple[str, BaseException, str]:
     text = "".join(traceback.format_exception(error))
-    if not isinstance(error, Exception):  # a SystemExit or CancelledError is the worker's, and must not act on the host
-        error = RuntimeError(f"{type(error).__name__}: {error}")
+    if not is_ordinary(error):  # a SystemExit or CancelledError is the worker's, and must not act on the host
+        error = failure_of(error, f"code at {place_of(error)}")
     try:
         pickle.loads(pickle.dumps(error))
-    except Exception:  # an exception with its own constructor, or with unpicklable attributes
-        error = RuntimeError(f"{type(error).__name__}: {error}")
+    except BaseException:  # an exception with its own constructor, or with unpicklable attributes
+        error = RuntimeError(described(error))
     return "error", error, text

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from orchestrator.checkpoints import CheckpointFolder, retention_of
 from orchestrator.config.error import shown
 from orchestrator.config.fields import leaves
-from orchestrator.config.own_code import import_function
+from orchestrator.config.own_code import call_function
 from orchestrator.evaluation.plan import evaluation_plans
 from orchestrator.hooks.included.checkpoint import CheckpointHook
 from orchestrator.hooks.included.evaluation import EvaluationHook
@@ -104,7 +104,7 @@ def _scores_to_come(config: TrainerConfig) -> frozenset[str]:
 def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:
     """The sinks in addition to metrics.jsonl.
 
-    Raises MissingExtra, OwnCodeError for a function that can't be had, TypeError where one returns no sink.
+    Raises MissingExtra, OwnCodeError for a function that can't be had or fails, TypeError where one returns no sink.
     """
     settings = config.metrics
     sinks: list[Sink] = []
@@ -115,8 +115,8 @@ def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:
     if settings.prometheus:
         sinks.append(Prometheus(host=settings.prometheus_host, port=settings.prometheus_port))
     for name in settings.sinks:
-        sink = import_function(name)()
-        check_sink(sink)
+        sink = call_function(name)
+        check_sink(sink, name)
         sinks.append(cast("Sink", sink))
     return tuple(sinks)
 

@@ -219,7 +219,7 @@ def test_the_same_seed_gives_the_same_episodes_and_another_seed_others(mode: Any
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("step", "step of copy 0 of 2 failed with OSError: the simulator is gone"),
+        ("step", "step 1 of copy 0 of 2 failed with OSError: the simulator is gone"),
         ("reset", "reset of copy 0 of 2 failed with OSError: the simulator is gone"),
         ("reward", "step 1 of copy 0 of 2 returned the text 'much' as the reward, expected one number"),
         ("no reward", "step 1 of copy 0 of 2 returned None as the reward, expected one number"),

@@ -165,7 +165,7 @@ def test_a_module_that_fails_on_import_is_named_with_the_place(
     folder = tmp_path_factory.mktemp("own")
     (folder / "broken_network.py").write_text("x = 1\ny = x / 0\n")
     monkeypatch.syspath_prepend(folder)
-    with pytest.raises(NetworkError, match=r"ZeroDivisionError at .*broken_network.py:2"):
+    with pytest.raises(NetworkError, match=r"ZeroDivisionError: division by zero at .*broken_network.py:2"):
         build_policy(replace(CONFIG, network="broken_network:make"), SPACES, seed=1)
 
 
