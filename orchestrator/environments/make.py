@@ -161,7 +161,9 @@ def _cannot_make(
     if isinstance(error, (ImportError, gymnasium.error.DependencyNotInstalled)):
         return InvalidEnvironment(missing_package(environment, error))
     given = ", ".join(f"{key}={shown(value)}" for key, value in options.items()) or "none"
-    text = described(error).partition(" was raised from the environment creator for ")[0]  # gymnasium says the rest again
+    text = described(error).partition(" was raised from the environment creator for ")[
+        0
+    ]  # gymnasium says the rest again
     if isinstance(found, EnvSpec):
         expected = "what gymnasium.make makes with them"
     else:

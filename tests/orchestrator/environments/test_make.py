@@ -213,7 +213,7 @@ def test_options_that_may_be_right_are_left_to_the_environment(
 
 
 def test_an_environment_that_fails_to_be_made_says_where() -> None:
-    with pytest.raises(InvalidEnvironment, match=r"RuntimeError: no room \(at .*test_make.py:\d+\)$"):
+    with pytest.raises(InvalidEnvironment, match=r"RuntimeError: no room; .*\(at .*test_make.py:\d+\)$"):
         make_vector(f"{HERE}:Sized", 1, {"size": 0})
-    with pytest.raises(InvalidEnvironment, match=r"TypeError: CartPoleEnv.* keyword argument 'gravity' \(at "):
+    with pytest.raises(InvalidEnvironment, match=r"TypeError: CartPoleEnv.* keyword argument 'gravity'; .*\(at "):
         make_vector("CartPole-v1", 1, {"gravity": 3})
