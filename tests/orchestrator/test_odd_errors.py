@@ -130,9 +130,9 @@ class FailureHook(Hook):
         self.failures += 1
 
 
-async def error_of(trainer: Trainer) -> BaseException:
+async def error_of(config: Any, **arguments: Any) -> BaseException:
     with pytest.raises(BaseException) as caught:
-        await trainer.run()
+        await Trainer(config, **arguments).run()
     return caught.value
 
 
@@ -144,7 +144,7 @@ def told_of(error: BaseException) -> str:
 @in_all_ways
 async def test_an_environment_fails_with_its_copy_and_step(how: str, backend: Backend) -> None:
     failure = FailureHook()
-    error = await error_of(Trainer(config_for(backend, how=how, where="step"), hooks=[failure]))
+    error = await error_of(config_for(backend, how=how, where="step"), hooks=[failure])
     assert isinstance(error, EnvironmentFailed)
     assert f"environment '{HERE}:make': step 20 of copy 0 of 2 failed with {NAMES[how]}" in str(error)
     assert "in fail" in told_of(error), "the traceback"
@@ -160,7 +160,7 @@ async def test_an_environment_fails_with_its_copy_and_step(how: str, backend: Ba
     ],
 )
 async def test_resets_and_conversions_fail_as_steps_do(where: str, message: str, backend: Backend) -> None:
-    error = await error_of(Trainer(config_for(backend, how="exit", where=where)))
+    error = await error_of(config_for(backend, how="exit", where=where))
     assert isinstance(error, EnvironmentFailed)
     assert message in str(error)
 
@@ -168,7 +168,7 @@ async def test_resets_and_conversions_fail_as_steps_do(where: str, message: str,
 @both_backends
 @in_two_ways
 async def test_an_environment_that_cannot_be_made_is_named(how: str, backend: Backend) -> None:
-    error = await error_of(Trainer(config_for(backend, how=how, where="make")))
+    error = await error_of(config_for(backend, how=how, where="make"))
     assert isinstance(error, InvalidEnvironment)
     assert NAMES[how] in str(error)
     assert f"how='{how}'" in str(error)
@@ -207,7 +207,7 @@ def __getattr__(name: str) -> Any:
 async def test_a_network_fails_with_its_name(kind: str, how: str, backend: Backend) -> None:
     network = f"{HERE}:{kind}_{how}"
     config = small_config(epochs=50, backend=backend, policy=PolicyConfig(network=network))
-    error = await error_of(Trainer(config))
+    error = await error_of(config)
     assert isinstance(error, UserCodeFailed)
     assert f"the network '{network}' in " in str(error)
     assert f"raised {NAMES[how]}" in str(error)
@@ -255,7 +255,7 @@ class FailingLoss(Loss):
 async def test_a_loss_fails_with_its_name_and_minibatch(how: str) -> None:
     failure = FailureHook()
     config = small_config(epochs=50, backend="inline" if how == "odd" else "process")
-    error = await error_of(Trainer(config, losses=losses_with(FailingLoss(how, "compute")), hooks=[failure]))
+    error = await error_of(config, losses=losses_with(FailingLoss(how, "compute")), hooks=[failure])
     assert isinstance(error, UserCodeFailed)
     assert f"the loss 'failing_loss' in epoch 2, update epoch 1, minibatch 1 raised {NAMES[how]}" in str(error)
     assert "in compute" in told_of(error)
@@ -267,7 +267,7 @@ async def test_a_loss_fails_with_its_name_and_minibatch(how: str) -> None:
 )
 async def test_what_a_loss_does_besides_fails_with_its_name_too(where: str) -> None:
     config = small_config(epochs=50)
-    error = await error_of(Trainer(config, losses=losses_with(FailingLoss("exit", where))))
+    error = await error_of(config, losses=losses_with(FailingLoss("exit", where)))
     assert isinstance(error, UserCodeFailed)
     assert f"{where} of 'failing_loss'" in str(error)
     assert "raised SystemExit: 3" in str(error)
@@ -276,7 +276,7 @@ async def test_what_a_loss_does_besides_fails_with_its_name_too(where: str) -> N
 @both_backends
 async def test_an_error_out_of_torchs_engine_says_where_it_was_raised(backend: Backend) -> None:
     config = small_config(epochs=50, backend=backend)
-    error = await error_of(Trainer(config, losses=losses_with(FailingLoss("exit", "backward"))))
+    error = await error_of(config, losses=losses_with(FailingLoss("exit", "backward")))
     assert isinstance(error, UserCodeFailed)
     assert "code at " in str(error)
     assert "test_odd_errors.py" in told_of(error)
@@ -287,7 +287,7 @@ async def test_an_ordinary_error_of_a_loss_stays_what_it_is_and_names_the_loss()
         def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
             raise ZeroDivisionError("by zero")
 
-    error = await error_of(Trainer(small_config(), losses=losses_with(Dividing())))
+    error = await error_of(small_config(), losses=losses_with(Dividing()))
     assert isinstance(error, ZeroDivisionError)
     assert "raised by the loss 'dividing' in epoch 1, update epoch 1, minibatch 1" in told_of(error)
 
@@ -295,11 +295,11 @@ async def test_an_ordinary_error_of_a_loss_stays_what_it_is_and_names_the_loss()
 @pytest.mark.parametrize("how", ["exit", "interrupt", "trio"])
 async def test_functions_that_settings_name_fail_with_their_names(how: str) -> None:
     network = small_config(policy=PolicyConfig(network=f"{HERE}:factory_{how}"))
-    error = await error_of(Trainer(network))
+    error = await error_of(network)
     assert isinstance(error, NetworkError)
     assert f"{HERE}:factory_{how} failed" in str(error)
     loss = small_config()
-    error = await error_of(Trainer(replace(loss, losses=replace(loss.losses, names=(f"{HERE}:loss_{how}",)))))
+    error = await error_of(replace(loss, losses=replace(loss.losses, names=(f"{HERE}:loss_{how}",))))
     assert isinstance(error, OwnCodeError)
     assert f"{HERE}:loss_{how} failed with {NAMES[how]}" in str(error)
     if how != "interrupt":  # which in the main thread is Ctrl-C
@@ -316,7 +316,7 @@ async def test_a_module_that_ends_the_program_when_it_is_imported_is_named(
         {"environment": "ends_the_program:make"},
         {"policy": PolicyConfig(network="ends_the_program:make")},
     ):
-        error = await error_of(Trainer(small_config(**setting)))
+        error = await error_of(small_config(**setting))
         assert isinstance(error, ConfigurationError)
         assert "SystemExit: 4" in " ".join(str(error).split())
         assert "ends_the_program.py:2" in str(error)
