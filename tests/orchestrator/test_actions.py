@@ -270,8 +270,9 @@ class Scores(Hook):
         self.seen = state.eval_scores is not None
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("environment", [STRICT, "tests.orchestrator.test_actions:Strict/SameStep-v0"])
+@pytest.mark.parametrize(
+    ("environment", "deterministic"), [(STRICT, True), ("tests.orchestrator.test_actions:Strict/SameStep-v0", False)]
+)
 @pytest.mark.parametrize("box", BOXES)
 def test_the_environment_gets_actions_in_its_space_and_of_its_dtype(
     box: str, environment: str, deterministic: bool

@@ -160,7 +160,7 @@ def test_two_projects_for_one_run_are_refused_before_the_start(tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("what", "backend"),
-    [("metrics", "asyncio"), ("metrics", "trio"), ("metrics with settings", "asyncio"), ("checkpoints", "asyncio")],
+    [("metrics", "trio"), ("metrics with settings", "asyncio"), ("checkpoints", "asyncio")],
 )
 def test_pressing_stop_on_the_page_ends_the_run_in_order_with_a_final_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, backend: str

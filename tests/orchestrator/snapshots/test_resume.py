@@ -380,7 +380,7 @@ async def test_what_may_change_is_named_in_the_log(tmp_path: Path, caplog: pytes
     assert "linear learning-rate schedule is stretched" in caplog.text
     assert find_resume_source(tmp_path / "run").config.collection.collectors == 2
     with caplog.at_level(logging.WARNING):
-        await Trainer(replace(changed, run_dir=None, total_agent_steps=10**4), resume=tmp_path / "run").run()
+        await Trainer(replace(for_epochs(changed, 9), run_dir=None), resume=tmp_path / "run").run()
     assert "resumed, but without a folder (run_dir): it saves no checkpoints" in caplog.text
 
 
