@@ -94,6 +94,8 @@ class LearnerCallback:
 
         Tensors stay on their device; nothing waits for it.
         """
+        if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"the name of a statistic of {self.name!r} must be text, but is {name!r}")
         self.context.statistics.add(name if "/" in name else f"{self.name}/{name}", value)
 
     def stop_update(self) -> None:

@@ -35,7 +35,7 @@ class LossStatistics:
     def add(self, name: str, value: Tensor | float) -> None:
         """Add one value (a number or a tensor of one element, whose gradient is ignored) to `name`'s mean.
 
-        Raises `ValueError` for a tensor of more than one element.
+        Raises `ValueError` for a tensor of more than one element, `TypeError` for what is no number.
         """
         entry = self._entries.get(name)
         if entry is None:
@@ -43,9 +43,11 @@ class LossStatistics:
         if isinstance(value, Tensor):
             if value.dim() != 0:
                 value = _scalar(name, value)
+            if value.is_complex():
+                raise _no_number(name, value)
             entry.device_sum.add_(value.detach() if value.requires_grad else value)
         else:
-            entry.host_sum += value
+            entry.host_sum += value if type(value) is float or type(value) is int else _number(name, value)
         entry.count += 1
 
     def read(self) -> dict[str, float]:
@@ -69,6 +71,22 @@ class LossStatistics:
                 entry.device_sum = self._sums[i]
         entry = self._entries[name] = _Entry(self._sums[len(self._entries)])
         return entry
+
+
+def _number(name: str, value: object) -> float:
+    """Numbers of other kinds, such as numpy's, also in an array; texts are none, whatever they say."""
+    if not isinstance(value, (str, bytes, bytearray)):
+        try:
+            return float(value)  # pyright: ignore[reportArgumentType]
+        except (TypeError, ValueError):
+            pass
+    raise _no_number(name, value)
+
+
+def _no_number(name: str, value: object) -> TypeError:
+    return TypeError(
+        f"the statistic {name!r} got {value!r} of type {type(value).__name__}: give a number, or a tensor of one"
+    )
 
 
 def _scalar(name: str, value: Tensor) -> Tensor:

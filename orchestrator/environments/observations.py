@@ -21,6 +21,10 @@ from orchestrator.environments.spaces import (
 )
 
 _CURE = "return what the environment's observation_space says, or correct the space"
+_CURE_OF_UINT64 = (
+    "agents get uint64 as int64, since torch has no type for more: return smaller numbers, or floats, or two halves of"
+    " 32 bits"
+)
 
 
 class ObservationReader:
@@ -63,7 +67,11 @@ class ObservationPart:
         self.key = key
         self.shape = tuple(space.shape or ())
         self.dtype = np.dtype(agent_dtype(space))
-        self.start = start_of(space)
+        start = start_of(space)
+        # In uint64, the difference to a start beyond 63 bits is right where both wrap around in int64.
+        self.start = None if start is None else np.asarray(start).astype(np.int64)
+        self._read_as = np.dtype(np.uint64) if start is not None and space.dtype == np.uint64 else self.dtype
+        self._cure = _CURE_OF_UINT64 if space.dtype == np.uint64 and start is None else _CURE
         self._of_key = f" of key {key!r}" if name else ""
         self._warn = warn
         own = np.dtype(space.dtype)
@@ -80,14 +88,19 @@ class ObservationPart:
     def read(self, value: Any, leading: tuple[int, ...] = ()) -> Array:
         usual = type(value) is np.ndarray and value.dtype in self.accepted and value.shape == (*leading, *self.shape)
         array = value.astype(self.dtype, copy=False) if usual else self.convert(value, leading)
-        return array if self.start is None else array - self.start
+        return array if self.start is None else self.from_start(array)
+
+    def from_start(self, array: Array) -> Array:
+        """Choices with the environment's own start as the agent's, which begin at 0."""
+        assert self.start is not None
+        return np.subtract(array, self.start, dtype=np.int64)
 
     def convert(self, value: Any, leading: tuple[int, ...] = ()) -> Array:
         """`value` `[*leading, *shape]` in the agent's dtype, still with its own start. Raises WrongReturn."""
         try:
-            array = exact(value, (*leading, *self.shape), self.dtype)
+            array = exact(value, (*leading, *self.shape), self._read_as).astype(self.dtype, copy=False)
         except WrongReturn as error:
-            raise WrongReturn(f"as the observation{self._of_key} {error}; {_CURE}") from None
+            raise WrongReturn(f"as the observation{self._of_key} {error}; {self._cure}") from None
         self._look_at(value)
         return array
 
@@ -111,6 +124,11 @@ class ObservationPart:
                 f"returns the observation{self._of_key} as {given}, which is converted to {self.dtype} at every step;"
                 f" {_CURE}",
             )
+
+
+def _masked(value: Any) -> bool:
+    """Whether numbers may be missing in it: its memory has something in their places."""
+    return type(value) is not np.ndarray and isinstance(value, np.ma.MaskedArray)
 
 
 class ObservationRows:
@@ -146,7 +164,7 @@ class _Rows:
         self._views = [memoryview(row) for row in self.array] if vectors else None
 
     def write(self, index: int, value: Any) -> None:
-        if self._views is not None:
+        if self._views is not None and not _masked(value):
             try:
                 self._views[index][:] = value
             except (ValueError, TypeError):
@@ -161,4 +179,4 @@ class _Rows:
         )
         self.array[index] = value if fits else part.convert(value)
         if part.start is not None:
-            self.array[index] -= part.start
+            self.array[index] = part.from_start(self.array[index])

@@ -149,6 +149,8 @@ def _column(name: str, value: object, count: int, warn: Warn) -> Array:
 
 
 def _array(value: object) -> Array | None:
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        return None  # what is under the mask is no value
     try:
         return np.asarray(value)
     except (ValueError, TypeError, RuntimeError):  # rows of several lengths, tensors with gradients or elsewhere
@@ -160,6 +162,8 @@ def _described(value: object) -> str:
         return repr(value)
     if isinstance(value, str):
         return f"the text {value[:20]!r}"
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        return f"an array of shape {list(value.shape)} with masked numbers (fill them, as by filled(0))"
     if isinstance(value, (np.ndarray, np.generic)):
         return f"{value.dtype} of shape {list(value.shape)}"
     if isinstance(value, (list, tuple)) and value:

@@ -90,6 +90,6 @@ class _Limits:
         index = tuple(np.argwhere(~within)[0])
         shape = np.shape(within)
         low, high, start = (np.broadcast_to(limit, shape)[index] for limit in (self._low, self._high, self._start))
-        return WrongValue(
-            index, array[index] + start, f"{low + start} to {high + start}, as the observation_space says"
-        )
+        begin = int(start)
+        expected = f"{int(low) + begin} to {int(high) + begin}, as the observation_space says"
+        return WrongValue(index, int(array[index]) + begin, expected)

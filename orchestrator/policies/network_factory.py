@@ -23,7 +23,7 @@ from state.policy_snapshot import PolicyLayout
 from state.user_code import described, is_signal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterable
 
     import gymnasium
 
@@ -70,6 +70,8 @@ def check_network(network: nn.Module, spaces: Spaces, name: str) -> None:
                 " itself, where they cannot be published; expected modules in Python: assign the one that was given to"
                 " torch.jit.script or torch.jit.trace"
             )
+    _check_layout(network, name)
+    _check_hidden(network, name)
     learned = [(path, parameter) for path, parameter in network.named_parameters() if parameter.requires_grad]
     if not learned:
         raise NetworkError(f"the network {name!r} has no parameters to learn: assign its layers to attributes")
@@ -110,6 +112,62 @@ def outputs_without_gradient(network: nn.Module, spaces: Spaces) -> list[str]:
         outputs = torch.func.functional_call(network, tensors, tuple(arguments))
     roles = ("action parameters", "value")
     return [role for role, output in zip(roles, outputs, strict=False) if not output.requires_grad]
+
+
+def _check_layout(network: nn.Module, name: str) -> None:
+    for path, tensor in named_tensors(network).items():
+        if is_lazy(tensor):
+            continue
+        kind, cure = "", ""
+        if tensor.layout is not torch.strided:
+            kind = f"sparse ({str(tensor.layout).removeprefix('torch.')})"
+            cure = "register its to_dense(), and make that sparse in forward if need be"
+        elif tensor.is_quantized:
+            kind, cure = "quantized", "register its dequantize()"
+        elif tensor.is_meta:
+            kind, cure = "on the device meta, without values", "make it on the CPU"
+        if kind:
+            raise NetworkError(
+                f"{path} of the network {name!r} is {kind}, which can be neither published nor saved; expected a dense"
+                f" tensor: {cure}"
+            )
+
+
+def _check_hidden(network: nn.Module, name: str) -> None:
+    """Raises NetworkError for modules and parameters in plain lists and the like, which torch does not see."""
+    known = {id(module) for module in network.modules()} | {id(parameter) for parameter in network.parameters()}
+    for path, module in network.named_modules():
+        for key, value in vars(module).items():
+            if key in _OF_TORCH:
+                continue
+            for hidden in _inside(value):
+                parameters = hidden.parameters() if isinstance(hidden, nn.Module) else [hidden]
+                if id(hidden) not in known and any(parameter.requires_grad for parameter in parameters):
+                    attribute = f"{path}.{key}".removeprefix(".")
+                    kind = "Module" if isinstance(hidden, nn.Module) else "Parameter"
+                    raise NetworkError(
+                        f"{attribute} of the network {name!r} is a {type(value).__name__} with a"
+                        f" {type(hidden).__name__} in it, where torch does not see it, so that it would be neither"
+                        f" trained, published nor saved; expected an nn.{kind}List or nn.{kind}Dict: make it"
+                        f" nn.{kind}{'Dict' if isinstance(value, dict) else 'List'}(...); what is not to be trained is"
+                        " frozen with requires_grad_(False)"
+                    )
+
+
+_OF_TORCH = frozenset(vars(nn.Module()))
+"""Attributes that every module has, the tables of its modules and parameters among them."""
+
+
+def _inside(value: object, depth: int = 3) -> Generator[nn.Module | nn.Parameter]:
+    """The modules and parameters in plain containers."""
+    if isinstance(value, dict):
+        value = list(cast("dict[object, object]", value).values())
+    if isinstance(value, (list, tuple, set, frozenset)):
+        for item in cast("Iterable[object]", value):
+            if isinstance(item, (nn.Module, nn.Parameter)):
+                yield item
+            elif depth:
+                yield from _inside(item, depth - 1)
 
 
 def _check_tensors(network: nn.Module, name: str) -> None:

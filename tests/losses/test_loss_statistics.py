@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -94,3 +95,16 @@ def test_its_repr_tells_what_is_pending() -> None:
     statistics.add("a", 1.0)
 
     assert repr(statistics) == "LossStatistics(device=cpu, counts={'a': 1})"
+
+
+@pytest.mark.parametrize("value", ["1", None, [1.0], 1j, torch.tensor(1j), np.array([1.0, 2.0])])
+def test_what_is_no_number_is_refused_by_the_name_of_the_statistic(value: Any) -> None:
+    with pytest.raises(TypeError, match="the statistic 'x' got .* of type .*: give a number"):
+        LossStatistics().add("x", value)
+
+
+@pytest.mark.parametrize("value", [True, np.float64(1), np.int8(1), np.array(1.0)])
+def test_numbers_of_every_kind_are_taken(value: Any) -> None:
+    statistics = LossStatistics()
+    statistics.add("x", value)
+    assert statistics.read() == {"x": 1.0}

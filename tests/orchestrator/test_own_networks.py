@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import numpy as np
 import pytest
@@ -110,3 +112,78 @@ def make_traced_whole(spaces: Spaces) -> nn.Module:
 def test_modules_of_torch_jit_are_refused_by_name_with_the_cure(network: str, module: str) -> None:
     with pytest.raises(NetworkError, match=f"^{module} of the network '.*:{network}' is a module of torch.jit.*assign"):
         anyio.run(Trainer(small_config(epochs=1, policy=own(network))).run)
+
+
+class Layers(Shared):
+    """With more layers in an attribute of any kind."""
+
+    def __init__(self, spaces: Spaces, more: Any) -> None:
+        super().__init__(spaces)
+        self.more = more
+
+
+HIDDEN: dict[str, tuple[Any, str]] = {
+    "list": (lambda: [nn.Linear(4, 4)], "more .* is a list with a Linear in it.*make it nn.ModuleList"),
+    "tuple": (lambda: (nn.Linear(4, 4),), "more .* is a tuple with a Linear in it.*make it nn.ModuleList"),
+    "dict": (lambda: {"a": nn.Linear(4, 4)}, "more .* is a dict with a Linear in it.*make it nn.ModuleDict"),
+    "nested": (lambda: [[nn.Linear(4, 4)]], "more .* is a list with a Linear in it"),
+    "parameters": (
+        lambda: [nn.Parameter(torch.zeros(1))],
+        "a list with a Parameter in it.*make it nn.ParameterList",
+    ),
+}
+SEEN: dict[str, Any] = {
+    "modules": lambda: nn.ModuleList([nn.Linear(4, 4)]),
+    "frozen": lambda: [nn.Linear(4, 4).requires_grad_(False)],
+    "numbers": lambda: [1, [2.0], {"a": torch.zeros(1)}],
+}
+NOT_DENSE: dict[str, tuple[Any, str]] = {
+    "coo": (lambda: torch.eye(3).to_sparse(), r"table .* is sparse \(sparse_coo\).*to_dense\(\)"),
+    "meta": (lambda: torch.zeros(3, device="meta"), "table .* is on the device meta.*make it on the CPU"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    kind, _, case = name.partition("_")
+    if kind == "layers":
+        make = HIDDEN[case][0] if case in HIDDEN else SEEN[case]
+        return lambda spaces: Layers(spaces, make())
+    if kind == "dense":
+
+        def made(spaces: Spaces) -> nn.Module:
+            network = Shared(spaces)
+            network.register_buffer("table", NOT_DENSE[case][0]())
+            return network
+
+        return made
+    if kind == "sparse":
+
+        def with_parameter(spaces: Spaces) -> nn.Module:
+            network = Shared(spaces)
+            network.table = nn.Parameter(torch.eye(3).to_sparse())  # pyright: ignore
+            return network
+
+        return with_parameter
+    raise AttributeError(name)
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_layers_that_torch_does_not_see_are_refused_with_the_cure(case: str) -> None:
+    with pytest.raises(NetworkError, match=HIDDEN[case][1]):
+        anyio.run(Trainer(small_config(epochs=1, policy=own(f"layers_{case}"))).run)
+
+
+@pytest.mark.parametrize("case", SEEN)
+def test_what_torch_sees_or_is_not_to_be_trained_may_be_in_any_attribute(case: str) -> None:
+    anyio.run(Trainer(small_config(epochs=1, policy=own(f"layers_{case}"))).run)
+
+
+@pytest.mark.parametrize("case", NOT_DENSE)
+def test_buffers_that_are_not_dense_are_refused_by_name(case: str) -> None:
+    with pytest.raises(NetworkError, match=NOT_DENSE[case][1]):
+        anyio.run(Trainer(small_config(epochs=1, policy=own(f"dense_{case}"))).run)
+
+
+def test_sparse_parameters_are_refused_by_name() -> None:
+    with pytest.raises(NetworkError, match="table .* is sparse"):
+        anyio.run(Trainer(small_config(epochs=1, policy=own("sparse_parameter"))).run)
