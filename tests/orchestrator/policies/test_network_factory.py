@@ -140,7 +140,7 @@ def test_an_own_network_with_memory_is_recognised_by_its_state_size() -> None:
         (f"{HERE}:NOT_A_FUNCTION", "is not a function but of type int"),
         (f"{HERE}:raising", r"failed at .*test_network_factory.py:\d+: RuntimeError: no weights file"),
         (f"{HERE}:no_module", "returned str, expected a torch.nn.Module"),
-        (f"{HERE}:unregistered", "has no parameters to learn"),
+        (f"{HERE}:unregistered", "make it nn.ModuleList"),
         (f"{HERE}:HalfPrecision", "body.weight of the network .* is torch.float16, expected float32"),
         (f"{HERE}:Failing", r"forward of .* failed on observations of \[2, 3\] float32 at .*: KeyError: 'camera'"),
         (
