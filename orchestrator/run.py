@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
-import anyio
-import anyio.lowlevel
-
-from orchestrator.hooks.engine import HookEngine
-from orchestrator.hooks.included.trace import TraceHook
-from orchestrator.loop.control import RunControl
-from orchestrator.loop.newest_state import NewestState
-from orchestrator.loop.patience import Patience
+from orchestrator.loop.run_parts import RunParts
 from orchestrator.snapshots.checkpoint_files import checkpoint_content
-from orchestrator.snapshots.training_snapshot import TrainingSnapshots
-from orchestrator.workers.event_loop import clock
-from orchestrator.workers.interrupt import Interrupt
-from orchestrator.workers.worker import close_workers, open_worker, start_worker
+from orchestrator.workers.worker import start_worker
 from state.error import OrchestratorError
-from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,10 +24,9 @@ if TYPE_CHECKING:
     from orchestrator.snapshots.checkpoint_files import CheckpointContent
     from orchestrator.workers.worker import Worker
     from state.eval_rewards import EvalRewardSummary
+    from state.trainer_state import TrainerState
 
-
-ANSWER_SECONDS = 5.0
-"""What a worker has at least for its present step or minibatch, or to start, when the run is to end now."""
+RunStatus: TypeAlias = Literal["running", "paused", "stopping", "ended", "failed", "cancelled"]
 
 
 class RunCancelled(OrchestratorError, RuntimeError):
@@ -60,33 +49,45 @@ class Run:
 
     def __init__(self, config: TrainerConfig, hooks: Sequence[Hook], first_epoch: int = 0) -> None:
         self.run_id = uuid.uuid4().hex[:12]
+        """Differs for every run, also where one resumes another."""
         self.run_dir: Path | None = config.run_dir
-        self._drain_seconds = 60.0
-        self._drain_scope: anyio.CancelScope | None = None
+        """The run's folder; None for a run without files."""
         self.config = config
-        self._clock = clock(anyio.lowlevel.current_token())
-        self.control = RunControl(Interrupt(), self._hurry)
-        self.patience = Patience()
-        self.engine = HookEngine(hooks, self)
-        self.trace = next((hook.trace for hook in hooks if isinstance(hook, TraceHook)), None)
-        if self.trace is not None:
-            self.engine.observe(self.trace.hook)
         self._first_epoch = first_epoch
-        self.newest = NewestState(self.engine, TrainerState(epoch=first_epoch))
-        self.snapshots = TrainingSnapshots()
-        self._workers: list[Worker] = []
-        self._workers_closed = False
-        self._ended = anyio.Event()
-        self.error: BaseException | None = None
-        """What the run failed with, once it has ended."""
+        self._parts = RunParts(config, hooks, self, first_epoch)
 
     def __repr__(self) -> str:
-        return f"<Run {self.run_id}: epoch {self.state.epoch}, {self.control!r}>"
+        return f"<Run {self.run_id}: epoch {self.state.epoch}, {self.status}>"
+
+    @property
+    def status(self) -> RunStatus:
+        """What the run is doing, or how it has ended."""
+        if self._parts.ended.is_set():
+            if self.error is None:
+                return "ended"
+            failed = isinstance(self.error, (Exception, SystemExit, KeyboardInterrupt))
+            return "failed" if failed else "cancelled"
+        return "stopping" if self._parts.control.stopping else "paused" if self.paused else "running"
+
+    @property
+    def paused(self) -> bool:
+        """Whether `pause()` was called last, and not `resume()`. What has begun may still be at work."""
+        return self._parts.control.paused
+
+    @property
+    def stop_reason(self) -> str:
+        """Why the run is to end, as `stop()` or `stop_now()` was told; empty where nobody has asked for it."""
+        return self._parts.control.reason
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the run failed with, or was cancelled by, once it has ended."""
+        return self._parts.error
 
     @property
     def state(self) -> TrainerState:
         """The newest state of a completed epoch."""
-        return self.newest.state
+        return self._parts.newest.state
 
     def states(self) -> States:
         """The state after each epoch, up to the last. A slow reader misses states; it never holds up the run."""
@@ -95,14 +96,14 @@ class Run:
     async def next_state(self, seen: TrainerState | None) -> TrainerState | None:
         """The newest state of a completed epoch as soon as it is not `seen`; None after the last."""
         while self.state.epoch == (self._first_epoch if seen is None else seen.epoch):
-            if self._ended.is_set():
+            if self._parts.ended.is_set():
                 return None
-            await self.newest.news()
+            await self._parts.newest.news()
         return self.state
 
     async def result(self) -> TrainerState:
         """Wait for the end: the last state, or what the run failed with."""
-        await self._ended.wait()
+        await self._parts.ended.wait()
         if isinstance(self.error, Exception):
             raise self.error
         if self.error is not None:
@@ -112,34 +113,35 @@ class Run:
 
     def pause(self) -> None:
         """Begin no further epoch until `resume`; what has been collected is still learned from."""
-        self.control.pause()
+        self._parts.control.pause()
 
     def resume(self) -> None:
-        self.control.resume()
+        """Continue after `pause`."""
+        self._parts.control.resume()
 
     def stop(self, reason: str = "") -> None:
         """Finish the present epoch and end the run."""
-        self.control.stop(reason)
+        self._parts.control.stop(reason)
 
     def stop_now(self, reason: str = "") -> None:
         """End the run after the present minibatch: the epoch that is being learned ends there."""
-        self.control.stop_now(reason)
+        self._parts.control.stop_now(reason)
 
     def request_checkpoint(self) -> None:
         """Take a checkpoint at the end of the present epoch; while the run is paused, of the last one."""
-        self.control.request_checkpoint()
+        self._parts.control.request_checkpoint()
 
     @property
     def learning_rate_scale(self) -> float:
         """What the scheduled learning rate is multiplied with; a checkpoint keeps it."""
-        return self.control.learning_rate_scale
+        return self._parts.control.learning_rate_scale
 
     def scale_learning_rate(self, factor: float) -> None:
         """Set `learning_rate_scale`, for the epochs that are learned from now on.
 
         Raises ValueError for what is negative or not finite.
         """
-        self.control.scale_learning_rate(factor)
+        self._parts.control.scale_learning_rate(factor)
 
     def start_worker(
         self, name: str, factory: Callable[..., object], *args: object
@@ -152,74 +154,42 @@ class Run:
 
         Raises RuntimeError where the run has ended.
         """
-        worker = await open_worker(self.config.collection.backend, name, factory, *args)
-        self._workers = [*(one for one in self._workers if not one.ended), worker]
-        if self._workers_closed:
-            await self.close_workers()
-            raise RuntimeError(f"the worker {name!r} was opened after the end of its run, and is closed again")
-        worker.observe = None if self.trace is None else self.trace.worker_call
-        return worker
+        return await self._parts.open_worker(name, factory, *args)
 
     def hook_statistics(self) -> Mapping[str, HookStatistics]:
         """How each hook keeps up, by name."""
-        return self.engine.statistics().hooks
+        return self._parts.engine.statistics().hooks
 
     def eval_scores(self) -> Mapping[int, EvalRewardSummary]:
         """As `RunContext` says."""
-        return self.engine.eval_scores()
+        return self._parts.engine.eval_scores()
 
     def epochs_in_hand(self) -> frozenset[int]:
         """As `RunContext` says."""
-        return self.engine.epochs_in_hand()
+        return self._parts.engine.epochs_in_hand()
 
     def checkpoint_content(self, state: TrainerState) -> CheckpointContent:
         """What a checkpoint of `state`, which has a policy, is made of; see `RunContext`."""
-        return checkpoint_content(state, self.snapshots.get(state.epoch), self.config, self.engine.hook_states())
+        snapshot = self._parts.snapshots.get(state.epoch)
+        return checkpoint_content(state, snapshot, self.config, self._parts.engine.hook_states())
 
     def statistics(self) -> RunStatistics:
+        """What the run is doing, and how each hook keeps up."""
         return RunStatistics(
             epoch=self.state.epoch,
             agent_step=self.state.agent_step,
-            paused=self.control.paused,
-            stop_requested=self.control.stop_requested,
-            engine=self.engine.statistics(),
+            paused=self.paused,
+            stop_requested=self._parts.control.stop_requested,
+            engine=self._parts.engine.statistics(),
         )
 
     def limit_drain(self, seconds: float) -> None:
         """Give hooks this long to finish after the training, also when it has ended already. The default is 60."""
-        self._drain_seconds = seconds
-        self.control.call_soon(self._shorten_drain)
+        self._parts.limit_drain(seconds)
 
-    def _shorten_drain(self) -> None:
-        if self._drain_scope is not None:
-            self._drain_scope.deadline = min(self._drain_scope.deadline, self._clock() + self._drain_seconds)
 
-    def _hurry(self) -> None:
-        """A run that is to end now waits neither for hooks that hold it up nor for workers that hang."""
-        self.engine.unblock()
-        self.patience.limit(ANSWER_SECONDS, self._clock())
-
-    def drain_scope(self, deadline: float | None = None) -> anyio.CancelScope:
-        """For the trainer: a scope that ends when hooks have had their time."""
-        now = anyio.current_time()
-        self._drain_scope = anyio.CancelScope(
-            deadline=now + self._drain_seconds
-            if deadline is None
-            else max(deadline, now + max(1.0, min(5.0, self._drain_seconds / 2)))
-        )
-        return self._drain_scope
-
-    async def close_workers(self) -> None:
-        """For the trainer: end the workers that hooks have opened and not closed."""
-        self._workers_closed = True
-        await close_workers(self._workers, grace=0.5)
-
-    def end(self, error: BaseException | None) -> None:
-        """For the trainer: the run is over."""
-        self.error = error
-        self.snapshots.keep_only(())
-        self._ended.set()
-        self.newest.wake()
+parts_of = cast("Callable[[Run], RunParts]", operator.attrgetter("_parts"))
+"""What a run consists of: for the trainer and the command, and nobody else."""
 
 
 class States:

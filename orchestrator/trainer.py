@@ -25,7 +25,7 @@ from orchestrator.learning.default_losses import default_losses
 from orchestrator.loop.ctrl_c import cancelled_by_ctrl_c
 from orchestrator.loop.training_loop import TrainingLoop
 from orchestrator.loop.worker_group import worker_group
-from orchestrator.run import Run, RunStatistics, States
+from orchestrator.run import Run, RunStatistics, States, parts_of
 from orchestrator.snapshots.checkpoint_files import read_checkpoint
 from orchestrator.snapshots.initial_weights import check_weights, read_weights, with_pinned_weights
 from orchestrator.snapshots.resume import ResumeSource, find_resume_source, lost_edits, resume_problems
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from losses import LearnerCallback
     from orchestrator.config.error import Problem
     from orchestrator.hooks.hook import Hook
+    from orchestrator.loop.run_parts import RunParts
     from orchestrator.snapshots.checkpoint_files import ResumePoint
     from orchestrator.snapshots.initial_weights import Weights
     from state.trainer_state import TrainerState
@@ -128,7 +129,7 @@ class Trainer:
         error: BaseException | None = None
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._train, run, losses, resume, weights, name="train")
+                tasks.start_soon(self._train, parts_of(run), losses, resume, weights, name="train")
                 yield run
         except BaseExceptionGroup as group:
             error = only_error(group)
@@ -176,7 +177,7 @@ class Trainer:
         return self.current_run.statistics()
 
     async def _train(
-        self, run: Run, losses: Sequence[LearnerCallback], resume: ResumePoint | None, weights: Weights | None
+        self, run: RunParts, losses: Sequence[LearnerCallback], resume: ResumePoint | None, weights: Weights | None
     ) -> None:
         error: BaseException | None = None
         try:
@@ -201,7 +202,7 @@ class Trainer:
                 run.end(error)
 
     async def _train_with_hooks(
-        self, run: Run, losses: Sequence[LearnerCallback], resume: ResumePoint | None, weights: Weights | None
+        self, run: RunParts, losses: Sequence[LearnerCallback], resume: ResumePoint | None, weights: Weights | None
     ) -> None:
         try:
             async with worker_group(self.config, losses, run.control.interrupt, run.patience) as workers:
@@ -237,7 +238,7 @@ class Trainer:
                     await self._finish(run, "on_failure")
             raise
 
-    async def _finish(self, run: Run, event: str) -> None:
+    async def _finish(self, run: RunParts, event: str) -> None:
         """The last event, once hooks have finished their work, so that its state has their results."""
         with run.drain_scope() as scope:
             await self._drain(run)
@@ -250,7 +251,7 @@ class Trainer:
             _log.warning("these hooks have not finished in time after the training, and are ended: %s", ", ".join(late))
         run.newest.advance()
 
-    async def _drain(self, run: Run) -> None:
+    async def _drain(self, run: RunParts) -> None:
         await run.engine.drain(float("inf"))
 
     # Hooks from functions.

@@ -34,4 +34,4 @@ def lazy_names(package: str) -> tuple[Callable[[str], Any], Callable[[], list[st
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(homes()[name]), name)
 
-    return get, lambda: sorted([*vars(module), *homes()])
+    return get, lambda: sorted(homes())

@@ -252,7 +252,7 @@ async def test_all_documented_hooks_work_in_a_training(
         with anyio.fail_after(6 * DEADLINE):
             async with Trainer(config, hooks=hooks).start() as run:
                 final = await run.result()
-        statistics = run.engine.statistics().hooks
+        statistics = run.hook_statistics()
     assert final.agent_step >= 4096
     for name, hook in statistics.items():
         assert hook.failed == 0, (name, caplog.text)

@@ -16,6 +16,7 @@ from orchestrator.hooks.included.progress import ProgressHook, progress
 from orchestrator.hooks.included.terminal import say
 from orchestrator.hooks.runner import HookFailed
 from orchestrator.loop.patience import WorkerHangs
+from orchestrator.run import parts_of
 from orchestrator.trainer import Trainer, only_error
 
 if TYPE_CHECKING:
@@ -107,9 +108,9 @@ async def _obey_signals(run: Run, training: anyio.CancelScope, received: list[in
 
 def _exit_late(run: Run, number: int) -> None:
     """In a thread: end a program that something keeps from ending."""
-    seconds = END_SECONDS + run.patience.longest
+    seconds = END_SECONDS + parts_of(run).patience.longest
     time.sleep(seconds)
-    hooks = ", ".join(run.engine.holders()) or "none"
+    hooks = ", ".join(parts_of(run).engine.holders()) or "none"
     say(f"the run has not ended {seconds:.3g} s after a signal; hooks still at work: {hooks}; exiting", sys.stderr)
     os._exit(128 + number)
 

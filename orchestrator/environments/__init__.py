@@ -1,17 +1,18 @@
 """Environments: what their names stand for, and how several copies of one are stepped together."""
 
-from orchestrator.environments.make import make_vector
-from orchestrator.environments.options import problem_with_options
-from orchestrator.environments.registry import check_environment
-from orchestrator.environments.spaces import InvalidEnvironment
-from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment
+from __future__ import annotations
 
-__all__ = [
-    "EnvironmentFailed",
-    "InvalidEnvironment",
-    "Step",
-    "VectorEnvironment",
-    "check_environment",
-    "make_vector",
-    "problem_with_options",
-]
+from typing import TYPE_CHECKING
+
+from state.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from orchestrator.environments.make import make_vector as make_vector
+    from orchestrator.environments.options import problem_with_options as problem_with_options
+    from orchestrator.environments.registry import check_environment as check_environment
+    from orchestrator.environments.spaces import InvalidEnvironment as InvalidEnvironment
+    from orchestrator.environments.vector import EnvironmentFailed as EnvironmentFailed
+    from orchestrator.environments.vector import Step as Step
+    from orchestrator.environments.vector import VectorEnvironment as VectorEnvironment
+else:
+    __getattr__, __dir__ = lazy_names(__name__)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from orchestrator.metrics.jsonl import JsonLines, truncate_records
-from orchestrator.metrics.prometheus import Prometheus
-from orchestrator.metrics.sink import MissingExtra, Record, RunInfo, Sink
-from orchestrator.metrics.tensorboard import TensorBoard
-from orchestrator.metrics.wandb import Wandb
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "JsonLines",
-    "MissingExtra",
-    "Prometheus",
-    "Record",
-    "RunInfo",
-    "Sink",
-    "TensorBoard",
-    "Wandb",
-    "truncate_records",
-]
+from state.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from orchestrator.metrics.jsonl import JsonLines as JsonLines
+    from orchestrator.metrics.jsonl import truncate_records as truncate_records
+    from orchestrator.metrics.prometheus import Prometheus as Prometheus
+    from orchestrator.metrics.sink import MissingExtra as MissingExtra
+    from orchestrator.metrics.sink import Record as Record
+    from orchestrator.metrics.sink import RunInfo as RunInfo
+    from orchestrator.metrics.sink import Sink as Sink
+    from orchestrator.metrics.tensorboard import TensorBoard as TensorBoard
+    from orchestrator.metrics.wandb import Wandb as Wandb
+else:
+    __getattr__, __dir__ = lazy_names(__name__)

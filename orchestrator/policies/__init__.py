@@ -1,40 +1,29 @@
 """Policies: networks, distributions of actions, normalisation, and what an own network must be."""
 
-from orchestrator.policies.distributions import (
-    ActionDistribution,
-    Categorical,
-    DiagonalGaussian,
-    MultiCategorical,
-    distribution_for,
-)
-from orchestrator.policies.network import (
-    Network,
-    NetworkError,
-    Observation,
-    RecurrentNetwork,
-    SeparateNetwork,
-    Spaces,
-)
-from orchestrator.policies.normalization import ObservationNormalizer, RewardNormalizer, RunningNormalizer
-from orchestrator.policies.policy import Policy, build_policy, check_gradients, check_outputs
+from __future__ import annotations
 
-__all__ = [
-    "ActionDistribution",
-    "Categorical",
-    "DiagonalGaussian",
-    "MultiCategorical",
-    "Network",
-    "NetworkError",
-    "Observation",
-    "ObservationNormalizer",
-    "Policy",
-    "RecurrentNetwork",
-    "RewardNormalizer",
-    "RunningNormalizer",
-    "SeparateNetwork",
-    "Spaces",
-    "build_policy",
-    "check_gradients",
-    "check_outputs",
-    "distribution_for",
-]
+from typing import TYPE_CHECKING
+
+from state.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from orchestrator.policies.distributions import ActionDistribution as ActionDistribution
+    from orchestrator.policies.distributions import Categorical as Categorical
+    from orchestrator.policies.distributions import DiagonalGaussian as DiagonalGaussian
+    from orchestrator.policies.distributions import MultiCategorical as MultiCategorical
+    from orchestrator.policies.distributions import distribution_for as distribution_for
+    from orchestrator.policies.network import Network as Network
+    from orchestrator.policies.network import NetworkError as NetworkError
+    from orchestrator.policies.network import Observation as Observation
+    from orchestrator.policies.network import RecurrentNetwork as RecurrentNetwork
+    from orchestrator.policies.network import SeparateNetwork as SeparateNetwork
+    from orchestrator.policies.network import Spaces as Spaces
+    from orchestrator.policies.normalization import ObservationNormalizer as ObservationNormalizer
+    from orchestrator.policies.normalization import RewardNormalizer as RewardNormalizer
+    from orchestrator.policies.normalization import RunningNormalizer as RunningNormalizer
+    from orchestrator.policies.policy import Policy as Policy
+    from orchestrator.policies.policy import build_policy as build_policy
+    from orchestrator.policies.policy import check_gradients as check_gradients
+    from orchestrator.policies.policy import check_outputs as check_outputs
+else:
+    __getattr__, __dir__ = lazy_names(__name__)

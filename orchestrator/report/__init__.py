@@ -1,7 +1,16 @@
 """What became of a run: reads its folder, sums it up in a table and draws it on a page that needs nothing else."""
 
-from orchestrator.report.page import write_page
-from orchestrator.report.run_record import RunRecord, RunRecordError, read_run
-from orchestrator.report.table import print_table
+from __future__ import annotations
 
-__all__ = ["RunRecord", "RunRecordError", "print_table", "read_run", "write_page"]
+from typing import TYPE_CHECKING
+
+from state.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from orchestrator.report.page import write_page as write_page
+    from orchestrator.report.run_record import RunRecord as RunRecord
+    from orchestrator.report.run_record import RunRecordError as RunRecordError
+    from orchestrator.report.run_record import read_run as read_run
+    from orchestrator.report.table import print_table as print_table
+else:
+    __getattr__, __dir__ = lazy_names(__name__)

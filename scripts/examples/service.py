@@ -41,8 +41,6 @@ class Service:
 
     def __init__(self) -> None:
         self.run: Run | None = None
-        self.error: str | None = None
-        """What the last run failed with."""
         self.busy = False
         """From the request for a run to its end: other requests come while one starts."""
         self.tasks: anyio.abc.TaskGroup
@@ -82,13 +80,13 @@ class Service:
         started = False
         try:
             async with Trainer(from_table(settings), trust_code=False).start() as run:
-                self.error, started = None, True
+                started = True
                 task_status.started(run)
                 await run.result()
-        except Exception as error:
+        except Exception:
             if not started:
                 raise
-            self.error = f"{type(error).__name__}: {error}"  # a run that fails is not the end of the service
+            # A run that fails is not the end of the service: `Run.error` has what it failed with.
         finally:
             self.busy = False
 
@@ -96,13 +94,14 @@ class Service:
         """The run as a client sees it."""
         if self.run is None:
             return {"run": None, "status": "none"}
-        control = self.run.control
-        if self.busy:
-            status = "stopping" if control.stopping else "paused" if control.paused else "running"
-        else:
-            status = "ended" if self.error is None else "failed"
-        epoch, steps = self.run.state.epoch, self.run.state.agent_step
-        return {"run": self.run.run_id, "status": status, "epoch": epoch, "agent_step": steps, "error": self.error}
+        run, error = self.run, self.run.error
+        return {
+            "run": run.run_id,
+            "status": run.status,
+            "epoch": run.state.epoch,
+            "agent_step": run.state.agent_step,
+            "error": None if error is None else f"{type(error).__name__}: {error}",
+        }
 
     async def show(self, _: Request) -> Response:
         return JSONResponse(self.state())

@@ -153,7 +153,7 @@ def test_a_signal_handler_stops_a_run_whose_event_loop_sleeps(wish: str, backend
                 signal.signal(signal.SIGUSR2, lambda *_: getattr(run, wish)("a signal"))
                 threading.Thread(target=send_while_the_loop_sleeps, args=[signal.SIGUSR2]).start()
                 await run.result()
-        return run.control.reason
+        return run.stop_reason
 
     before = signal.getsignal(signal.SIGUSR2)
     try:

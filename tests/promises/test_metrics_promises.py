@@ -71,7 +71,7 @@ async def test_a_sink_of_ones_own_can_stop_the_run() -> None:
     async with Trainer(small_config(epochs=10**6), hooks=[MetricsHook([Stopping()])]).start() as run:
         with anyio.fail_after(100):
             final = await run.result()
-    assert run.control.reason == "the sink has seen enough"
+    assert run.stop_reason == "the sink has seen enough"
     assert final.epoch >= 3
 
 

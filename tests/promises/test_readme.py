@@ -48,7 +48,9 @@ def test_the_readmes_embedded_training_stops_when_it_says(capsys: pytest.Capture
 
     names["TrainerConfig"] = small
     anyio.run(names["train_while_serving"])
-    assert int(capsys.readouterr().out.split()[-2]) >= 20
+    *lines, status = capsys.readouterr().out.splitlines()
+    assert int(lines[-1].split()[0]) >= 20
+    assert status == "ended"
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 
 

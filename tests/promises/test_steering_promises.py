@@ -85,7 +85,7 @@ async def test_a_hook_can_stop_pause_and_resume_the_run_from_anywhere(
     with anyio.fail_after(100):
         async with Trainer(small_config(epochs=10**6), hooks=[hook]).start() as run:
             final = await run.result()
-    assert run.control.reason == "enough"
+    assert run.stop_reason == "enough"
     assert final.epoch >= 2
     assert hook.run is run
     assert set(hook.run.hook_statistics()) == {"act"}

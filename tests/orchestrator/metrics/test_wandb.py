@@ -185,7 +185,7 @@ def test_pressing_stop_on_the_page_ends_the_run_in_order_with_a_final_checkpoint
                     await run.next_state(run.state)
                 server.stopped.set()
                 final = await run.result()
-            assert run.control.reason == "asked for in Weights & Biases"
+            assert run.stop_reason == "asked for in Weights & Biases"
             return final
 
     with wandb_server(monkeypatch) as server:

@@ -18,6 +18,7 @@ from orchestrator.collection.collector import CollectReport
 from orchestrator.hooks.included.trace import TraceHook
 from orchestrator.learning.learner import LearnReport
 from orchestrator.report.trace_file import read_events, read_trace
+from orchestrator.run import parts_of
 from orchestrator.tracing.trace import Trace
 from orchestrator.workers.spans import Span, Spans
 from tests.orchestrator.hooks.driving import until
@@ -189,7 +190,7 @@ async def test_without_tracing_nothing_is_recorded(tmp_path: Path) -> None:
     trainer = Trainer(small_config(epochs=2, run_dir=tmp_path / "run"))
     await trainer.run()
     assert not list((tmp_path / "run").glob("trace*"))
-    assert trainer.current_run.trace is None
+    assert parts_of(trainer.current_run).trace is None
     off, on = Spans(False), Spans(True)
     for spans in (off, on):
         spans.end("minibatch", 0, 0)

@@ -76,7 +76,7 @@ async def test_a_file_ends_a_run_in_order(tmp_path: Path) -> None:
         stop.touch()
         final = await run.result()
     assert 0 < final.epoch < 10**6
-    assert run.control.reason == f"asked for by StopFile({str(stop)!r})"
+    assert run.stop_reason == f"asked for by StopFile({str(stop)!r})"
 
 
 class Unreliable:
