@@ -1,4 +1,4 @@
-"""`orchestrator checkpoints ...`: looks at the checkpoints of a folder or a store, checks, prunes and exports them."""
+"""List, verify, show, prune or export the checkpoints of a run, in a folder or an object store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _Where: TypeAlias = Annotated[str, tyro.conf.Positional]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class List:
-    """What is there, oldest first."""
+    """List checkpoints, oldest first."""
 
     where: _Where
     """A run's folder, its checkpoints folder, or the address of a run in a store (s3://bucket/...)."""
@@ -39,7 +39,7 @@ class List:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verify:
-    """Read everything and compare it with the manifests; fails if anything is damaged. Changes nothing."""
+    """Read every file and compare it with its manifest; fails if anything is damaged. Changes nothing."""
 
     where: _Where
     """A run's folder or address, or one of its checkpoints."""
@@ -47,7 +47,7 @@ class Verify:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Show:
-    """Print the manifest of one checkpoint, or of a run's newest."""
+    """Print the manifest of a checkpoint, or of a run's newest checkpoint."""
 
     where: _Where
     """A run's folder or address, or one of its checkpoints."""
@@ -55,27 +55,27 @@ class Show:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prune:
-    """Delete all that none of the rules keeps; the newest always stays, and so does what is being read."""
+    """Delete the checkpoints that no rule keeps. The newest valid one is always kept, and so is one in use."""
 
     where: _Where
     """A run's folder, its checkpoints folder, or the address of a run in a store."""
     keep: int
-    """Newest checkpoints to keep."""
+    """How many of the newest checkpoints to keep."""
     keep_best: int = 0
-    """Checkpoints to keep because their metric is best."""
+    """How many of the best checkpoints by metric to keep."""
     best_metric: str | None = None
-    """The metric that says which are best."""
+    """The metric that ranks them."""
     best_mode: Literal["max", "min"] = "max"
-    """Whether the largest or the smallest is best."""
+    """Whether the largest or the smallest value is best."""
     keep_every: int = 0
-    """Keep those of every so many epochs."""
+    """Also keep the checkpoints of every this many epochs."""
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Only say what would be deleted."""
+    """Only print what would be deleted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """Write the weights alone: .safetensors, or .pt for `torch.load(..., weights_only=True)`."""
+    """Write only the weights: .safetensors, or .pt for `torch.load(..., weights_only=True)`."""
 
     where: _Where
     """A run's folder or address, or one of its checkpoints."""

@@ -43,8 +43,8 @@ Trains reinforcement-learning agents; checkpoints, evaluation and reports never 
 commands:
   train   train an agent:      orchestrator train --environment CartPole-v1
           resume a run:        orchestrator train --resume runs/first
-  eval    measure an agent:    orchestrator eval runs/first --episodes 20
-  report  look at runs:        orchestrator report runs/first runs/second
+  eval    evaluate an agent:   orchestrator eval runs/first --episodes 20
+  report  compare runs:        orchestrator report runs/first runs/second
   checkpoints   list, verify, show, prune or export them:    orchestrator checkpoints list runs/first
 
 `orchestrator COMMAND --help` explains the options and their defaults;
@@ -54,50 +54,50 @@ _ACTIONS = tyro.conf.create_mutex_group(required=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainArguments:
-    """Train an agent. Every setting is a flag here and a line in a TOML file; flags override the file.
+    """Train an agent. Every setting can be given as a flag or in a TOML file; flags override the file.
 
-    The run's folder gets the settings as config.toml. `--config <folder>/config.toml` repeats the run: the same
-    settings, in a new folder next to it.
+    All settings are recorded as config.toml in the run's folder. `--config <folder>/config.toml` repeats the run with
+    the same settings, in a new folder next to it.
     """
 
     config: Path | None = None
     """TOML file with settings."""
     resume: str | None = None
-    """Run to resume: its folder, one of its checkpoints, or the URI of one. Its settings hold; those that may
-    change (how long, where, on which device, what is saved and measured) can be given as flags."""
+    """Run to resume: its folder, one of its checkpoints, or the URI of either. It keeps its settings; those that may
+    change (its length, folder and device, checkpoints, evaluation and metrics) can be given as flags."""
     trust_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Run the code that the settings of a checkpoint from a URI name (environment, network, losses, sinks)."""
+    """Run code (environment, network, losses, sinks) that is named in the settings of a checkpoint from a URI."""
     settings: Annotated[TrainerConfig, tyro.conf.arg(name="")] = field(default_factory=TrainerConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalArguments:
-    """Measure how an agent does: play whole episodes with the policy of a checkpoint."""
+    """Evaluate an agent: play whole episodes with the policy of a checkpoint."""
 
     path: tyro.conf.Positional[str]
-    """A run's folder (its newest checkpoint is taken), one checkpoint of it, or the URI of either."""
+    """A run's folder (its newest checkpoint is used), one of its checkpoints, or the URI of either."""
     episodes: int = 20
     """Episodes to play in each environment."""
     environment: str | None = None
-    """Environment to play on (none: those of the run's evaluation, or else of its training)."""
+    """Environment to play in (none: those of the run's evaluation, otherwise that of its training)."""
     deterministic: Annotated[bool, _ACTIONS, tyro.conf.FlagCreatePairsOff] = False
-    """Take the most likely action, as the run's own evaluations do unless configured otherwise."""
+    """Take the most likely action, as the run's own evaluations do by default."""
     sampled: Annotated[bool, _ACTIONS, tyro.conf.FlagCreatePairsOff] = False
     """Sample actions, as training does."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Print the result as one JSON object."""
     trust_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Run the code that the settings of a checkpoint from a URI name (environment, network)."""
+    """Run code (environment, network) that is named in the settings of a checkpoint from a URI."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportArguments:
-    """Look at runs: a table here, and a page with curves and time lines that opens in any browser."""
+    """Compare runs: prints a table, and writes a page with learning curves and timelines for any browser."""
 
     paths: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of runs; several are compared."""
     output: Path | None = None
-    """Where the page is written (none: report.html in the first run's folder)."""
+    """File to write the page to (none: report.html in the first run's folder)."""
 
 
 def run(arguments: Sequence[str]) -> int:
