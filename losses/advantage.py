@@ -1,4 +1,4 @@
-"""Advantages of recorded segments: generalised advantage estimation and V-trace, over one parallel scan."""
+"""Advantages of recorded segments: generalized advantage estimation and V-trace, over one parallel scan."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def gae(
     discount: float,
     gae_lambda: float,
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016, equation 16) and the returns it implies.
+    """Generalized advantage estimation (Schulman et al. 2016, equation 16) and the returns it implies.
 
     All tensors are `[segments, horizon]`. `next_value` is the value of the state that the step led to: 0 where
     the episode terminated, the value of its last observation where it was truncated. `episode_end` is True

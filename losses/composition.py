@@ -1,4 +1,4 @@
-"""Several losses as the one that a learner minimises, a weighted sum of those that are active in the epoch; and the
+"""Several losses as the one that a learner minimizes, a weighted sum of those that are active in the epoch; and the
 callbacks that take part with them."""
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _check(members: tuple[LearnerCallback, ...]) -> None:
         if not isinstance(member, LearnerCallback):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
                 f"{member!r} is not a loss: it must be an instance of a subclass of losses.Loss (or, where it"
-                " minimises nothing, of losses.LearnerCallback)"
+                " minimizes nothing, of losses.LearnerCallback)"
             )
         if isinstance(member, Loss) and type(member).compute is Loss.compute:
             raise TypeError(f"{type(member).__name__} must define compute(minibatch, evaluation)")

@@ -1,4 +1,4 @@
-"""The base of all losses: what to minimise on a minibatch."""
+"""The base of all losses: what to minimize on a minibatch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Loss(LearnerCallback):
-    """One term of what the learner minimises; subclasses define `compute` and any of the callbacks.
+    """One term of what the learner minimizes; subclasses define `compute` and any of the callbacks.
 
     `weight` multiplies the result of `compute` in the total, and `schedule` says in which epochs it is computed.
     Callbacks are called whatever the schedule says.

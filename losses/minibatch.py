@@ -62,7 +62,7 @@ class Minibatch:
     The leading dimensions of everything are `[n]` (single steps, in any order) or `[n, horizon]` (whole
     segments). `fields` has the experience fields, `advantage`, `return`, and the fields that losses declare.
     `valid` is False at steps that are no transition; `None` means that all are valid. What invalid steps hold
-    counts for nothing, but must be finite where gradients pass it. `weight` corrects for prioritised sampling
+    counts for nothing, but must be finite where gradients pass it. `weight` corrects for prioritized sampling
     and broadcasts against the leading dimensions; `None` means 1 everywhere.
     """
 
@@ -113,9 +113,9 @@ class Minibatch:
             return (per_step - mean).div_(deviation.add_(_STANDARD_DEVIATION_FLOOR))
         count = self.valid.sum().clamp_(min=1)
         mean = torch.where(self.valid, per_step, 0.0).sum() / count
-        centred = torch.where(self.valid, per_step - mean, 0.0)
-        deviation = ((centred * centred).sum() / count).sqrt_()
-        return centred.div_(deviation.add_(_STANDARD_DEVIATION_FLOOR))
+        centered = torch.where(self.valid, per_step - mean, 0.0)
+        deviation = ((centered * centered).sum() / count).sqrt_()
+        return centered.div_(deviation.add_(_STANDARD_DEVIATION_FLOOR))
 
 
 @lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation (Schulman et al. 2017) as two losses: the actor's and the critic's."""
+"""Proximal policy optimization (Schulman et al. 2017) as two losses: the actor's and the critic's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prioritised sampling of segments by the size of their advantages, and the weights that correct for it."""
+"""Prioritized sampling of segments by the size of their advantages, and the weights that correct for it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _PRIORITY_FLOOR = 1e-6
 
 @torch.no_grad()
 def segment_probabilities(advantage: Tensor, valid: Tensor | None, exponent: float) -> Tensor:
-    """How likely each segment is drawn: its mean absolute advantage to the power of `exponent`, normalised.
+    """How likely each segment is drawn: its mean absolute advantage to the power of `exponent`, normalized.
 
-    Prioritised experience replay (Schaul et al. 2016, equation 1, alpha) with segments for transitions.
+    Prioritized experience replay (Schaul et al. 2016, equation 1, alpha) with segments for transitions.
     `advantage` and `valid` are `[segments, horizon]`, the result `[segments]`; exponent 0 makes it uniform. A segment
     with an advantage that is not finite is drawn like the one with the largest, so that its loss shows it.
     """

@@ -203,7 +203,7 @@ class SlotRing:
         self.name = name
         self._slots: list[Slot] = []
         self._withheld = 0
-        # Views are made and dropped in any thread, finalisers run anywhere; appending to a deque is atomic.
+        # Views are made and dropped in any thread, finalizers run anywhere; appending to a deque is atomic.
         self._changes: deque[tuple[Slot, int]] = deque()
 
     def claim(self) -> Slot:

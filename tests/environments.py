@@ -1,4 +1,4 @@
-"""Small environments with known behaviour, named "tests.environments:<function>" so that workers can import them."""
+"""Small environments with known behavior, named "tests.environments:<function>" so that workers can import them."""
 
 from __future__ import annotations
 

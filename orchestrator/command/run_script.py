@@ -73,7 +73,7 @@ async def _run(config: TrainerConfig, resume: ResumeSource | None) -> int:
     if error is not None and not hangs_at_the_start:  # outside of the handler, which would change its cause
         raise error
     if final is not None and mode != "off":
-        _summarise(config, final)
+        _summarize(config, final)
     return 128 + received[0] if received else 0
 
 
@@ -115,7 +115,7 @@ def _exit_late(run: Run, number: int) -> None:
     os._exit(128 + number)
 
 
-def _summarise(config: TrainerConfig, state: TrainerState) -> None:
+def _summarize(config: TrainerConfig, state: TrainerState) -> None:
     shown = progress(state, config.total_agent_steps)
     returns = shown["return"]
     lines = [

@@ -27,7 +27,7 @@ def make_vector(
 ) -> VectorEnvironment:
     """`count` copies of `environment`, each made with `options` as keyword arguments.
 
-    "native" takes the environment's own vectorised form, "sync" steps single ones in order, and "auto" is native
+    "native" takes the environment's own vectorized form, "sync" steps single ones in order, and "auto" is native
     where a form in numpy exists and takes the options. Raises InvalidEnvironment naming the environment for one that
     is unknown, whose constructor fails, or whose spaces are not supported.
     """
@@ -41,7 +41,7 @@ def make_vector(
         try:
             return _make_native(environment, found, count, keywords)
         except InvalidEnvironment:
-            # The vectorised form may know fewer options; if the single one fails too, its reason is the better.
+            # The vectorized form may know fewer options; if the single one fails too, its reason is the better.
             pass
     return _make_serial(environment, found, count, keywords)
 
@@ -63,7 +63,7 @@ def _make_native(
 ) -> VectorEnvironment:
     if not isinstance(found, EnvSpec) or found.vector_entry_point is None:
         raise InvalidEnvironment(
-            f"environment {environment!r} has no vectorised form (a vector_entry_point registered with"
+            f"environment {environment!r} has no vectorized form (a vector_entry_point registered with"
             " gymnasium); use the mode 'sync' or 'auto'"
         )
     try:

@@ -57,7 +57,7 @@ def _instance(restoration: Restoration, node: Node, index: int) -> Any:
     if type(there) is kind:
         return there
     if hasattr(kind, "__del__"):
-        raise CannotRestore(f"a new object of the class {node['class']!r} would be needed, which has a finaliser")
+        raise CannotRestore(f"a new object of the class {node['class']!r} would be needed, which has a finalizer")
     return object.__new__(kind)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _OF_MAKING = {"max_episode_steps": None, "disable_env_checker": None}
 """What `gymnasium.make` takes itself."""
 _FILLED = {"num_envs": 1}
-"""What a vectorised form is given by those who make it."""
+"""What a vectorized form is given by those who make it."""
 
 
 def problem_with_options(environment: str, options: Mapping[str, object], mode: str) -> tuple[str, str] | None:

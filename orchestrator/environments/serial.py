@@ -78,7 +78,7 @@ class SerialEnvironment(VectorEnvironment):
         self._steps += 1
         converted = self._to_environment(actions)
         fields = self._fields
-        # Every line below runs once per agent step: the usual types are recognised here, all others elsewhere.
+        # Every line below runs once per agent step: the usual types are recognized here, all others elsewhere.
         for index, environment in enumerate(self._environments):
             try:
                 result = environment.step(converted[index])

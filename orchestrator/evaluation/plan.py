@@ -60,7 +60,7 @@ class EvaluationPlan:
         return self.category, self.name or self.environment
 
     def play_episodes(self, policy: Policy) -> EpisodeScores:
-        """Play the episodes, with the environment's own rewards and the policy's normalisation as it is.
+        """Play the episodes, with the environment's own rewards and the policy's normalization as it is.
 
         Blocks, and computes. Raises InvalidEnvironment where the policy was made for other spaces.
         """

@@ -82,7 +82,7 @@ class LearnRequest(NamedTuple):
     state: TrainerState
     """Counters and the host's fields; what the learner knows itself is filled in for the losses' callbacks."""
     experience: SlotRef
-    behaviour_version: int
+    behavior_version: int
     publish_to: SlotRef
     version: int
     steps_before: int
@@ -364,9 +364,7 @@ class Learner:
         buffer = self._slots.buffer(request.experience)
         return replace(
             request.state,
-            experience=Experience(
-                self._spec, request.state.epoch, request.behaviour_version, self._lender.view(buffer)
-            ),
+            experience=Experience(self._spec, request.state.epoch, request.behavior_version, self._lender.view(buffer)),
         )
 
     def _snapshot(self, ref: SlotRef, version: int) -> PolicySnapshot:

@@ -30,7 +30,7 @@ class LearnerState:
     losses: Mapping[str, Mapping[str, Any]]
     """Every loss's state, by name."""
     reward_carry: torch.Tensor | None
-    """Of the reward normaliser: it belongs to the episodes under way."""
+    """Of the reward normalizer: it belongs to the episodes under way."""
     global_generators: Mapping[str, Any] | None
     """None where the learner has no separate process."""
     frozen: tuple[str, ...] | None = None

@@ -118,11 +118,11 @@ class SnapshotTaker:
                 "epoch %d can't be resumed from: hooks that save hold too much that they have not saved", epoch
             )
             return
-        behaviour = [version for version in needed if version in self._versions]
+        behavior = [version for version in needed if version in self._versions]
         snapshot = TrainingSnapshot(
             learner=learner,
             moments=lease,
-            behaviour=tuple(self._versions.view_or_copy(version) for version in behaviour),
+            behavior=tuple(self._versions.view_or_copy(version) for version in behavior),
             collectors=collectors,
             learning_rate_scale=self._control.learning_rate_scale,
         )

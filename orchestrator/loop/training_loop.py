@@ -53,7 +53,7 @@ class _Batch:
 
     epoch: int
     slot: Slot
-    behaviour_version: int
+    behavior_version: int
     before: TrainerState
     """When the rollout started."""
     state: TrainerState
@@ -303,7 +303,7 @@ class TrainingLoop:
         report = await self._workers.learn(
             known,
             batch.slot,
-            batch.behaviour_version,
+            batch.behavior_version,
             publish_to,
             version,
             steps_before=batch.before.agent_step,

@@ -163,7 +163,7 @@ class WorkerGroup:
         self,
         state: TrainerState,
         experience: Slot,
-        behaviour_version: int,
+        behavior_version: int,
         publish_to: Slot,
         version: int,
         *,
@@ -181,7 +181,7 @@ class WorkerGroup:
             # Without callbacks nobody looks at more than the counters.
             state=_for_losses(state) if callbacks else TrainerState(epoch=state.epoch, agent_step=state.agent_step),
             experience=self._learner_slots.ref(EXPERIENCE, experience),
-            behaviour_version=behaviour_version,
+            behavior_version=behavior_version,
             publish_to=self._learner_slots.ref(POLICY, publish_to),
             version=version,
             steps_before=steps_before,

@@ -1,4 +1,4 @@
-"""Policies: networks, distributions of actions, normalisation, and what an own network must be."""
+"""Policies: networks, distributions of actions, normalization, and what an own network must be."""
 
 from __future__ import annotations
 

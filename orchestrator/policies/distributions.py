@@ -67,7 +67,7 @@ class ActionDistribution(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Categorical:
-    """One of `parameters` choices, for `Discrete`; the parameters are unnormalised log-probabilities.
+    """One of `parameters` choices, for `Discrete`; the parameters are unnormalized log-probabilities.
 
     -inf forbids a choice: it is never drawn, counts 0 in the entropy, as in torch's own, and gets no gradient. At least
     one choice must be possible.
@@ -229,7 +229,7 @@ def _gumbel(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor
 
 def _log_probs(parameters: Tensor) -> Tensor:
     # [choices, ...]: with few choices, reductions over the first dimension are several times faster than over
-    # the last one, because they are vectorised over the batch; that is more than the transposition costs.
+    # the last one, because they are vectorized over the batch; that is more than the transposition costs.
     return torch.log_softmax(parameters.movedim(-1, 0), 0)
 
 

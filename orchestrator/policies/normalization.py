@@ -65,9 +65,9 @@ class RunningNormalizer(nn.Module):
 
         rough_mean = torch.where(mask, x, zero).sum(0) / divisor
         self.origin.copy_(torch.where(self.count == 0, rough_mean, self.origin))
-        centred = x - self.origin
-        batch_offset = torch.where(mask, centred, zero).sum(0) / divisor
-        batch_variance = torch.where(mask, (centred - batch_offset).square_(), zero).sum(0) / divisor
+        centered = x - self.origin
+        batch_offset = torch.where(mask, centered, zero).sum(0) / divisor
+        batch_variance = torch.where(mask, (centered - batch_offset).square_(), zero).sum(0) / divisor
 
         total = self.count + added
         share = added / total.clamp(min=1.0)

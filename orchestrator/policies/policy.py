@@ -1,4 +1,4 @@
-"""The policy: a network, the distribution of actions it parameterises, and the normalisation around it."""
+"""The policy: a network, the distribution of actions it parameterises, and the normalization around it."""
 
 from __future__ import annotations
 

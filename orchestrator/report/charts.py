@@ -40,10 +40,10 @@ def time_axis(label: str, greatest: float, *, from_zero: bool = False) -> Axis:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """A curve; `colour` is the name of a CSS variable. `faint` is drawn behind, and not named in the legend."""
+    """A curve; `color` is the name of a CSS variable. `faint` is drawn behind, and not named in the legend."""
 
     name: str
-    colour: str
+    color: str
     points: Sequence[tuple[float, float]]
     faint: bool = False
     dots: bool = False
@@ -59,7 +59,7 @@ class _Scale:
 
 
 def thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> list[tuple[float, float]]:
-    """The means of neighbouring points where there are more than `most`."""
+    """The means of neighboring points where there are more than `most`."""
     size = math.ceil(len(points) / most)
     if size <= 1:
         return list(points)
@@ -79,45 +79,45 @@ def line_chart(title: str, x_axis: Axis, y_axis: Axis, series: Sequence[Series],
     shapes: list[str] = []
     for one, points in sorted(drawn, key=lambda pair: not pair[0].faint):
         places = [(_HEIGHT * x_scale.place(x), _HEIGHT * (1 - y_scale.place(y))) for x, y in points]
-        kind, style = "faint" if one.faint else "line", f'style="stroke:var({one.colour})"'
+        kind, style = "faint" if one.faint else "line", f'style="stroke:var({one.color})"'
         if len(places) > 1:
             shapes.append(f'<path class="{kind}" {style} d="{_path(places)}"/>')
         if one.dots or len(places) == 1:  # a line of no length with round ends is a dot that is not stretched
             dots = " ".join(f"M{x:.1f} {y:.1f}h0" for x, y in places)
             shapes.append(f'<path class="{kind} dots" {style} d="{dots}"/>')
     hover = [
-        {"name": one.name, "colour": one.colour, "points": _rounded(points)} for one, points in drawn if not one.faint
+        {"name": one.name, "color": one.color, "points": _rounded(points)} for one, points in drawn if not one.faint
     ]
-    legend = [(one.name, one.colour) for one, _ in drawn if not one.faint]
+    legend = [(one.name, one.color) for one, _ in drawn if not one.faint]
     return _figure(title, note, x_axis, y_axis, x_scale, y_scale, shapes, hover, legend if len(legend) > 1 else [])
 
 
 def area_chart(
     title: str, x_axis: Axis, y_axis: Axis, xs: Sequence[float], bands: Sequence[tuple[str, str, Sequence[float]]]
 ) -> str:
-    """A figure with bands (name, colour, values) stacked on each other."""
-    columns = [(name, colour, thinned(list(zip(xs, values, strict=True)))) for name, colour, values in bands]
+    """A figure with bands (name, color, values) stacked on each other."""
+    columns = [(name, color, thinned(list(zip(xs, values, strict=True)))) for name, color, values in bands]
     places = [x * x_axis.scale for x, _ in columns[0][2]]
     if len(places) == 1:  # an area needs two sides
         places = [places[0] - 0.5, places[0] + 0.5]
-        columns = [(name, colour, points * 2) for name, colour, points in columns]
+        columns = [(name, color, points * 2) for name, color, points in columns]
     below = [0.0] * len(places)
     stacked: list[tuple[str, list[float], list[float]]] = []
     hover: list[dict[str, object]] = []
-    for name, colour, points in columns:
+    for name, color, points in columns:
         values = [y * y_axis.scale for _, y in points]
         above = [low + value for low, value in zip(below, values, strict=True)]
-        stacked.append((colour, below, above))
-        hover.append({"name": name, "colour": colour, "points": _rounded(list(zip(places, values, strict=True)))})
+        stacked.append((color, below, above))
+        hover.append({"name": name, "color": color, "points": _rounded(list(zip(places, values, strict=True)))})
         below = above
     x_scale = _range(places, from_zero=False, margin=0.0)
     y_scale = _range(below, from_zero=True, margin=0.06)
     shapes: list[str] = []
-    for colour, low, high in stacked:
+    for color, low, high in stacked:
         outline = [*zip(places, high, strict=True), *reversed([*zip(places, low, strict=True)])]
         scaled = [(_HEIGHT * x_scale.place(x), _HEIGHT * (1 - y_scale.place(y))) for x, y in outline]
-        shapes.append(f'<path class="band" style="fill:var({colour})" d="{_path(scaled)}Z"/>')
-    legend = [(name, colour) for name, colour, _ in columns]
+        shapes.append(f'<path class="band" style="fill:var({color})" d="{_path(scaled)}Z"/>')
+    legend = [(name, color) for name, color, _ in columns]
     return _figure(title, "", x_axis, y_axis, x_scale, y_scale, shapes, hover, legend)
 
 
@@ -183,7 +183,7 @@ def _figure(
 def _legend(entries: Sequence[tuple[str, str]]) -> str:
     if not entries:
         return ""
-    items = "".join(f'<li><i style="background:var({colour})"></i>{escape(name)}</li>' for name, colour in entries)
+    items = "".join(f'<li><i style="background:var({color})"></i>{escape(name)}</li>' for name, color in entries)
     return f'<ul class="legend">{items}</ul>'
 
 
@@ -197,7 +197,7 @@ class Piece:
     """A bar of a time line; `level` 1 is drawn inside of level 0. Times in seconds."""
 
     name: str
-    colour: str
+    color: str
     began: float
     ended: float
     level: int = 0
@@ -226,7 +226,7 @@ def time_line(
         title = escape(f"{piece.name}: {duration(piece.ended - piece.began)}")
         return (
             f'<b class="{kind}" style="left:{start:.3f}%;width:{width:.3f}%;background:'
-            f'var({piece.colour})" title="{title}">{label}</b>'
+            f'var({piece.color})" title="{title}">{label}</b>'
         )
 
     lines = "".join(
@@ -248,18 +248,18 @@ def time_line(
 
 
 def share_bar(label: str, parts: Sequence[tuple[str, str, float]], format_value: Callable[[float], str]) -> str:
-    """One bar divided into parts (name, colour, value), with the parts' shares below it."""
+    """One bar divided into parts (name, color, value), with the parts' shares below it."""
     whole = sum(value for _, _, value in parts)
     if whole <= 0:
         return ""
-    shares = [(name, colour, value, 100 * value / whole) for name, colour, value in parts if value > 0]
+    shares = [(name, color, value, 100 * value / whole) for name, color, value in parts if value > 0]
     bars = "".join(
-        f'<b style="width:{percent:.3f}%;background:var({colour})" title="{escape(name)}: {format_value(value)}"></b>'
-        for name, colour, value, percent in shares
+        f'<b style="width:{percent:.3f}%;background:var({color})" title="{escape(name)}: {format_value(value)}"></b>'
+        for name, color, value, percent in shares
     )
     texts = "".join(
-        f'<li><i style="background:var({colour})"></i>{escape(name)} <em>{percent:.1f} %</em></li>'
-        for name, colour, _, percent in shares
+        f'<li><i style="background:var({color})"></i>{escape(name)} <em>{percent:.1f} %</em></li>'
+        for name, color, _, percent in shares
     )
     return (
         f'<div class="share"><h4>{escape(label)}</h4><div class="bar">{bars}</div><ul class="legend">{texts}</ul></div>'

@@ -23,11 +23,11 @@ for (const plot of document.querySelectorAll(".plot")) {
     }
     return x - points[low][0] < points[high][0] - x ? points[low] : points[high];
   };
-  const line = (text, colour) => {
+  const line = (text, color) => {
     const row = document.createElement("div");
-    if (colour) {
+    if (color) {
       const chip = document.createElement("i");
-      chip.style.background = `var(${colour})`;
+      chip.style.background = `var(${color})`;
       row.append(chip);
     }
     row.append(text);
@@ -46,7 +46,7 @@ for (const plot of document.querySelectorAll(".plot")) {
     const left = ((at - first) / (last - first)) * box.width;
     cursor.style.left = `${left}px`;
     tip.replaceChildren(line(`${data.xName} ${show(at, data.xUnit)}`));
-    for (const [one, point] of found) tip.append(line(`${one.name} ${show(point[1], data.yUnit)}`, one.colour));
+    for (const [one, point] of found) tip.append(line(`${one.name} ${show(point[1], data.yUnit)}`, one.color));
     cursor.hidden = tip.hidden = false;
     tip.style.left = `${left + tip.offsetWidth + 12 < box.width ? left + 12 : Math.max(0, left - tip.offsetWidth - 12)}px`;
   });

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from orchestrator.report.run_record import RunRecord
     from orchestrator.report.trace_file import Slice
 
-RUN_COLOURS = 8
-"""Colours for runs in the style sheet; more runs begin again with the first."""
+RUN_COLORS = 8
+"""Colors for runs in the style sheet; more runs begin again with the first."""
 SHOWN_EPOCHS = 4
 """Epochs on the time line: so few that single minibatches can be seen."""
 _MOST_PIECES = 600
@@ -38,11 +38,11 @@ def write_page(runs: Sequence[RunRecord], path: Path) -> None:
 def page(runs: Sequence[RunRecord]) -> str:
     """The page's text, for one run or several to compare."""
     names = unique_names(runs)
-    colours = [f"--run-{index % RUN_COLOURS}" for index in range(len(runs))]
+    colors = [f"--run-{index % RUN_COLORS}" for index in range(len(runs))]
     title = f"Training report: {', '.join(names)}"
     here = files("orchestrator.report")
     style, script = (here.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "hover.js"))
-    listed = list(zip(names, colours, runs, strict=True))
+    listed = list(zip(names, colors, runs, strict=True))
     body = "".join(
         (
             f"<header><h1>Training report</h1>{_run_list(listed)}</header>",
@@ -70,9 +70,9 @@ def _section(heading: str, content: str) -> str:
 
 def _run_list(listed: Sequence[_Listed]) -> str:
     items = "".join(
-        f'<li><i style="background:var({colour})"></i><strong>{escape(name)}</strong> '
+        f'<li><i style="background:var({color})"></i><strong>{escape(name)}</strong> '
         f"<span>{escape(str(run.settings.get('environment', '')))}</span></li>"
-        for name, colour, run in listed
+        for name, color, run in listed
     )
     return f'<ul class="legend runs">{items}</ul>'
 
@@ -80,7 +80,7 @@ def _run_list(listed: Sequence[_Listed]) -> str:
 def _summary(listed: Sequence[_Listed]) -> str:
     columns = [rows(run) for _, _, run in listed]
     head = "".join(
-        f'<th scope="col"><i style="background:var({colour})"></i>{escape(name)}</th>' for name, colour, _ in listed
+        f'<th scope="col"><i style="background:var({color})"></i>{escape(name)}</th>' for name, color, _ in listed
     )
     lines: list[str] = []
     for place, (label, _) in enumerate(columns[0]):
@@ -95,8 +95,8 @@ def _summary(listed: Sequence[_Listed]) -> str:
 
 
 def _returns(listed: Sequence[_Listed], x: str) -> list[Series]:
-    smooth = [Series(name, colour, run.points(x, "rollout/recent_return")) for name, colour, run in listed]
-    raw = [Series(name, colour, run.points(x, "rollout/episode_return"), faint=True) for name, colour, run in listed]
+    smooth = [Series(name, color, run.points(x, "rollout/recent_return")) for name, color, run in listed]
+    raw = [Series(name, color, run.points(x, "rollout/episode_return"), faint=True) for name, color, run in listed]
     return [*raw, *smooth]
 
 
@@ -106,7 +106,7 @@ def _longest(listed: Sequence[_Listed]) -> float:
 
 def _learning(listed: Sequence[_Listed]) -> str:
     time = time_axis("training time", _longest(listed), from_zero=True)
-    evaluations = [Series(name, colour, run.evaluations(), dots=True) for name, colour, run in listed]
+    evaluations = [Series(name, color, run.evaluations(), dots=True) for name, color, run in listed]
     note = "faint: mean of an epoch's episodes"
     label = Axis("mean of the last 100 episodes")
     return "".join(
@@ -125,7 +125,7 @@ def _losses(listed: Sequence[_Listed]) -> str:
             metric.removeprefix("loss/"),
             _STEPS,
             Axis("mean of the epoch"),
-            [Series(name, colour, run.points("agent_step", metric)) for name, colour, run in listed],
+            [Series(name, color, run.points("agent_step", metric)) for name, color, run in listed],
         )
         for metric in names
     ]
@@ -140,7 +140,7 @@ def _losses(listed: Sequence[_Listed]) -> str:
 
 def _pace(listed: Sequence[_Listed]) -> str:
     time = time_axis("training time", _longest(listed), from_zero=True)
-    lags = [Series(name, colour, run.points("agent_step", "time/policy_lag")) for name, colour, run in listed]
+    lags = [Series(name, color, run.points("agent_step", "time/policy_lag")) for name, color, run in listed]
     longest_lag = max((lag for one in lags for _, lag in one.points), default=0.0)
     return "".join(
         (
@@ -148,7 +148,7 @@ def _pace(listed: Sequence[_Listed]) -> str:
                 "Throughput",
                 time,
                 Axis("agent steps per second", from_zero=True),
-                [Series(name, colour, run.points("time/seconds", "sps")) for name, colour, run in listed],
+                [Series(name, color, run.points("time/seconds", "sps")) for name, color, run in listed],
             ),
             line_chart(
                 "Age of the policy when collecting begins",
@@ -186,10 +186,10 @@ def _shares(run: RunRecord) -> str:
     critical = [(_CRITICAL_NAMES[part], f"--{part}", run.total(f"time/critical_{part}") or 0.0) for part in CRITICAL]
     bars = share_bar("Critical path", critical, duration)
     for task, label in (("collect", "Collectors"), ("learn", "Learner")):
-        colours = (f"--{task}", "--wait", "--hooks", "--host")
+        colors = (f"--{task}", "--wait", "--hooks", "--host")
         parts = [
-            (_ACTIVITY_NAMES[prefix], colour, run.total(f"time/{prefix}{task}") or 0.0)
-            for prefix, colour in zip(ACTIVITIES, colours, strict=True)
+            (_ACTIVITY_NAMES[prefix], color, run.total(f"time/{prefix}{task}") or 0.0)
+            for prefix, color in zip(ACTIVITIES, colors, strict=True)
         ]
         if run.total(f"time/wait_{task}") is not None:
             bars += share_bar(label, parts, duration)
@@ -220,7 +220,7 @@ def _trace(run: RunRecord) -> str:
 
 
 def _typical(epochs: Sequence[Slice]) -> Sequence[Slice]:
-    """Neighbouring epochs from the middle of the run, with a median total duration: not those that were disturbed."""
+    """Neighboring epochs from the middle of the run, with a median total duration: not those that were disturbed."""
     count = min(SHOWN_EPOCHS, len(epochs))
     windows = [
         epochs[start : start + count]
@@ -234,7 +234,7 @@ def _typical(epochs: Sequence[Slice]) -> Sequence[Slice]:
 
 
 _TRACK_ORDER = ("collector", "publications", "learner")
-_COLOURS = {
+_COLORS = {
     "collect": "--collect",
     "learn": "--learn",
     "update epoch": "--inner",
@@ -249,15 +249,15 @@ _COLOURS = {
 def _tracks(slices: Sequence[Slice]) -> list[Row]:
     pieces: dict[str, list[Piece]] = {}
     for one in slices:
-        colour = _COLOURS.get(one.category)
+        color = _COLORS.get(one.category)
         # The epochs are drawn as marks and the tasks are what the workers show; update epochs are seen by minibatches.
-        if colour is None or one.category == "update epoch" or (one.track == "learner" and one.category == "publish"):
+        if color is None or one.category == "update epoch" or (one.track == "learner" and one.category == "publish"):
             continue
         level = int(one.category == "minibatch")
         name = f"hook {one.track}" if one.group == "hooks" else one.track
         row = pieces.setdefault(name, [])
         if len(row) < _MOST_PIECES:
-            row.append(Piece(one.name, colour, one.began, one.ended, level))
+            row.append(Piece(one.name, color, one.began, one.ended, level))
 
     def order(name: str) -> tuple[int, str]:
         place = next((place for place, start in enumerate(_TRACK_ORDER) if name.startswith(start)), 3)

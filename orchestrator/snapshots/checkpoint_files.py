@@ -82,7 +82,7 @@ def checkpoint_content(
     }
     if snapshot is not None:
         files[OPTIMIZER] = lambda: tensor_file(moment_arrays(policy.layout, snapshot.moments.readonly()))
-        for older in snapshot.behaviour:
+        for older in snapshot.behavior:
             files[_policy_file(older.version)] = lambda older=older: tensor_file(older.tensors)
     # Once for both: environments may have much to tell.
     plain = cache(lambda: _plain(state, snapshot, hook_states))
@@ -117,14 +117,14 @@ def read_checkpoint(checkpoint: Checkpoint) -> ResumePoint:
         point = replace(point, state=_state_from(counters), stopwatch=counters["timer"], hook_states=training["hooks"])
         if "learner" not in training:
             return point
-        behaviour = [int(older) for older in training["behaviour"]]
+        behavior = [int(older) for older in training["behaviour"]]
         point = replace(
             point,
             learner=LearnerState(**decode(training["learner"], arrays)),
             collectors=tuple(decode(collector, arrays) for collector in training["collectors"]),
             learning_rate_scale=training["learning_rate_scale"],
         )
-    for older in behaviour:
+    for older in behavior:
         policies[older] = _tensors(checkpoint, _policy_file(older))
     moments: dict[str, dict[str, NDArray[Any]]] = {kind: {} for kind in MOMENTS}
     tensors = _tensors(checkpoint, OPTIMIZER)
@@ -160,7 +160,7 @@ def _plain(
     training: dict[str, Any] = {"state": encode(_counters(state), arrays), "hooks": hook_states}
     if snapshot is not None:
         learner = {name: getattr(snapshot.learner, name) for name in LearnerState.__dataclass_fields__}
-        training["behaviour"] = [older.version for older in snapshot.behaviour]
+        training["behaviour"] = [older.version for older in snapshot.behavior]
         training["learner"] = encode(learner, arrays, "learner")
         training["learning_rate_scale"] = snapshot.learning_rate_scale
         training["collectors"] = [encode(collector, arrays) for collector in snapshot.collectors]

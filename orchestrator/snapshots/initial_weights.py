@@ -42,7 +42,7 @@ def with_pinned_weights(config: TrainerConfig, resumed: TrainerConfig | None = N
 
 
 def read_weights(where: str) -> Weights:
-    """The policy's parameters and buffers, the statistics of its normalisers among them, of a checkpoint; blocks.
+    """The policy's parameters and buffers, the statistics of its normalizers among them, of a checkpoint; blocks.
 
     Only arrays are read: the settings of the run that they are from do not matter, and no code that they name is run.
     Raises CheckpointError.

@@ -19,7 +19,7 @@ class TrainingSnapshot:
     learner: LearnerState
     moments: BufferView
     """The optimizer's moments, in memory that is kept while this object lives."""
-    behaviour: tuple[PolicySnapshot, ...]
+    behavior: tuple[PolicySnapshot, ...]
     """The older policies that the epochs after it act with; none without staleness."""
     collectors: tuple[Mapping[str, Any] | None, ...]
     """Where each collector stood at the beginning of the next epoch; None where that is not known."""

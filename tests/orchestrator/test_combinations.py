@@ -38,7 +38,7 @@ def wandering(**options: str) -> dict[str, Any]:
         pytest.param({"policy": PolicyConfig(normalize_observations=True, normalize_rewards=True)}, id="normalised"),
         pytest.param({"losses": LossesConfig(target_kl=1e-9)}, id="target kl"),
         pytest.param({"losses": LossesConfig(value_clip=0.1)}, id="value clipping"),
-        pytest.param({"learning": dataclasses.replace(LEARNING, priority_exponent=0.8)}, id="prioritised segments"),
+        pytest.param({"learning": dataclasses.replace(LEARNING, priority_exponent=0.8)}, id="prioritized segments"),
         pytest.param({"learning": dataclasses.replace(LEARNING, shuffle="segments")}, id="segments"),
         pytest.param({"learning": dataclasses.replace(LEARNING, accumulate_minibatches=2)}, id="accumulation"),
         pytest.param({"learning": dataclasses.replace(LEARNING, learning_rate_schedule="cosine")}, id="cosine"),

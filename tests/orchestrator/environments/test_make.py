@@ -114,9 +114,9 @@ def test_modes_choose_how_copies_are_stepped() -> None:
     assert make_vector("CartPole-v1", 2, mode="native").native
     assert not make_vector("CartPole-v1", 2, mode="sync").native
     assert not make_vector("Acrobot-v1", 2).native
-    with pytest.raises(InvalidEnvironment, match="'Acrobot-v1' has no vectorised form"):
+    with pytest.raises(InvalidEnvironment, match="'Acrobot-v1' has no vectorized form"):
         make_vector("Acrobot-v1", 2, mode="native")
-    with pytest.raises(InvalidEnvironment, match="no vectorised form"):
+    with pytest.raises(InvalidEnvironment, match="no vectorized form"):
         make_vector("tests.environments:make_counting", 2, mode="native")
 
 

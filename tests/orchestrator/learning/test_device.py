@@ -84,7 +84,7 @@ def learned(
     for epoch in range(2):
         request = LearnRequest(
             state=TrainerState(epoch=epoch),
-            behaviour_version=0,
+            behavior_version=0,
             version=epoch + 1,
             steps_before=0,
             rollout_start=None,

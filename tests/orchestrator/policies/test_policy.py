@@ -1,4 +1,4 @@
-"""The policy as a whole: evaluation, seeds, memory that belongs to others, and normalisation."""
+"""The policy as a whole: evaluation, seeds, memory that belongs to others, and normalization."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_a_policy_can_be_pickled_and_copied() -> None:
             assert torch.equal(twin(observation)[0], policy(observation)[0])
 
 
-# Normalisation.
+# Normalization.
 
 
 def test_statistics_change_only_when_asked_to_and_then_act_and_evaluate_alike() -> None:

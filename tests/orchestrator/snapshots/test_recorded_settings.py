@@ -1,5 +1,5 @@
 """A run, its repetition from config.toml and its resumption are made with the very same settings, wherever the process
-goes meanwhile; what the user changes in config.toml in between is honoured or refused."""
+goes meanwhile; what the user changes in config.toml in between is honored or refused."""
 
 from __future__ import annotations
 

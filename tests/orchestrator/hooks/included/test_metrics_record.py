@@ -51,7 +51,7 @@ class Witness(Hook):
 
 
 def advantages(experience: dict[str, NDArray[Any]], discount: float, gae_lambda: float) -> NDArray[np.float64]:
-    """Generalised advantage estimation, one step at a time in float64."""
+    """Generalized advantage estimation, one step at a time in float64."""
     reward, value, next_value = (experience[name].astype(np.float64) for name in ("reward", "value", "next_value"))
     valid = experience["valid"]
     ends = experience["terminated"] | experience["truncated"]
