@@ -74,7 +74,7 @@ async def test_a_run_whose_network_hangs_ends_with_a_checkpoint_of_the_last_whol
     what: str, worker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("orchestrator.run.ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr("orchestrator.loop.run_parts.ANSWER_SECONDS", 3.0)
     config = replace(config_of(tmp_path, "process"), policy=PolicyConfig(network=f"tests.orchestrator.hanging:{what}"))
     with anyio.fail_after(DEADLINE):
         async with Trainer(config).start() as run:
@@ -96,7 +96,7 @@ async def test_a_worker_that_has_always_been_slow_is_not_taken_for_one_that_hang
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("orchestrator.run.ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr("orchestrator.loop.run_parts.ANSWER_SECONDS", 1.0)
     config = replace(config_of(tmp_path, "process"), staleness=1)
     if what == "slow_network":
         config = replace(config, policy=PolicyConfig(network="tests.orchestrator.hanging:slow_network"))
@@ -119,7 +119,7 @@ async def test_stop_now_ends_the_start_of_a_run_whose_environment_hangs_in_its_c
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("orchestrator.run.ANSWER_SECONDS", 3.0)
+    monkeypatch.setattr("orchestrator.loop.run_parts.ANSWER_SECONDS", 3.0)
     config = replace(config_of(tmp_path, "process"), environment="tests.orchestrator.hanging:hangs_at_the_start")
     with anyio.fail_after(DEADLINE), pytest.raises(WorkerHangs, match="'collector-0' has not answered 'start'"):
         async with Trainer(config).start() as run:
