@@ -135,7 +135,7 @@ def _cure_for(made: object) -> str:
         return "write it as `def`, not `async def`"
     if isinstance(made, VectorEnv):
         return (
-            "return one copy; an environment with a vectorised form is registered with gymnasium (vector_entry_point)"
+            "return one copy; an environment with a vectorized form is registered with gymnasium (vector_entry_point)"
         )
     if isinstance(made, type):
         return "return an instance of it, made with the options"

@@ -226,7 +226,7 @@ class Learner:
         losses = self._losses.active(epoch)
         assert self._spec is not None, "prepare() comes before learn()"
         arrays = self._spec.arrays(self._slots.memory(request.experience))
-        stale = request.behaviour_version < epoch
+        stale = request.behavior_version < epoch
         batch = read_batch(arrays, self.policy, self._device, self._plan.config, stale=stale)
         valid = batch["valid"]
         if request.rollout_start is not None:

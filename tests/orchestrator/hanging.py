@@ -115,13 +115,13 @@ class PoolHook(Hook):
 def main() -> int:
     """`--hanging-hook NAME` at the end runs the hook of that name instead of the progress."""
     import orchestrator.command.run_script as script
-    import orchestrator.run
+    import orchestrator.loop.run_parts
     from orchestrator.__main__ import main
 
     script.EPOCH_GRACE = 0.2
     script.GRACE = 1.0
     script.END_SECONDS = 8.0
-    orchestrator.run.ANSWER_SECONDS = 3.0
+    orchestrator.loop.run_parts.ANSWER_SECONDS = 3.0
     words = sys.argv[1:]
     if words[-2] == "--hanging-hook":
         script.ProgressHook = {"PlainHook": PlainHook, "PoolHook": PoolHook}[words[-1]]  # type: ignore[misc]
