@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
+DEADLINE = 200.0
+"""Seconds after which a program is taken for one that hangs, on a machine with much else to do."""
 SMALL = ["--collection.num_environments", "8", "--collection.horizon", "32"]
 
 
@@ -30,7 +32,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=100, check=False)
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=DEADLINE, check=False)
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
@@ -43,14 +45,14 @@ def records(folder: Path) -> list[dict[str, float]]:
 
 
 def wait_for_epochs(folder: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + DEADLINE
     while len(records(folder)) < count:
         assert time.monotonic() < deadline, "the run does not get going"
         time.sleep(0.02)
 
 
 def assert_family_ends(family: Sequence[psutil.Process]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + DEADLINE
     while [process for process in family if process.is_running() and process.status() != "zombie"]:
         assert time.monotonic() < deadline, "orphans"
         time.sleep(0.02)
@@ -87,10 +89,11 @@ def test_the_configuration_of_a_run_repeats_it(trained: Path) -> None:
     result = run("train", "--config", trained / "config.toml")
     assert result.returncode == 0, result.stderr
     again = trained.with_name("first-2")
-    same = [name for name in records(trained)[-1] if name.startswith(("loss/", "rollout/"))]
-    assert [{name: line[name] for name in same} for line in records(again)] == [
-        {name: line[name] for name in same} for line in records(trained)
-    ]
+
+    def learned(folder: Path) -> list[dict[str, float]]:
+        return [{k: v for k, v in line.items() if k.startswith(("loss/", "rollout/"))} for line in records(folder)]
+
+    assert learned(again) == learned(trained)
 
 
 def test_all_errors_of_a_configuration_come_at_once_before_anything_starts(tmp_path: Path) -> None:
@@ -117,7 +120,7 @@ def test_the_first_signal_ends_the_run_in_order_with_a_checkpoint(
     process.send_signal(number)
     for member in family if to_all else []:
         member.send_signal(number)
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == 128 + number, errors
     assert "trained" in output
     assert "Traceback" not in errors
@@ -158,7 +161,7 @@ def test_a_second_signal_ends_a_run_whose_hooks_do_not_finish(tmp_path: Path) ->
     process.send_signal(signal.SIGINT)
     assert "once more" in process.stderr.readline()  # two signals sent at once may arrive in any order
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == 128 + signal.SIGINT, errors
     assert "stopping at once" in errors
     assert_family_ends(family)
@@ -180,7 +183,9 @@ config = TrainerConfig(total_agent_steps=512, collection=CollectionConfig(num_en
 final = anyio.run(Trainer(config, losses=[*ppo_losses(), Small()]).run)
 print(final.loss_stats["small/seen"])
 """
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
     assert result.stdout.strip() == "42.0", result.stderr
 
 
@@ -219,7 +224,9 @@ def test_mistakes_in_the_options_of_an_environment_are_told_without_a_traceback(
 def test_a_script_that_forgets_the_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "careless.py"
     script.write_text("import anyio\nfrom orchestrator import Trainer\nanyio.run(Trainer().run)\n")
-    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=100, check=False)
+    result = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=DEADLINE, check=False
+    )
     assert result.returncode == 1
     assert "if __name__ == '__main__':" in result.stderr
     assert "the program's main module starts a training while a worker imports it" in result.stderr

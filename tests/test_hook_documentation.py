@@ -28,7 +28,7 @@ from tests.documentation import code_blocks, text_of
 from tests.orchestrator.hooks.driving import DEADLINE, AtEpochEnd, FakeRun, publish_epochs, quiet, running
 from tests.orchestrator.training import small_config
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 TEXT = text_of("hooks.md")
 
 

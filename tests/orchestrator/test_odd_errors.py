@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from state import TrainerState
     from tests.orchestrator.training import Backend
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 HERE = "tests.orchestrator.test_odd_errors"
 both_backends = pytest.mark.parametrize("backend", ["inline", "process"])
 

@@ -24,7 +24,7 @@ from state.trainer_state import TrainerState
 from tests.orchestrator.training import losses_with, small_config
 from tests.promises.acting import Act, trained
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 SCORES = EvalRewardSummary.from_simulations({("a", "b"): 2.0}, policy_version=1, epoch=1)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from losses import Minibatch, PolicyEvaluation
     from orchestrator import TrainerConfig
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 KINDS = {
     "object": (lambda: {"kept": object()}, r"Keeping\.state_dict\(\)\.kept is <object .*> of type object"),

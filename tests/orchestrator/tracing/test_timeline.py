@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from state.trainer_state import TrainerState
 
+pytestmark = pytest.mark.slow
+
 
 class HandClock:
     def __init__(self) -> None:
