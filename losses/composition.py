@@ -3,6 +3,7 @@ callbacks that take part with them."""
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
@@ -12,11 +13,12 @@ import torch
 from losses.callback import CALLBACKS, LearnerCallback, StateValue
 from losses.loss import Loss
 from state.error import OrchestratorError
+from state.misspelt import misspelt, wrong_parameters
 from state.plain_data import encode
 from state.user_code import described, is_signal, raise_failure, user_code
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import Tensor
 
@@ -230,6 +232,9 @@ def _check(members: tuple[LearnerCallback, ...]) -> None:
             )
         if isinstance(member, Loss) and type(member).compute is Loss.compute:
             raise TypeError(f"{type(member).__name__} must define compute(minibatch, evaluation)")
+        problems = [*_mistakes(member)]
+        if problems:
+            raise TypeError(f"the loss {member.name!r}: {'; '.join(problems)}")
     if not any(isinstance(member, Loss) for member in members):
         raise ValueError("a run needs at least one loss")
     repeated = [name for name, count in Counter(member.name for member in members).items() if count > 1]
@@ -237,6 +242,26 @@ def _check(members: tuple[LearnerCallback, ...]) -> None:
         raise ValueError(
             f"several losses are called {', '.join(map(repr, repeated))}: give each its own, with name=..."
         )
+
+
+def _mistakes(member: LearnerCallback) -> Iterator[str]:
+    """What would do nothing, or fail only in the training."""
+    base = Loss if isinstance(member, Loss) else LearnerCallback
+    for name in dir(type(member)):
+        if name.startswith("on_") and name not in CALLBACKS:
+            if name in ("on_training_end", "on_failure", "on_checkpoint_committed"):
+                yield f"{name} is a callback of hooks; losses have {', '.join(CALLBACKS)}"
+            elif similar := difflib.get_close_matches(name, CALLBACKS, n=1, cutoff=0.8):
+                yield f"there is no callback {name!r}; did you mean {similar[0]!r}?"
+    for method, given in (
+        *((callback, ("state",)) for callback in CALLBACKS),
+        ("observe", ("minibatch", "evaluation")),
+        *([("compute", ("minibatch", "evaluation"))] if isinstance(member, Loss) else []),
+    ):
+        problem = wrong_parameters(getattr(member, method), *given)
+        if problem:
+            yield f"{method} {problem}"
+    yield from misspelt(member, base, (*vars(LearnerCallback), *vars(Loss)) if base is Loss else vars(LearnerCallback))
 
 
 def _merged_fields(members: tuple[LearnerCallback, ...]) -> tuple[FieldSpec, ...]:

@@ -12,6 +12,7 @@ from orchestrator.config.error import shown
 from orchestrator.config.fields import problems_of
 from orchestrator.hooks.hook import EVENTS, Hook, hook_name, overridden_events
 from state.error import OrchestratorError
+from state.misspelt import misspelt, wrong_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,6 +80,11 @@ def _check_callbacks(hook: Hook) -> list[str]:
             problems.append("on_mb_end is a callback of losses; hooks are not called in the middle of the training")
         elif similar := difflib.get_close_matches(name, EVENTS, n=1, cutoff=0.8):
             problems.append(f"there is no callback {name!r}; did you mean {similar[0]!r}?")
+    for event in sorted(overridden_events(hook)):
+        problem = wrong_parameters(getattr(hook, event), "state")
+        if problem:
+            problems.append(f"{event} {problem}")
+    problems += misspelt(hook, Hook, (*Hook.__annotations__, *vars(Hook)))
     if not overridden_events(hook):
         problems.append(f"it overrides no callback, so it would never be called; there are {', '.join(EVENTS)}")
     if type(hook).state_dict is not Hook.state_dict and not hook.name:

@@ -89,6 +89,15 @@ class StateUpdate:
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
                 raise TypeError(f"{name} must be of type {kind.__name__}, not {type(value).__name__}: {value!r}")
+        for name in ("stop", "save_now"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, not {getattr(self, name)!r}")
+        given = cast("object", self.results)
+        if not isinstance(given, Mapping):
+            raise TypeError(f"results must be a mapping of names to values, not {given!r}")
+        wrong = [name for name in cast("Mapping[object, object]", given) if not isinstance(name, str)]
+        if wrong:
+            raise TypeError(f"the names of results must be text, not {wrong!r}")
         results = freeze(self.results)
         for name, value in results.items():
             _check_unchangeable(name, value)
@@ -237,7 +246,7 @@ class Hook:
     """After the last attempt: log it, disable the hook after `disable_after` failures in a row, stop the run after
     the epoch (it then ends in HookFailed), or raise HookFailed out of the run at once."""
     disable_after: Count = 3
-    """Failures in a row that disable a hook whose `on_error` is "disable"."""
+    """Failures in a row, at events of one kind, that disable a hook whose `on_error` is "disable"."""
     drain: bool = True
     """Whether the end of the run waits for the hook's queue."""
 

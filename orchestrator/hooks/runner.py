@@ -82,7 +82,6 @@ class HookRunner:
         self._thread = FunctionThread(f"hook {name}")
         self._callbacks = {event: self._awaitable(getattr(hook, event)) for event in self.events}
         self._mail = Wakeup()
-        self._failures_in_a_row = 0
         self._failures_of = dict.fromkeys(self.events, 0)  # in a row, by event
         self._at_work: Occurrence | None = None
         self._closed = ""
@@ -229,14 +228,13 @@ class HookRunner:
             if update is not None:
                 self._engine.take_update(occurrence, self.name, update)
             outcome = "handled"
-            self._failures_in_a_row = self._failures_of[occurrence.event] = 0
+            self._failures_of[occurrence.event] = 0
         except BaseException as error:
             own = None if self._must_end(error) else self._hooks_own(error)
             if own is None:
                 abandoned = True
                 raise
             outcome = "failed"
-            self._failures_in_a_row += 1
             in_a_row = self._failures_of[occurrence.event] = self._failures_of[occurrence.event] + 1
             self._fail(own, f"handle {occurrence.event} of epoch {occurrence.epoch}", in_a_row)
         finally:
@@ -318,8 +316,8 @@ class HookRunner:
             self._engine.run.stop(f"hook {self.name!r} failed to {doing}: {text}")
             return
         _let_go_of_frames(error)
-        if policy == "disable" and self._failures_in_a_row >= self.hook.disable_after:
-            _log.error("hook %r is disabled after %d failures in a row", self.name, self._failures_in_a_row)
+        if policy == "disable" and in_a_row >= self.hook.disable_after:
+            _log.error("hook %r is disabled after %d failures in a row", self.name, in_a_row)
             self.close("disabled")
 
     def _must_end(self, error: BaseException) -> bool:
