@@ -86,8 +86,8 @@ class Run:
 
     @property
     def state(self) -> TrainerState:
-        """The newest state of a completed epoch."""
-        return self._parts.newest.state
+        """The newest state of a completed epoch, with what hooks have returned by now."""
+        return self._parts.newest.derive()
 
     def states(self) -> States:
         """The state after each epoch, up to the last. A slow reader misses states; it never holds up the run."""

@@ -275,3 +275,47 @@ async def test_the_hook_with_a_state_keeps_counting_when_its_run_is_resumed(
     longer = replace(config, total_agent_steps=2 * config.total_agent_steps)
     after = await Trainer(longer, hooks=[second], resume=tmp_path / "run").run()
     assert 0 < first.epochs == before.epoch < after.epoch == second.epochs
+
+
+async def test_the_documented_hooks_go_on_with_what_they_know_when_their_run_is_resumed(
+    documented: dict[str, Any], tmp_path: Path
+) -> None:
+    def hooks() -> tuple[Any, Any, Any]:
+        made = documented["EarlyStop"](patience=100), documented["KeepBest"](tmp_path / "best")
+        return *made, documented["GradientAlarm"](factor=1e9, window=100)
+
+    config = small_config(
+        epochs=3,
+        run_dir=tmp_path / "run",
+        evaluation=EvaluationConfig(every=1, episodes=2, num_environments=2),
+        checkpoints=CheckpointsConfig(every=1, keep=0),
+    )
+    first, second = hooks(), hooks()
+    before = await Trainer(config, hooks=first).run()
+    known = json.loads(json.dumps([hook.state_dict() for hook in first]))
+    for hook, state in zip(second, known, strict=True):
+        hook.load_state_dict(state)
+        assert hook.state_dict() == state
+    second = hooks()
+    longer = replace(config, total_agent_steps=2 * config.total_agent_steps)
+    after = await Trainer(longer, hooks=second, resume=tmp_path / "run").run()
+    assert list(second[2].norms)[: before.epoch] == list(first[2].norms)
+    assert len(second[2].norms) == after.epoch
+    assert second[0].best >= first[0].best
+    assert second[1].best >= first[1].best
+
+
+async def test_patience_is_over_all_resumptions(documented: dict[str, Any]) -> None:
+    state: dict[str, Any] | None = None
+    wishes: list[Any] = []
+    for version, score in enumerate([3.0, 2.0, 1.0], start=1):
+        hook = documented["EarlyStop"](patience=2)
+        async with running(hook) as engine:
+            if state is not None:
+                engine.load_hook_states({"early_stop": state})
+            await engine.publish("on_epoch_end", TrainerState(epoch=version, eval_scores=evaluated(version, score)))
+            await engine.drain(DEADLINE)
+            state = dict(engine.hook_states()["early_stop"])
+            assert isinstance(engine.run, FakeRun)
+            wishes.append(bool(engine.run.wishes))
+    assert wishes == [False, False, True]

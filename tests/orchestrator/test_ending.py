@@ -115,6 +115,24 @@ async def test_a_stopped_run_finishes_every_epoch_that_it_has_begun(staleness: i
     assert f"rollout {final.epoch}" not in last.seen
 
 
+async def test_a_checkpoint_taken_while_a_run_is_paused_shows_in_its_state_at_once(tmp_path: Path) -> None:
+    config = small_config(epochs=10**6, run_dir=tmp_path / "run", checkpoints=CheckpointsConfig(every=0))
+    async with Trainer(config).start() as run:
+        async for state in run.states():
+            if state.epoch == 2:
+                break
+        run.pause()
+        run.request_checkpoint()
+        with anyio.fail_after(60):
+            while run.state.latest_checkpoint_uri is None:
+                await anyio.sleep(0.01)
+            while run.state.latest_checkpoint_uri != f"{(tmp_path / 'run/checkpoints').as_uri()}/{run.state.epoch:08d}":
+                run.request_checkpoint()  # the first one may have been of an epoch before the pause
+                await anyio.sleep(0.01)
+        run.resume()
+        run.stop()
+
+
 async def test_each_epoch_is_watched_once_with_checkpoints_too(tmp_path: Path) -> None:
     config = small_config(epochs=4, run_dir=tmp_path / "run", checkpoints=CheckpointsConfig(every=1))
     async with Trainer(config).start() as run:
