@@ -127,6 +127,37 @@ class SamplesSpaces(Resumed):
         return float(drawn[0] / 7 + drawn[1][0] + self.action_space.sample()) / 3
 
 
+class UnseededSpaces(Resumed):
+    """Draws from spaces that nobody has seeded: its own, its class's, and those of a wrapper."""
+
+    shared = spaces.Discrete(50)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goals = {"near": [spaces.Box(-0.1, 0.1)], "all": spaces.Dict({"a": spaces.Sequence(spaces.Discrete(9))})}
+        self.fixed = spaces.Box(-0.1, 0.1, seed=3)
+
+    def begin(self) -> None:
+        self.goal = float(self.goals["near"][0].sample()[0] + self.observation_space.sample()[0] / 9)  # type: ignore
+
+    def kept(self) -> float:
+        drawn = self.action_space.sample() / 9 + self.shared.sample() / 100 + self.fixed.sample()[0]
+        return self.goal + float(drawn) + len(self.goals["all"].sample()["a"]) / 100  # type: ignore
+
+
+def wrapped_unseeded_spaces() -> gymnasium.Env[Any, Any]:
+    class Drawing(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+            super().__init__(env)
+            self.observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+
+        def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+            _, reward, done, cut, info = super().step(action)
+            return self.observation_space.sample(), reward, done, cut, info
+
+    return Drawing(UnseededSpaces())
+
+
 class Machinery(Resumed):
     """State machines in methods, enumerations, closures, partials, lambdas and the like."""
 

@@ -18,6 +18,7 @@ from orchestrator.environments.returned import (
     rewards_of,
     step_parts,
 )
+from orchestrator.environments.space_seeds import SpaceSeeds
 from orchestrator.environments.spaces import (
     ActionConverter,
     Array,
@@ -53,12 +54,15 @@ class NativeEnvironment(VectorEnvironment):
         self.same_step = autoreset is AutoresetMode.SAME_STEP
         self._environment = environment
         self._state = EnvironmentState([environment])
+        self._space_seeds = SpaceSeeds([environment])
         self._to_environment = ActionConverter(environment.single_action_space)
         self._reader = ObservationReader(environment.single_observation_space, self.warn)
         self._all_valid = np.ones(self.count, np.bool_)
         self._resetting: Array | None = None
 
     def reset(self, seed: int | None = None) -> ObservationArrays:
+        if seed is not None and self._space_seeds.seed([seed]):
+            self._state = EnvironmentState([self._environment])  # to which these seeds are no change
         try:
             observation = self._reader.read(reset_observation(self._environment.reset(seed=seed)), self.count)
         except BaseException as error:

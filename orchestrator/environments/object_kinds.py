@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
+from gymnasium import Space
 
 from orchestrator.environments.named_code import functions_of, is_data, is_named, is_stateless, parts_of
 from orchestrator.environments.object_nodes import (
@@ -375,7 +376,10 @@ def _instance(graph: Graph, value: Any, path: Path) -> Node:
             f"{text_of(path)} is of the type {type_name(kind)}, which keeps what it knows outside of its attributes"
         )
     of = _class_of(graph, kind, (path, ".__class__"))
-    return {KIND: "instance", "class": of, **graph.named(attributes_of(value), path)}
+    attributes = attributes_of(value)
+    if isinstance(value, Space) and not graph.generators:
+        attributes["_np_random"] = None  # which it may get only later
+    return {KIND: "instance", "class": of, **graph.named(attributes, path)}
 
 
 def _hash_is_a_number(value: Any) -> bool:

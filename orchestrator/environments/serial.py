@@ -18,6 +18,7 @@ from orchestrator.environments.returned import (
     reward_of,
     step_parts,
 )
+from orchestrator.environments.space_seeds import SpaceSeeds
 from orchestrator.environments.spaces import ActionConverter, Array, InvalidEnvironment, ObservationArrays
 from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment, copy_seeds
 from state.stats_tracker import accumulate_rollout_stats
@@ -52,6 +53,7 @@ class SerialEnvironment(VectorEnvironment):
                 )
         self._environments = tuple(environments)
         self._state = EnvironmentState(environments)
+        self._space_seeds = SpaceSeeds(environments)
         self._to_environment = ActionConverter(first.action_space)
         reader = ObservationReader(first.observation_space, self.warn)
         self._observations = ObservationRows(reader, self.count)
@@ -63,6 +65,8 @@ class SerialEnvironment(VectorEnvironment):
 
     def reset(self, seed: int | None = None) -> ObservationArrays:
         seeds = [None] * self.count if seed is None else copy_seeds(seed, self.count)
+        if seed is not None and self._space_seeds.seed(copy_seeds(seed, self.count)):
+            self._state = EnvironmentState(self._environments)  # to which these seeds are no change
         for index, environment in enumerate(self._environments):
             self._reset_copy(index, environment, seeds[index])
         return self._observations.observation

@@ -28,7 +28,7 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def config_of(environment: str, folder: Path, options: dict[str, Any], **settings: Any) -> TrainerConfig:
+def config_of(environment: str, folder: Path | None, options: dict[str, Any], **settings: Any) -> TrainerConfig:
     config = small_config(
         environment=environment,
         num_environments=2,
@@ -40,7 +40,18 @@ def config_of(environment: str, folder: Path, options: dict[str, Any], **setting
     return replace(config, collection=replace(config.collection, environment_options=options))
 
 
-@pytest.mark.parametrize("kind", ["TwoNames", "SamplesSpaces", "Machinery", "Containers", "of_a_class_of_its_own"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "TwoNames",
+        "SamplesSpaces",
+        "Machinery",
+        "Containers",
+        "of_a_class_of_its_own",
+        "UnseededSpaces",
+        "wrapped_unseeded_spaces",
+    ],
+)
 async def test_a_resumed_environment_goes_on_bit_for_bit(
     kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -50,6 +61,16 @@ async def test_a_resumed_environment_goes_on_bit_for_bit(
     resumed = await Trainer(branch, resume=tmp_path / "whole" / "checkpoints" / "00000002").run()
     assert "resumed, but" not in caplog.text
     assert_same(whole, resumed)
+
+
+@pytest.mark.parametrize("backend", ["inline", "process"])
+@pytest.mark.parametrize("kind", ["UnseededSpaces", "wrapped_unseeded_spaces"])
+async def test_what_environments_draw_from_their_spaces_depends_on_the_seed_alone(kind: str, backend: Any) -> None:
+    config = config_of("tests.resumed_environments:make", None, {"kind": kind}, epochs=2, backend=backend)
+    first, second = [await Trainer(config).run() for _ in range(2)]
+    assert_same(first, second)
+    other = await Trainer(replace(config, seed=2)).run()
+    assert first.rollout_stats != other.rollout_stats
 
 
 async def test_what_copies_share_through_classes_and_modules_goes_on_bit_for_bit(
