@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.checkpoints.folder import CheckpointFolder
-from orchestrator.checkpoints.manifest import MANIFEST, CheckpointDamaged, CheckpointError
+from orchestrator.checkpoints.manifest import MANIFEST, NAME_ANOTHER, CheckpointDamaged, CheckpointError
 from orchestrator.checkpoints.objects import SCHEMES
 from orchestrator.config.user_path import user_path
 
@@ -34,10 +34,7 @@ def find_checkpoint(where: Path | str) -> Checkpoint:
             checkpoint = open_checkpoint(path)
             checkpoint.verify()
         except CheckpointDamaged as error:
-            raise CheckpointDamaged(
-                f"{error}; name another checkpoint: `orchestrator checkpoints verify` finds those of a run that are"
-                " whole, and of a run itself the newest of them is taken"
-            ) from error
+            raise CheckpointDamaged(f"{error}; {NAME_ANOTHER}") from error
         return checkpoint
     for folder in folders_of(path):
         if folder.used():

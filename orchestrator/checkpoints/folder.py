@@ -26,7 +26,7 @@ from orchestrator.checkpoints.manifest import (
 from orchestrator.checkpoints.retention import KeepAll
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable, Mapping
+    from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from orchestrator.checkpoints.filesystem import Content, FileSystem
@@ -155,6 +155,9 @@ class CheckpointFolder:
                     with hold(path):
                         checkpoint = open_checkpoint(path)
                         checkpoint.verify()
+                        for other, reason in self._without_manifest():
+                            if order(other.name) > order(path.name):
+                                _log.warning("checkpoint %s, which is newer, is passed over: %s", other, reason)
                         return checkpoint
                 except CheckpointTooNew:
                     raise
@@ -163,8 +166,12 @@ class CheckpointFolder:
                         passed_over[str(error)] = None
                         self._pass_over(path, error)
             if self._names() == before:  # or else a run commits and deletes here: there is a newer one
+                passed_over |= {f"{path}: {reason}": None for path, reason in self._without_manifest()}
                 reasons = "".join(f"; {reason}" for reason in passed_over)
-                raise CheckpointError(f"{self.path} has no valid checkpoint{reasons}")
+                raise CheckpointError(
+                    f"{self.path} has no valid checkpoint{reasons}; name a checkpoint of another run, or begin a new"
+                    " run in another folder"
+                )
 
     def hold(self, path: Path) -> contextlib.AbstractContextManager[None]:
         """While entered, no run deletes the checkpoint. Raises CheckpointError where there is none (any more)."""
@@ -265,6 +272,13 @@ class CheckpointFolder:
             return set()
         except PermissionError as error:
             raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from error
+
+    def _without_manifest(self) -> Iterator[tuple[Path, str]]:
+        """What is named as a checkpoint is and is none, and why."""
+        for path in sorted(map(self.path.joinpath, self._names()), key=lambda path: order(path.name)):
+            if not (path / MANIFEST).is_file():
+                odd = os.path.lexists(path / MANIFEST)
+                yield path, f"its {MANIFEST} is no file" if odd else f"it has no {MANIFEST}, which is written last"
 
     def _free_name(self, epoch: int) -> Path:
         path = self.path / f"{epoch:08d}"

@@ -17,6 +17,12 @@ MANIFEST, POLICY = "manifest.json", "policy.safetensors"
 SCORES = "scores.json"
 """Beside the manifest, which never changes: metrics of the checkpoint's policy that came after it was committed."""
 
+NAME_ANOTHER = (
+    "name another checkpoint: `orchestrator checkpoints verify` finds those of a run that are whole, and of a run"
+    " itself the newest of them is taken"
+)
+"""What to do about a checkpoint that is damaged."""
+
 _OURS = frozenset({"format_version", "attempt", "parent", "created", "files", "folder", "checksum"})
 _PLAIN_NAME = re.compile(r"[\w-][\w.+-]*")
 
@@ -108,6 +114,9 @@ def parse_scores(content: bytes, manifest: Mapping[str, Any], where: object) -> 
         metrics: Any = scores["metrics"]
         if scores["attempt"] != manifest["attempt"] or not isinstance(metrics, dict):
             raise ValueError("it is not of this checkpoint")
+        for name, value in cast("dict[str, Any]", metrics).items():
+            if value is not None and type(value) not in (int, float):
+                raise ValueError(f"the metric {name!r} is {value!r}, not a number")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointDamaged(f"{where} is damaged: {error!r}") from error
     return cast("dict[str, Any]", metrics)

@@ -25,6 +25,7 @@ from orchestrator.checkpoints.folder import NAME, order
 from orchestrator.checkpoints.locks import hold
 from orchestrator.checkpoints.manifest import (
     MANIFEST,
+    NAME_ANOTHER,
     SCORES,
     CheckpointDamaged,
     CheckpointError,
@@ -127,7 +128,15 @@ class RemoteCheckpoints:
         while unseen := [name for name in self.list() if name not in passed_over]:
             name = unseen[-1]
             try:
-                return self.download(name, cache)
+                checkpoint = self.download(name, cache)
+                for other in self._unfinished():
+                    if order(other) > order(name):
+                        _log.warning(
+                            "checkpoint %s, which is newer, is passed over: it has no %s, which is written last",
+                            self.address(other),
+                            MANIFEST,
+                        )
+                return checkpoint
             except (CheckpointTooNew, StoreUnavailable):
                 raise
             except CheckpointError as error:
@@ -135,7 +144,10 @@ class RemoteCheckpoints:
                 _log.error("checkpoint %s is passed over: %s", self.address(name), error)
                 passed_over[name] = error
         reasons = "".join(f"; {error}" for error in passed_over.values())
-        raise CheckpointError(f"{self.objects.address} has no valid checkpoint{reasons}")
+        raise CheckpointError(
+            f"{self.objects.address} has no valid checkpoint{reasons}; name a checkpoint of another run, or begin a new"
+            " run with another address to upload to"
+        )
 
     def download(self, name: str, cache: Path | None = None) -> Checkpoint:
         """A verified copy of a checkpoint on this machine, in the layout of a run's folder.
@@ -219,6 +231,12 @@ class RemoteCheckpoints:
             _log.warning("the scores of a checkpoint are left out: %s", error)
             return {}
 
+    def _unfinished(self) -> set[str]:
+        """Names below which there are files, and no manifest."""
+        keys = [listed.key.removeprefix(_FOLDER).partition("/") for listed in self.objects.list(_FOLDER)]
+        named = {name for name, _, rest in keys if rest and NAME.fullmatch(name)}
+        return named - {name for name, _, rest in keys if rest == MANIFEST}
+
     def _is_valid(self, checkpoint: Checkpoint) -> bool:
         try:
             self.verify(checkpoint.path.name)
@@ -271,7 +289,10 @@ def find_remote(address: str, cache: Path | None = None) -> Checkpoint:
     run, name = run_and_name(address)
     remote = RemoteCheckpoints(Objects(run))
     if name is not None:
-        return remote.download(name, cache)
+        try:
+            return remote.download(name, cache)
+        except CheckpointDamaged as error:
+            raise CheckpointDamaged(f"{error}; {NAME_ANOTHER}") from error
     if not remote.list():
         raise CheckpointError(
             f"{run} has no checkpoints: give the address of a run (which has checkpoints/ below it), or of one of its "

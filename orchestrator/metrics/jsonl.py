@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from io import FileIO
 
     from orchestrator.metrics.sink import Record, RunInfo
+
+
+_log = logging.getLogger("orchestrator.metrics")
 
 
 class JsonLines:
@@ -54,8 +58,8 @@ class JsonLines:
 
 
 def truncate_records(path: Path, epoch: int) -> int:
-    """Drop the records of epochs after `epoch` from a file of JSON lines, and lines that are no records, such as one
-    that a kill cut off; returns how many lines went.
+    """Drop the records of epochs after `epoch` from a file of JSON lines; returns how many lines went. Lines that are
+    no records, such as one that a kill cut off, go to a file beside it, with a warning in the log.
 
     The file is replaced as a whole: whoever reads it, or kills this process, finds it as before or as after. Where
     there is no file, or nothing to drop, nothing is touched.
@@ -63,26 +67,35 @@ def truncate_records(path: Path, epoch: int) -> int:
     if not path.exists():
         return 0
     dropped = 0
+    odd: list[bytes] = []
     with replacing(path) as working:
         with path.open("rb") as lines, working.open("wb") as kept:
             for line in lines:
-                if _epoch_of(line) <= epoch:
+                of = _epoch_of(line)
+                if of is not None and of <= epoch:
                     kept.write(line)
-                else:
-                    dropped += 1
+                    continue
+                dropped += 1
+                if of is None:
+                    odd.append(line if line.endswith(b"\n") else line + b"\n")
             kept.flush()
             if dropped:
                 os.fsync(kept.fileno())
         if not dropped:
             working.unlink()
+        if odd:
+            aside = path.with_name(f"{path.name}.odd")
+            with aside.open("ab") as file:
+                file.writelines(odd)
+            _log.warning("%s: lines that are no records (%d) were moved to %s", path, len(odd), aside)
     return dropped
 
 
-def _epoch_of(line: bytes) -> float:
-    """The epoch of a whole record, else infinity."""
+def _epoch_of(line: bytes) -> float | None:
+    """The epoch of a whole record, else None."""
     try:
         record: Any = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return float("inf")
+    except (ValueError, RecursionError):
+        return None
     epoch = cast("dict[str, object]", record).get("epoch") if isinstance(record, dict) else None
-    return float(epoch) if isinstance(epoch, (int, float)) else float("inf")
+    return epoch if isinstance(epoch, (int, float)) else None

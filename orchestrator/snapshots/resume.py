@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoints import Checkpoint, CheckpointFolder, find_checkpoint
 from orchestrator.checkpoints.find import as_address, local_place
+from orchestrator.checkpoints.folder import order
 from orchestrator.config.annotations import MAY_CHANGE
 from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.fields import leaves, notes
@@ -114,11 +115,29 @@ def resume_problems(source: ResumeSource, config: TrainerConfig) -> Iterator[Pro
             if path == str(PATH.init_from):
                 cure = "leave it out, since a resumed run has its own weights; or start a new run from these"
             yield Problem(field=path, value=now, expected=expected, cure=cure)
+    yield from _later_checkpoints(source, config)
     done = int(source.checkpoint.manifest["agent_step"])
     if config.total_agent_steps <= done:
         expected = f"more than the {done} agent steps that the checkpoint has done"
         cure = f"set it to {2 * done}, say, to train further"
         yield problem_with(config, PATH.total_agent_steps, expected=expected, cure=cure)
+
+
+def _later_checkpoints(source: ResumeSource, config: TrainerConfig) -> Iterator[Problem]:
+    """Beside which none could be committed."""
+    if config.run_dir is None or not config.checkpoints.enabled:
+        return
+    newest = next(reversed(CheckpointFolder(config.run_dir / "checkpoints").list()), None)
+    epoch = source.checkpoint.epoch
+    if newest is not None and order(newest.name)[0] > epoch:
+        copied = f" (and was written as epoch {epoch}: a copy, it seems)" if newest == source.checkpoint.path else ""
+        yield problem_with(
+            config,
+            PATH.run_dir,
+            expected=f"a folder without checkpoints of later epochs than {epoch}, after which this run resumes: it"
+            f" holds {newest.name}{copied}",
+            cure=f"move {newest} elsewhere, or resume in another folder",
+        )
 
 
 def lost_edits(source: ResumeSource, config: TrainerConfig) -> Iterator[str]:

@@ -50,13 +50,14 @@ def test_a_resumed_run_has_each_epoch_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "rest", [b'{"epoch": 3, "va', b'{"epoch": 3}', b"\x00\x00\x00\n", b"[3]\n", b"3\n", b'{"a": 1}\n']
 )
-def test_what_is_no_whole_record_goes(rest: bytes, tmp_path: Path) -> None:
+def test_what_is_no_whole_record_goes_to_a_file_beside_it(rest: bytes, tmp_path: Path) -> None:
     path = write_epochs(tmp_path, 1, 2)
     before = path.read_bytes()
     path.write_bytes(before + rest)
     assert truncate_records(path, 10) == 1
     assert path.read_bytes() == before
-    assert [entry.name for entry in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["metrics.jsonl", "metrics.jsonl.odd"]
+    assert (tmp_path / "metrics.jsonl.odd").read_bytes() == rest.removesuffix(b"\n") + b"\n"
 
 
 def test_where_nothing_is_to_be_dropped_the_file_stays_as_it_is(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -16,11 +19,11 @@ from orchestrator.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.command.checkpoints import run_command
 from orchestrator.command.evaluation import evaluate_checkpoint
 from orchestrator.snapshots.checkpoint_files import read_checkpoint
+from orchestrator.snapshots.resume import find_resume_source
 from tests.orchestrator.training import small_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 FILES = ("policy.safetensors", "optimizer.safetensors", "training.json", "training.npz", "config.toml", "manifest.json")
 
@@ -103,6 +106,94 @@ def test_a_damaged_file_is_told_with_the_cure(name: str, way: str, saved: Checkp
     assert f"{path / name} is damaged" in str(caught.value)
     assert "; name another checkpoint: `orchestrator checkpoints " in str(caught.value)
     assert "pickle=" not in str(caught.value)
+
+
+def copy_of(saved: Checkpoint, to: Path) -> Path:
+    """A copy of the run with the checkpoints 1 and 2."""
+    return Path(shutil.copytree(saved.path.parent.parent, to))
+
+
+@pytest.mark.parametrize("way", ["missing", "folder", "link"])
+def test_a_newest_checkpoint_without_its_manifest_is_passed_over_with_the_reason(
+    way: str, saved: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = copy_of(saved, tmp_path / "run")
+    newest = run / "checkpoints" / "00000002"
+    manifest = newest / "manifest.json"
+    manifest.unlink()
+    if way == "folder":
+        manifest.mkdir()
+    elif way == "link":
+        manifest.symlink_to(tmp_path / "nowhere")
+    source = find_resume_source(run)
+    assert source.checkpoint.epoch == 1
+    assert f"checkpoint {newest}, which is newer, is passed over: " in caplog.text
+    assert ("it has no manifest.json" if way == "missing" else "its manifest.json is no file") in caplog.text
+    shutil.rmtree(run / "checkpoints" / "00000001")
+    with pytest.raises(CheckpointError, match=r"has no valid checkpoint; .*00000002: it.* manifest\.json.*; name a"):
+        Trainer(resume=run)
+
+
+def test_a_copied_checkpoint_with_a_higher_number_is_an_error_at_the_start(saved: Checkpoint, tmp_path: Path) -> None:
+    run = copy_of(saved, tmp_path / "run")
+    copied = shutil.copytree(run / "checkpoints" / "00000002", run / "checkpoints" / "00000009")
+    config = replace(find_resume_source(run).config, total_agent_steps=10**4)
+    with pytest.raises(ConfigurationError) as caught:
+        anyio.run(Trainer(config, resume=run).run)
+    told = " ".join(str(caught.value).split())
+    assert "it holds 00000009 (and was written as epoch 2: a copy, it seems)" in told
+    assert f"move {copied} elsewhere" in told
+    shutil.rmtree(copied)
+    anyio.run(Trainer(replace(config, total_agent_steps=300), resume=run).run)
+
+
+def test_what_is_no_record_or_no_score_is_told_on_resume_and_nothing_is_lost(
+    saved: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = copy_of(saved, tmp_path / "run")
+    metrics = run / "metrics.jsonl"
+    records = metrics.read_text().splitlines()
+    metrics.write_bytes(f"{records[0]}\n<<<<<<< HEAD\n[1]\n{records[1]}\n".encode() + b"\xff\xfe")
+    attempt = saved.manifest["attempt"]
+    for name, content in {
+        "00000001": "nothing",
+        "00000002": json.dumps({"attempt": attempt, "metrics": {"a": "b"}}),
+    }.items():
+        (run / "checkpoints" / name / "scores.json").write_text(content)
+    config = replace(find_resume_source(run).config, total_agent_steps=300)
+    anyio.run(Trainer(config, resume=run).run)
+    assert f"{metrics}: lines that are no records (3) were moved to {metrics}.odd" in caplog.text
+    assert Path(f"{metrics}.odd").read_bytes() == b"<<<<<<< HEAD\n[1]\n\xff\xfe\n"
+    assert metrics.read_text().splitlines()[:2] == records
+    assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == [1, 2, 3]
+    for name, reason in {"00000001": "JSONDecodeError", "00000002": "the metric 'a' is 'b', not a number"}.items():
+        (told,) = {one for one in caplog.messages if name in one and "scores.json is damaged" in one}
+        assert reason in told
+
+
+def test_a_damaged_checkpoint_in_a_store_is_told_with_the_cure(
+    saved: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("obstore")
+    from orchestrator.checkpoints.objects import Objects
+    from orchestrator.checkpoints.remote import RemoteCheckpoints
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    address = "memory://damaged/runs/first"
+    remote = RemoteCheckpoints(Objects(address))
+    for path in CheckpointFolder(saved.path.parent).list():
+        remote.upload(path, saved.path.parent.parent / "config.toml")
+    keys = [one.key for one in remote.objects.list("checkpoints/00000002/")]
+    (policy,) = (key for key in keys if key.endswith("/policy.safetensors"))
+    remote.objects.put(policy, lambda: b"junk")
+    with pytest.raises(CheckpointError, match=r"damaged.*; name another checkpoint: `orchestrator checkpoints verify`"):
+        Trainer(resume=f"{address}/checkpoints/00000002")
+    remote.objects.delete("checkpoints/00000002/manifest.json")
+    assert find_resume_source(address).checkpoint.epoch == 1
+    assert f"checkpoint {address}/checkpoints/00000002, which is newer, is passed over: it has no" in caplog.text
+    remote.objects.put("checkpoints/00000001/manifest.json", lambda: b"{")
+    with pytest.raises(CheckpointError, match="has no valid checkpoint; .*; name a checkpoint of another run"):
+        Trainer(resume=address)
 
 
 @pytest.mark.parametrize("place", ["checkpoint", "run", "--config"])
