@@ -124,8 +124,8 @@ def resume_problems(source: ResumeSource, config: TrainerConfig) -> Iterator[Pro
 
 
 def _later_checkpoints(source: ResumeSource, config: TrainerConfig) -> Iterator[Problem]:
-    """Beside which none could be committed."""
-    if config.run_dir is None or not config.checkpoints.enabled:
+    """Beside which none could be committed, in the run's own folder."""
+    if config.run_dir is None or not source.goes_on_in(config.run_dir) or not config.checkpoints.enabled:
         return
     newest = next(reversed(CheckpointFolder(config.run_dir / "checkpoints").list()), None)
     epoch = source.checkpoint.epoch
