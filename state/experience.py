@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from state.error import OrchestratorError
+from state.policy_point import PolicyPoint
 from state.shared_memory import BufferView
 
 _ALIGNMENT = 64  # bytes: a cache line
@@ -111,19 +112,26 @@ class Experience(Mapping[str, NDArray[Any]]):
     epoch: int
     policy_version: int
     memory: BufferView
+    policy_minibatches: int = 0
+    """Of the epoch after that version, which the policy that acted had learned from besides."""
+
+    @property
+    def policy_point(self) -> PolicyPoint:
+        """When in the course of learning the policy that acted was published."""
+        return PolicyPoint(self.policy_version, self.policy_minibatches)
 
     def __repr__(self) -> str:
         size = f"{self.spec.segments} x {self.spec.horizon}"
-        return f"<Experience of epoch {self.epoch}, policy version {self.policy_version}: {size}, {', '.join(self)}>"
+        return f"<Experience of epoch {self.epoch}, policy version {self.policy_point}: {size}, {', '.join(self)}>"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Experience):
             return NotImplemented
-        mine, theirs = (self.epoch, self.policy_version, self.spec), (other.epoch, other.policy_version, other.spec)
+        mine, theirs = (self.epoch, self.policy_point, self.spec), (other.epoch, other.policy_point, other.spec)
         return mine == theirs and self.memory.holds_the_same(other.memory, self.spec.nbytes)
 
     def __hash__(self) -> int:
-        return hash((self.epoch, self.policy_version, self.spec))
+        return hash((self.epoch, self.policy_point, self.spec))
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.spec.array(self.memory.readonly(), name)

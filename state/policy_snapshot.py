@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from state.module_tensors import named_tensors
+from state.policy_point import PolicyPoint
 from state.shared_memory import BufferView, SharedBuffer
 
 _ALIGNMENT = 64
@@ -99,19 +100,26 @@ class PolicySnapshot:
     layout: PolicyLayout
     factory: Callable[[], nn.Module]
     memory: BufferView
+    minibatches: int = 0
+    """Of the epoch after the version that it has learned from besides; 0 for all that hooks see."""
+
+    @property
+    def point(self) -> PolicyPoint:
+        """When in the course of learning it was published."""
+        return PolicyPoint(self.version, self.minibatches)
 
     def __repr__(self) -> str:
         layout = self.layout
-        return f"<PolicySnapshot of version {self.version}: {len(layout.tensors)} tensors, {layout.nbytes} bytes>"
+        return f"<PolicySnapshot of version {self.point}: {len(layout.tensors)} tensors, {layout.nbytes} bytes>"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PolicySnapshot):
             return NotImplemented
-        same = (self.version, self.layout) == (other.version, other.layout)
+        same = (self.point, self.layout) == (other.point, other.layout)
         return same and self.memory.holds_the_same(other.memory, self.layout.nbytes)
 
     def __hash__(self) -> int:
-        return hash((self.version, self.layout))
+        return hash((self.point, self.layout))
 
     @property
     def tensors(self) -> Mapping[str, NDArray[Any]]:

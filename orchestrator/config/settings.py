@@ -270,8 +270,8 @@ class TrainerConfig:
     """The run's folder; ~ is your home. None: the command makes runs/<environment>-<date-time>, a Trainer no files."""
     init_from: Annotated[str, _WEIGHTS] | None = None
     """Run, checkpoint, or the URI of either, whose policy's weights this run starts from (none: new weights)."""
-    staleness: Period = 1
-    """How many versions the collecting policy is behind the learner's (0: collecting and learning alternate)."""
+    staleness: NotNegative = 1
+    """Age of the collecting policy in epochs of learning (0: collecting and learning alternate; 0.25: a quarter)."""
     device: Annotated[str, _DEVICE, NO_CODE, MAY_CHANGE] = "auto"
     """Device of the learner: cpu, cuda, cuda:<index>, mps, or auto: cuda if available, otherwise cpu."""
     collection: CollectionConfig = field(default_factory=CollectionConfig)
@@ -285,6 +285,11 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         if isinstance(self.run_dir, (str, Path)):  # what else there is, the checks complain about
             object.__setattr__(self, "run_dir", user_path(self.run_dir))
+
+    @property
+    def minibatches_per_epoch(self) -> int:
+        """Minibatches of one epoch, over all passes, where none is left out."""
+        return self.learning.update_epochs * self.learning.minibatches
 
     @property
     def refreshes(self) -> bool:

@@ -4,9 +4,9 @@ time and publishes the next version of the policy. Synchronous; runs in a worker
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from orchestrator.collection.experience_fields import observation_arrays
 from orchestrator.learning.batch import read_batch
 from orchestrator.learning.gradients import GradientCheck
 from orchestrator.learning.learner_state import LearnerMemory, Unsaved
+from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
 from orchestrator.learning.minibatches import Draw, SegmentDraws, StepDraws
 from orchestrator.learning.optimization import Optimization
 from orchestrator.learning.profiling import profile_path, profiled
@@ -31,86 +32,17 @@ from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
 from state.lent_memory import Lender
 from state.parameter_arena import ParameterArena
+from state.policy_point import PolicyPoint
 from state.policy_snapshot import PolicySnapshot
 from state.user_code import raise_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Generator
 
-    from losses import LearnerCallback
-    from orchestrator.config.settings import TrainerConfig
     from orchestrator.learning.learner_state import LearnerState
-    from orchestrator.policies import Policy, Spaces
-    from orchestrator.workers.interrupt import Interrupt
-    from orchestrator.workers.spans import Span
-    from state.experience import ExperienceSpec, FieldSpec
-    from state.policy_snapshot import PolicyLayout
+    from orchestrator.policies import Policy
+    from state.experience import ExperienceSpec
     from state.trainer_state import TrainerState
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerPlan:
-    """What a learner is made from."""
-
-    config: TrainerConfig
-    losses: Sequence[LearnerCallback]
-    spaces: Spaces
-    device: str
-    """That of the configuration, or what its `auto` stands for here."""
-    max_threads: int
-    """As many of these as the work of a minibatch is worth, unless the configuration says how many."""
-    interrupt: Interrupt
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LearnerDescription:
-    """What the host must know of a learner before it can allocate slots."""
-
-    layout: PolicyLayout
-    fields: tuple[FieldSpec, ...]
-    callbacks: frozenset[str]
-    """Names of the loss callbacks that any loss overrides."""
-    recurrent_state_size: int
-    """0 for a policy without memory."""
-    moments_nbytes: int
-    """As of `Optimization`."""
-
-
-class LearnRequest(NamedTuple):
-    """Learn from `experience` and publish the result to `publish_to` as version `version`."""
-
-    state: TrainerState
-    """Counters and the host's fields; what the learner knows itself is filled in for the losses' callbacks."""
-    experience: SlotRef
-    behavior_version: int
-    publish_to: SlotRef
-    version: int
-    steps_before: int
-    """Agent steps of the run before this epoch's."""
-    rollout_start: TrainerState | None
-    """The state in which the rollout started, where the losses have yet to hear of it because it overlapped."""
-    learning_rate_scale: float = 1.0
-    moments_to: SlotRef | None = None
-    """Where the optimizer's moments go, if a snapshot is to be taken of this epoch."""
-
-
-class LearnReport(NamedTuple):
-    """What came of one epoch. Times are `time.monotonic()`, one clock for all processes of a machine."""
-
-    loss_stats: dict[str, float]
-    update_epochs: int
-    minibatches: int
-    began: float
-    ended: float
-    interrupted: bool
-    learner_state: LearnerState | Unsaved | None = None
-    """If it was asked for: what goes with the moments."""
-    spans: Sequence[Span] = ()
-    """What happened in between, where the configuration asks for a trace."""
-    longest_step: float = 0.0
-    """Seconds; the longest between two checks whether to stop, which come after each minibatch."""
-    warnings: Mapping[str, str] = {}
-    """What the user should know of the network and the losses, by what it is about."""
 
 
 class Learner:
@@ -164,6 +96,7 @@ class Learner:
         self._spec: ExperienceSpec | None = None
         self._slots = SlotMemory()
         self._lender = Lender()
+        self._learning: Generator[EarlyReport, None, LearnReport] | None = None
 
     # What the host asks for.
 
@@ -202,22 +135,34 @@ class Learner:
         for callback in self._losses.overriding(name):
             callback(state)
 
-    def learn(self, request: LearnRequest) -> LearnReport:
-        """One epoch. Raises NonFiniteLossError naming epoch, loss and minibatch."""
-        config, epoch = self._plan.config, request.state.epoch + 1
+    def learn(self, request: LearnRequest) -> LearnReport | EarlyReport:
+        """One epoch, or its beginning, which `learn_on` goes on with, where the policy is to be published early.
+
+        Raises NonFiniteLossError naming epoch, loss and minibatch.
+        """
+        self._learning = self._learn(request)
+        return self.learn_on()
+
+    def learn_on(self) -> LearnReport | EarlyReport:
+        """Go on with an epoch after an EarlyReport of it."""
+        assert self._learning is not None, "learn() comes before learn_on()"
         try:
-            if config.run_dir is None or epoch not in config.learning.profile_epochs:
-                report = self._learn(request)
-            else:
-                with profiled(profile_path(config.run_dir, epoch), self._plan.device):
-                    report = self._learn(request)
+            return next(self._learning)
+        except StopIteration as end:
+            self._lender.settle()  # a loss may have kept a state, but the slots are used again
+            return end.value
         except BaseException:
             self._losses.abandon_epoch()
             raise
-        self._lender.settle()  # a loss may have kept a state, but the slots are used again
-        return report
 
-    def _learn(self, request: LearnRequest) -> LearnReport:
+    def _learn(self, request: LearnRequest) -> Generator[EarlyReport, None, LearnReport]:
+        config, epoch = self._plan.config, request.state.epoch + 1
+        if config.run_dir is None or epoch not in config.learning.profile_epochs:
+            return (yield from self._learn_from(request))
+        with profiled(profile_path(config.run_dir, epoch), self._plan.device):
+            return (yield from self._learn_from(request))
+
+    def _learn_from(self, request: LearnRequest) -> Generator[EarlyReport, None, LearnReport]:
         began = time.monotonic()
         spans = Spans(self._plan.config.metrics.trace)
         config = self._plan.config.learning
@@ -226,7 +171,7 @@ class Learner:
         losses = self._losses.active(epoch)
         assert self._spec is not None, "prepare() comes before learn()"
         arrays = self._spec.arrays(self._slots.memory(request.experience))
-        stale = request.behavior_version < epoch
+        stale = request.behavior < PolicyPoint(epoch)
         batch = read_batch(arrays, self.policy, self._device, self._plan.config, stale=stale)
         valid = batch["valid"]
         if request.rollout_start is not None:
@@ -282,6 +227,9 @@ class Learner:
                 for callback in self._on_mb_end:
                     callback(replace(state, update_epoch=passes, mb_idx=mb_idx))
                 spans.end("minibatch", passes, mb_idx)
+                if done == request.early_minibatches and request.early_to is not None:
+                    yield self._publish_early(request.early_to)
+                    spans.end("publish early", passes)
                 interrupted = checks()
                 finished = interrupted or self._losses.stop_requested
                 if finished:
@@ -289,7 +237,11 @@ class Learner:
             if waiting:
                 self._optimization.step()
             passes += 1
-        loss_stats = {"learning_rate": rate} | self._loss_stats(epoch, batch, valid)
+        if done < request.early_minibatches and request.early_to is not None:
+            yield self._publish_early(request.early_to)
+        age = (epoch - request.behavior.version) * self._plan.config.minibatches_per_epoch
+        loss_stats = {"learning_rate": rate, "policy_age": float(age - request.behavior.minibatches)}
+        loss_stats |= self._loss_stats(epoch, batch, valid)
         spans.end("statistics")
         state = replace(state, update_epoch=passes, mb_idx=done)
         self.callback("on_train_phase_end", state)
@@ -328,6 +280,11 @@ class Learner:
 
     # How.
 
+    def _publish_early(self, ref: SlotRef) -> EarlyReport:
+        began = time.monotonic()
+        self.publish(ref)
+        return EarlyReport(began, time.monotonic())
+
     def _bytes(self, ref: SlotRef) -> Tensor:
         memory = np.frombuffer(self._slots.memory(ref), dtype=np.uint8, count=self._optimization.moments_nbytes)
         return torch.from_numpy(memory)
@@ -364,7 +321,13 @@ class Learner:
         buffer = self._slots.buffer(request.experience)
         return replace(
             request.state,
-            experience=Experience(self._spec, request.state.epoch, request.behavior_version, self._lender.view(buffer)),
+            experience=Experience(
+                self._spec,
+                request.state.epoch,
+                request.behavior.version,
+                self._lender.view(buffer),
+                request.behavior.minibatches,
+            ),
         )
 
     def _snapshot(self, ref: SlotRef, version: int) -> PolicySnapshot:

@@ -67,7 +67,7 @@ def batch_statistics(batch: Mapping[str, torch.Tensor], valid: torch.Tensor) -> 
         more += [(excess - log_ratio).mean(), excess.std(correction=0)]
     all_numbers = torch.cat([numbers, torch.stack(more)]).cpu().tolist()
     value_mean, return_mean, reward_mean, variance, residual, advantage_mean, advantage_deviation, *stale = all_numbers
-    return dict(zip(("behaviour_kl", "behaviour_ratio_std"), stale, strict=False)) | {
+    return dict(zip(("behavior_kl", "behavior_ratio_std"), stale, strict=False)) | {
         "value": value_mean,
         "return": return_mean,
         "reward": reward_mean,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from orchestrator.snapshots.resume import changes_on_resume
 from orchestrator.snapshots.tensors import fill_moments, fill_policy
 from orchestrator.workers.event_loop import in_thread
+from state.policy_point import PolicyPoint
 
 if TYPE_CHECKING:
     from orchestrator.config.settings import TrainerConfig
@@ -28,7 +29,7 @@ async def begin(workers: WorkerGroup, versions: PolicyVersions, weights: Weights
     else:
         await in_thread(fill_policy, workers.description.layout, slot.buffer.map_shared(), weights)
         await workers.restore_learner(slot, None, None)
-    versions.add(0, slot)
+    versions.add(PolicyPoint(0), slot)
 
 
 async def resume_from(
@@ -36,10 +37,10 @@ async def resume_from(
 ) -> None:
     """Put all workers where the checkpoint left them. Raises CheckpointError where it does not fit."""
     layout = workers.description.layout
-    for version, arrays in sorted(resume.policies.items()):
+    for point, arrays in sorted(resume.policies.items()):
         slot = versions.claim()
         await in_thread(fill_policy, layout, slot.buffer.map_shared(), arrays)
-        versions.add(version, slot)
+        versions.add(point, slot)
     moments = None
     if resume.moments is not None:
         moments = snapshots.claim_moments()

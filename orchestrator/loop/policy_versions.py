@@ -1,11 +1,13 @@
-"""The published versions of the policy that the training loop still needs: which epoch is collected with which, where
-each of them is, and views of them for hooks."""
+"""The published policies that the training loop still needs: which epoch is collected with which, where each of them
+is, and views of them for hooks."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from orchestrator.loop.worker_group import POLICY
+from state.policy_point import PolicyPoint
 from state.policy_snapshot import PolicySnapshot
 from state.shared_memory import BufferView, SlotRing
 
@@ -16,62 +18,99 @@ if TYPE_CHECKING:
     from state.policy_snapshot import PolicyLayout
     from state.shared_memory import Slot
 
+WHOLE_EPOCHS = 6
+"""Epochs at the beginning of a run whose staleness is rounded up to whole versions: as long as `auto` measures."""
+
+
+def behavior_of(epoch: int, staleness: float, minibatches: int) -> PolicyPoint:
+    """What an epoch is collected with, of `minibatches` each: the policy that is so much of an epoch's learning older
+    than the one that it is learned from with."""
+    versions = math.ceil(staleness)
+    early = 0 if epoch < WHOLE_EPOCHS else round((versions - staleness) * minibatches)
+    return PolicyPoint(epoch - versions, early) if early < minibatches else PolicyPoint(epoch - versions + 1)
+
 
 class PolicyVersions:
-    """Epoch k is collected with version max(first, k - staleness) exactly, where `first` is the oldest there was at the
-    beginning: 0, or what a run was resumed with. At most `max_leased` slots are kept by views alone."""
+    """Epoch k is collected with the policy `behavior_of(k)` exactly, or with `first` where that is later: the oldest
+    there was at the beginning, which is version 0, or what a run was resumed with. At most `max_leased` slots are kept
+    by views alone."""
 
-    def __init__(self, layout: PolicyLayout, factory: Callable[[], Policy], *, staleness: int, max_leased: int) -> None:
+    def __init__(
+        self,
+        layout: PolicyLayout,
+        factory: Callable[[], Policy],
+        *,
+        staleness: float,
+        minibatches: int,
+        max_leased: int,
+    ) -> None:
         self._layout = layout
         self._factory = factory
-        self._staleness = staleness
+        self._minibatches = minibatches
         self._ring = SlotRing(layout.nbytes, max_leased=max_leased, name=POLICY)
-        self._slots: dict[int, Slot] = {}
-        self._first: int | None = None
+        self._slots: dict[PolicyPoint, Slot] = {}
+        self._first: PolicyPoint | None = None
+        self.staleness = staleness
+        """In epochs of learning; may be set before epoch `WHOLE_EPOCHS - 1` is learned from, to no more than it was
+        rounded up."""
 
-    def __contains__(self, version: int) -> bool:
-        return version in self._slots
+    def __contains__(self, point: PolicyPoint) -> bool:
+        return point in self._slots
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[PolicyPoint]:
         return iter(self._slots)
 
     @property
-    def newest(self) -> int:
-        return max(self._slots)
+    def newest(self) -> PolicyPoint:
+        """The newest version."""
+        return max(point for point in self._slots if not point.minibatches)
 
-    def of_epoch(self, epoch: int) -> int:
-        """The version that an epoch is collected with. To be asked once the first versions are there."""
+    def of_epoch(self, epoch: int) -> PolicyPoint:
+        """What an epoch is collected with. To be asked once the first policies are there."""
         assert self._first is not None
-        return max(self._first, epoch - self._staleness)
+        return max(self._first, behavior_of(epoch, self.staleness, self._minibatches))
+
+    def early_point(self, epoch: int) -> PolicyPoint | None:
+        """The policy amid the learning of `epoch` that a later one is collected with; None where there is none."""
+        point = behavior_of(epoch + math.ceil(self.staleness), self.staleness, self._minibatches)
+        return point if point.minibatches and point.version == epoch else None
 
     def claim(self) -> Slot:
-        """Where a further version can be published to."""
+        """Where a further policy can be published to."""
         return self._ring.claim()
 
-    def add(self, version: int, slot: Slot) -> None:
-        """A version is in a claimed slot."""
-        self._slots[version] = slot
-        self._first = version if self._first is None else self._first
+    def add(self, point: PolicyPoint, slot: Slot) -> None:
+        """A policy is in a claimed slot."""
+        self._slots[point] = slot
+        self._first = point if self._first is None else self._first
 
-    def slot(self, version: int) -> Slot:
-        return self._slots[version]
+    def slot(self, point: PolicyPoint) -> Slot:
+        return self._slots[point]
 
-    def forget(self, before: int) -> None:
-        """Release the versions before one that no further epoch is collected with, but never the newest."""
+    def needed_after(self, epochs: int) -> list[PolicyPoint]:
+        """What is older than the version after so many epochs, and further ones are collected with."""
+        later = {self.of_epoch(epochs + index) for index in range(math.ceil(self.staleness))}
+        return sorted(point for point in later & self._slots.keys() if point < PolicyPoint(epochs))
+
+    def forget(self, before: PolicyPoint) -> None:
+        """Release those before one that no further epoch is collected with, but never the newest."""
         before = min(before, self.newest)
-        for version in [version for version in self._slots if version < before]:
-            self._ring.release(self._slots.pop(version))
+        for point in [point for point in self._slots if point < before]:
+            self._ring.release(self._slots.pop(point))
 
-    def view(self, version: int) -> PolicySnapshot | None:
-        """A version as hooks see it; None while as many are held as may be."""
-        lease = self._ring.lease(self._slots[version])
-        return None if lease is None else PolicySnapshot(version, self._layout, self._factory, lease)
+    def view(self, point: PolicyPoint) -> PolicySnapshot | None:
+        """A policy as hooks see it; None while as many are held as may be."""
+        lease = self._ring.lease(self._slots[point])
+        return None if lease is None else self._snapshot(point, lease)
 
-    def view_or_copy(self, version: int) -> PolicySnapshot:
+    def view_or_copy(self, point: PolicyPoint) -> PolicySnapshot:
         """For what must not come without: a view, or where too many are held, a copy."""
-        return self.view(version) or self.copy(version)
+        return self.view(point) or self.copy(point)
 
-    def copy(self, version: int) -> PolicySnapshot:
+    def copy(self, point: PolicyPoint) -> PolicySnapshot:
         """As `view`, in separate memory."""
-        copy = self._slots[version].buffer.copy("policy-copy")
-        return PolicySnapshot(version, self._layout, self._factory, BufferView(copy.reader()))
+        copy = self._slots[point].buffer.copy("policy-copy")
+        return self._snapshot(point, BufferView(copy.reader()))
+
+    def _snapshot(self, point: PolicyPoint, memory: BufferView) -> PolicySnapshot:
+        return PolicySnapshot(point.version, self._layout, self._factory, memory, point.minibatches)

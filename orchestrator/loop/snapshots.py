@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.loop.policy_versions import PolicyVersions
     from orchestrator.loop.worker_group import WorkerGroup
     from orchestrator.snapshots.training_snapshot import TrainingSnapshots
+    from state.policy_point import PolicyPoint
     from state.shared_memory import Slot
     from state.trainer_state import TrainerState
 
@@ -62,8 +63,8 @@ class SnapshotTaker:
         # the one that its sender waits with. Besides those, the last one that was saved and the one being taken.
         most = sum(hook.max_lag + 2 for hook in savers.values())
         self._moments = SlotRing(workers.description.moments_nbytes, max_leased=most + 2, name=MOMENTS)
-        self._oldest_versions: dict[int, int] = {}
-        """By epoch of which a snapshot will be taken, the oldest version that it must hold."""
+        self._oldest: dict[int, PolicyPoint] = {}
+        """By epoch of which a snapshot will be taken, the oldest policy that it must hold."""
         self._warned = False
         self._unsaved_epoch = 0
 
@@ -76,16 +77,16 @@ class SnapshotTaker:
             hooks = self._savers
         if not hooks:
             return None
-        self._oldest_versions[state.epoch] = self._versions.of_epoch(state.epoch)
+        self._oldest[state.epoch] = self._versions.of_epoch(state.epoch)
         return SnapshotPlan(hooks, await self._collector_states())
 
     def chosen(self, plan: SnapshotPlan | None) -> Mapping[str, bool]:
         """Which of the hooks that save are given the end of the epoch."""
         return self._nobody if plan is None else {name: name in plan.hooks for name in self._savers}
 
-    def oldest_version(self, otherwise: int) -> int:
-        """The oldest version that snapshots to come must hold, or `otherwise` where that is older."""
-        return min([otherwise, *self._oldest_versions.values()])
+    def oldest_policy(self, otherwise: PolicyPoint) -> PolicyPoint:
+        """The oldest policy that snapshots to come must hold, or `otherwise` where that is older."""
+        return min([otherwise, *self._oldest.values()])
 
     def claim_moments(self) -> Slot:
         """Memory for the optimizer's moments."""
@@ -103,14 +104,13 @@ class SnapshotTaker:
         collectors: tuple[Mapping[str, Any] | None, ...],
     ) -> None:
         """The parts of an epoch's snapshot are there: the moments in a claimed slot, which is given back here."""
+        self._oldest.pop(epoch, None)
         if isinstance(learner, Unsaved):
-            self._oldest_versions.pop(epoch, None)
             self._moments.release(moments)
             if epoch != self._unsaved_epoch:
                 _log.error("epoch %d is saved as the policy alone, without what resumes it: %s", epoch, learner.reason)
             self._unsaved_epoch = epoch
             return
-        needed = range(self._oldest_versions.pop(epoch, self._versions.of_epoch(epoch)), epoch)
         lease = self._moments.lease(moments)
         self._moments.release(moments)
         if lease is None:
@@ -118,11 +118,10 @@ class SnapshotTaker:
                 "epoch %d can't be resumed from: hooks that save hold too much that they have not saved", epoch
             )
             return
-        behavior = [version for version in needed if version in self._versions]
         snapshot = TrainingSnapshot(
             learner=learner,
             moments=lease,
-            behavior=tuple(self._versions.view_or_copy(version) for version in behavior),
+            behavior=tuple(self._versions.view_or_copy(point) for point in self._versions.needed_after(epoch)),
             collectors=collectors,
             learning_rate_scale=self._control.learning_rate_scale,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,10 +17,11 @@ from orchestrator.loop.beginning import begin, resume_from
 from orchestrator.loop.patience import WorkerHangs
 from orchestrator.loop.policy_versions import PolicyVersions
 from orchestrator.loop.snapshots import SnapshotTaker
-from orchestrator.loop.worker_group import EXPERIENCE
+from orchestrator.loop.worker_group import EXPERIENCE, EarlyPublication
 from orchestrator.tracing.timeline import Timeline
 from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
+from state.policy_point import PolicyPoint
 from state.shared_memory import Slot, SlotRing
 from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from orchestrator.collection.collector import CollectReport
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.hooks.engine import HookEngine
-    from orchestrator.learning.learner import LearnReport
+    from orchestrator.learning.messages import EarlyReport, LearnReport
     from orchestrator.loop.control import RunControl
     from orchestrator.loop.newest_state import NewestState
     from orchestrator.loop.snapshots import SnapshotPlan
@@ -53,7 +55,7 @@ class _Batch:
 
     epoch: int
     slot: Slot
-    behavior_version: int
+    behavior: PolicyPoint
     before: TrainerState
     """When the rollout started."""
     state: TrainerState
@@ -65,8 +67,8 @@ class _Batch:
 class TrainingLoop:
     """Runs epochs until the agent steps are reached or the run is stopped; then those that have begun are finished.
 
-    Epoch k is collected with policy version max(0, k - staleness) exactly, so that the result depends on the seed
-    and not on how the machine schedules.
+    Epoch k is collected with a policy that is exactly `staleness` epochs of learning older than version k, so that the
+    result depends on the seed and not on how the machine schedules.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class TrainingLoop:
             workers.description.layout,
             workers.policy_factory,
             staleness=config.staleness,
+            minibatches=config.minibatches_per_epoch,
             max_leased=config.collection.held_epochs,
         )
         self._snapshots = SnapshotTaker(workers, engine, control, self._versions, snapshots)
@@ -112,7 +115,7 @@ class TrainingLoop:
         """All epochs."""
         await self._begin()
         # No batch is collected before the version it needs is there, which bounds how many wait.
-        send, receive = anyio.create_memory_object_stream[_Batch](self._config.staleness + 1)
+        send, receive = anyio.create_memory_object_stream[_Batch](math.ceil(self._config.staleness) + 1)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._collect, send, name="collect")
@@ -137,11 +140,11 @@ class TrainingLoop:
             state = self._resume.state
             self._collected_steps = state.agent_step
             self._tracker = state.stats_tracker or self._tracker
-        for version in self._versions:
-            self._timeline.published(version)
+        for point in self._versions:
+            self._timeline.published(point)
         state = self._newest.advance(
             state,
-            policy=self._view_policy(self._versions.newest),
+            policy=self._view_policy(self._versions.newest.version),
             stats_tracker=self._tracker,
             timer=self._stopwatch.reading(),
         )
@@ -177,38 +180,36 @@ class TrainingLoop:
         lane = self._timeline.collecting
         for epoch in itertools.count(self._newest.state.epoch):
             lane.now("wait")
-            version = self._versions.of_epoch(epoch)
-            if not (await self._version_is_there(version) and await self._may_begin()):
+            behavior = self._versions.of_epoch(epoch)
+            if not (await self._policy_is_there(behavior) and await self._may_begin()):
                 return
             lane.now("host")
-            before = self._rollout_start(epoch, version)
-            if (
-                self._config.staleness == 0
-            ):  # otherwise the learner is busy, and hears of it when it begins with the batch
+            before = self._rollout_start(epoch, behavior.version)
+            if self._config.staleness == 0:  # otherwise the busy learner hears of it when it begins with the batch
                 await self._workers.callback("on_rollout_start", before)
             lane.now("hooks")
             await self._engine.publish("on_rollout_start", before)
             lane.now("host")
             slot = self._experience.claim()
             lane.now("work")
-            reports = await self._roll_out(epoch, version, slot)
+            reports = await self._roll_out(epoch, behavior, slot)
             if reports is None:
                 return
-            state = self._rollout_end(before, slot, reports)
+            state = self._rollout_end(before, behavior, slot, reports)
             snapshot = await self._snapshots.plan(replace(state, epoch=epoch + 1))
             # Here and below, the task that continues the training is woken before the hooks, so that it runs first.
             try:
-                send.send_nowait(_Batch(epoch, slot, version, before, state, snapshot))
+                send.send_nowait(_Batch(epoch, slot, behavior, before, state, snapshot))
             except anyio.BrokenResourceError:  # the learn task has stopped
                 return
             lane.now("hooks")
             await self._engine.publish("on_rollout_end", state)
 
-    async def _version_is_there(self, version: int) -> bool:
-        """Wait for a published version; False when the run has enough steps, or stops first."""
+    async def _policy_is_there(self, behavior: PolicyPoint) -> bool:
+        """Wait for a published policy; False when the run has enough steps, or stops first."""
         if self._collected_steps >= self._config.total_agent_steps:
             return False
-        while version not in self._versions:
+        while behavior not in self._versions:
             if self._control.stopping:
                 return False
             await self._newest.news()
@@ -240,24 +241,26 @@ class TrainingLoop:
             else before
         )
 
-    async def _roll_out(self, epoch: int, version: int, slot: Slot) -> tuple[CollectReport, ...] | None:
+    async def _roll_out(self, epoch: int, behavior: PolicyPoint, slot: Slot) -> tuple[CollectReport, ...] | None:
         """One rollout into the slot; None where it was cut short, or has failed."""
         try:
-            reports = await self._workers.collect(slot, self._versions.slot(version))
+            reports = await self._workers.collect(slot, self._versions.slot(behavior))
         except WorkerHangs:
             raise
         except Exception as error:  # what has been collected is still learned from, and saved
             self._failure = error
             self._rollout_cut = True
             return None
-        self._timeline.collected(epoch, version, reports)
-        self._versions.forget(self._snapshots.oldest_version(self._versions.of_epoch(epoch + 1)))
+        self._timeline.collected(epoch, behavior, reports)
+        self._versions.forget(self._snapshots.oldest_policy(self._versions.of_epoch(epoch + 1)))
         if any(report.interrupted for report in reports):
             self._rollout_cut = True
             return None
         return reports
 
-    def _rollout_end(self, before: TrainerState, slot: Slot, reports: Sequence[CollectReport]) -> TrainerState:
+    def _rollout_end(
+        self, before: TrainerState, behavior: PolicyPoint, slot: Slot, reports: Sequence[CollectReport]
+    ) -> TrainerState:
         """The state after a rollout, which is counted here."""
         steps = sum(report.agent_steps for report in reports)
         self._collected_epochs = before.epoch + 1
@@ -268,7 +271,7 @@ class TrainingLoop:
             agent_step=self._collected_steps,
             policy_version=before.policy_version,
             rollout_stats=self._tracker.rollout,
-            experience=self._view_experience(before.epoch, before.policy_version, slot),
+            experience=self._view_experience(before.epoch, behavior, slot),
             stats_tracker=self._tracker,
             timer=self._stopwatch.reading() if self._is_heard("on_rollout_end") else None,
         )
@@ -297,24 +300,26 @@ class TrainingLoop:
         lane.now("host")
         version, snapshot = batch.epoch + 1, batch.snapshot
         publish_to = self._versions.claim()
+        early = self._versions.early_point(batch.epoch)
         moments = None if snapshot is None else self._snapshots.claim_moments()
         known = self._known_to_losses(batch.state)
         lane.now("work")
         report = await self._workers.learn(
             known,
             batch.slot,
-            batch.behavior_version,
+            batch.behavior,
             publish_to,
             version,
             steps_before=batch.before.agent_step,
             rollout_start=batch.before if self._config.staleness else None,
             learning_rate_scale=self._control.learning_rate_scale,
             moments_to=moments,
+            early=early and EarlyPublication(early, self._versions.claim(), self._published_early),
         )
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
         self._timeline.learned(batch.epoch, version, report)
         self._experience.release(batch.slot)
-        self._versions.add(version, publish_to)
+        self._versions.add(PolicyPoint(version), publish_to)
         phase_end = self._phase_end(known, version, report)
         state = self._epoch_end(phase_end, report, keep_policy=snapshot is not None)
         lane.now("hooks")
@@ -324,6 +329,11 @@ class TrainingLoop:
             self._snapshots.keep(state.epoch, report.learner_state, moments, snapshot.collectors)
         await self._engine.publish("on_epoch_end", state, chosen=self._snapshots.chosen(snapshot))
         return not report.interrupted
+
+    def _published_early(self, early: EarlyPublication, report: EarlyReport) -> None:
+        self._timeline.published_early(early.point, report)
+        self._versions.add(early.point, early.slot)
+        self._newest.wake()  # the collect task may wait for it
 
     def _known_to_losses(self, state: TrainerState) -> TrainerState:
         if not self._workers.description.callbacks:
@@ -349,7 +359,7 @@ class TrainingLoop:
             phase_end,
             epoch=epoch + 1,
             loss_stats=FrozenMapping(report.loss_stats),
-            policy=self._versions.view_or_copy(version) if keep_policy else self._view_policy(version),
+            policy=self._versions.view_or_copy(PolicyPoint(version)) if keep_policy else self._view_policy(version),
             timer=self._timeline.lap(epoch),
         )
 
@@ -359,15 +369,15 @@ class TrainingLoop:
         """Whether anyone looks at the states of `event`, so that all of it must be known."""
         return bool(self._workers.description.callbacks) or self._engine.listens(event)
 
-    def _view_experience(self, epoch: int, version: int, slot: Slot) -> Experience | None:
+    def _view_experience(self, epoch: int, behavior: PolicyPoint, slot: Slot) -> Experience | None:
         lease = self._experience.lease(slot)
         if lease is None:
             self._warn_about_holders("experience")
             return None
-        return Experience(self._workers.spec, epoch, version, lease)
+        return Experience(self._workers.spec, epoch, behavior.version, lease, behavior.minibatches)
 
     def _view_policy(self, version: int) -> PolicySnapshot | None:
-        view = self._versions.view(version)
+        view = self._versions.view(PolicyPoint(version))
         if view is None:
             self._warn_about_holders("policy")
         return view
@@ -375,7 +385,7 @@ class TrainingLoop:
     def _policy_for_sure(self) -> PolicySnapshot:
         """The newest policy; where hooks hold so much that its state came without, a copy."""
         state = self._newest.state
-        return state.policy or self._versions.copy(state.policy_version)
+        return state.policy or self._versions.copy(PolicyPoint(state.policy_version))
 
     def _warn_about_holders(self, field: str) -> None:
         if not self._warned:

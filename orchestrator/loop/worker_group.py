@@ -17,7 +17,8 @@ from orchestrator.checks.configuration import check_minibatches
 from orchestrator.collection.collector import CollectorPlan, CollectReport
 from orchestrator.collection.experience_fields import experience_fields
 from orchestrator.collection.service import CollectorService, CollectRequest
-from orchestrator.learning.learner import Learner, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
+from orchestrator.learning.learner import Learner
+from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
 from orchestrator.loop.patience import WorkerHangs
 from orchestrator.policies import build_policy
 from orchestrator.workers.cores import available_cores
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.loop.patience import Patience
     from orchestrator.policies import Policy, Spaces
     from orchestrator.workers.interrupt import Interrupt
+    from state.policy_point import PolicyPoint
     from state.shared_memory import Slot
 
 _log = logging.getLogger("orchestrator")
@@ -53,6 +55,16 @@ class _Collector:
     """In all."""
     recent: deque[float] = field(default_factory=deque[float])
     """When it was restarted (`time.monotonic()`), as far back as counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class EarlyPublication:
+    """The learner is to publish amid an epoch, too."""
+
+    point: PolicyPoint
+    slot: Slot
+    published: Callable[[EarlyPublication, EarlyReport], None]
+    """Called when the policy is there."""
 
 
 class WorkerGroup:
@@ -163,7 +175,7 @@ class WorkerGroup:
         self,
         state: TrainerState,
         experience: Slot,
-        behavior_version: int,
+        behavior: PolicyPoint,
         publish_to: Slot,
         version: int,
         *,
@@ -171,6 +183,7 @@ class WorkerGroup:
         rollout_start: TrainerState | None = None,
         learning_rate_scale: float = 1.0,
         moments_to: Slot | None = None,
+        early: EarlyPublication | None = None,
     ) -> LearnReport:
         """One epoch of learning; with `moments_to`, also what a snapshot of it needs.
 
@@ -181,15 +194,22 @@ class WorkerGroup:
             # Without callbacks nobody looks at more than the counters.
             state=_for_losses(state) if callbacks else TrainerState(epoch=state.epoch, agent_step=state.agent_step),
             experience=self._learner_slots.ref(EXPERIENCE, experience),
-            behavior_version=behavior_version,
+            behavior=behavior,
             publish_to=self._learner_slots.ref(POLICY, publish_to),
             version=version,
             steps_before=steps_before,
             rollout_start=_for_losses(rollout_start) if rollout_start and "on_rollout_start" in callbacks else None,
             learning_rate_scale=learning_rate_scale,
             moments_to=None if moments_to is None else self._learner_slots.ref(MOMENTS, moments_to),
+            early_minibatches=0 if early is None else early.point.minibatches,
+            early_to=None if early is None else self._learner_slots.ref(POLICY, early.slot),
         )
-        report: LearnReport = await self._ask(self._learner, "learn", request)
+        report: LearnReport | EarlyReport = await self._ask(self._learner, "learn", request)
+        if isinstance(report, EarlyReport):
+            assert early is not None
+            early.published(early, report)
+            report = await self._ask(self._learner, "learn_on")
+        assert isinstance(report, LearnReport)
         self._warn(report.warnings)
         self._patience.saw(self._learner.name, report.longest_step)
         return report

@@ -24,6 +24,7 @@ from orchestrator.snapshots.tensors import MOMENTS, moment_arrays
 from state.eval_rewards import EvalRewardSummary
 from state.frozen_mapping import FrozenMapping
 from state.plain_data import decode, encode
+from state.policy_point import PolicyPoint
 from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
 
@@ -46,8 +47,8 @@ class ResumePoint:
     state: TrainerState
     """The completed epoch's, without views."""
     stopwatch: Mapping[str, object] | None
-    policies: Mapping[int, Mapping[str, NDArray[Any]]]
-    """By version: the newest, and those that the next epochs act with."""
+    policies: Mapping[PolicyPoint, Mapping[str, NDArray[Any]]]
+    """The newest version, and those that the next epochs act with."""
     moments: Mapping[str, Mapping[str, NDArray[Any]]] | None = None
     """The first and second moments by their names in torch; None: the optimizer starts afresh."""
     learner: LearnerState | None = None
@@ -83,7 +84,7 @@ def checkpoint_content(
     if snapshot is not None:
         files[OPTIMIZER] = lambda: tensor_file(moment_arrays(policy.layout, snapshot.moments.readonly()))
         for older in snapshot.behavior:
-            files[_policy_file(older.version)] = lambda older=older: tensor_file(older.tensors)
+            files[_policy_file(older.point)] = lambda older=older: tensor_file(older.tensors)
     # Once for both: environments may have much to tell.
     plain = cache(lambda: _plain(state, snapshot, hook_states))
     files[ARRAYS] = lambda: _npz(plain()[1])
@@ -104,7 +105,7 @@ def read_checkpoint(checkpoint: Checkpoint) -> ResumePoint:
     with _understood(checkpoint, MANIFEST):
         version = int(manifest["policy_version"])
         state = TrainerState(epoch=manifest["epoch"], agent_step=manifest["agent_step"], policy_version=version)
-    policies = {version: _tensors(checkpoint, POLICY)}
+    policies = {PolicyPoint(version): _tensors(checkpoint, POLICY)}
     uri = checkpoint.path.absolute().as_uri()
     point = ResumePoint(uri=uri, config=config, state=state, stopwatch=None, policies=policies)
     if TRAINING not in manifest["files"]:
@@ -117,7 +118,10 @@ def read_checkpoint(checkpoint: Checkpoint) -> ResumePoint:
         point = replace(point, state=_state_from(counters), stopwatch=counters["timer"], hook_states=training["hooks"])
         if "learner" not in training:
             return point
-        behavior = [int(older) for older in training["behaviour"]]
+        behavior = [
+            PolicyPoint(*map(int, older)) if isinstance(older, list) else PolicyPoint(int(older))
+            for older in training["behaviour"]
+        ]
         point = replace(
             point,
             learner=LearnerState(**decode(training["learner"], arrays)),
@@ -160,7 +164,9 @@ def _plain(
     training: dict[str, Any] = {"state": encode(_counters(state), arrays), "hooks": hook_states}
     if snapshot is not None:
         learner = {name: getattr(snapshot.learner, name) for name in LearnerState.__dataclass_fields__}
-        training["behaviour"] = [older.version for older in snapshot.behavior]
+        training["behaviour"] = [
+            list(older.point) if older.minibatches else older.version for older in snapshot.behavior
+        ]
         training["learner"] = encode(learner, arrays, "learner")
         training["learning_rate_scale"] = snapshot.learning_rate_scale
         training["collectors"] = [encode(collector, arrays) for collector in snapshot.collectors]
@@ -196,8 +202,9 @@ def _state_from(counters: Mapping[str, Any]) -> TrainerState:
     )
 
 
-def _policy_file(version: int) -> str:
-    return f"policy-{version:08d}.safetensors"
+def _policy_file(point: PolicyPoint) -> str:
+    early = f"+{point.minibatches}" if point.minibatches else ""
+    return f"policy-{point.version:08d}{early}.safetensors"
 
 
 def _arrays(content: bytes) -> dict[str, NDArray[Any]]:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from state.policy_point import PolicyPoint
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from orchestrator.collection.collector import CollectReport
-    from orchestrator.learning.learner import LearnReport
+    from orchestrator.learning.messages import EarlyReport, LearnReport
     from orchestrator.tracing.trace import Trace
     from state.stopwatch import Stopwatch, StopwatchReading
 
@@ -86,27 +88,33 @@ class Timeline:
         self._lap_began = stopwatch.lap_started
         self.collecting = Lane("collect", self, self._lap_began)
         self.learning = Lane("learn", self, self._lap_began)
-        self._published: dict[int, float] = {}
+        self._published: dict[PolicyPoint, float] = {}
         self._lags: dict[int, float] = {}
 
-    def published(self, version: int) -> None:
-        """A version is there that the learner did not report: the first."""
-        self._published[version] = self.clock()
+    def published(self, point: PolicyPoint) -> None:
+        """A policy is there that the learner did not report: the first."""
+        self._published[point] = self.clock()
 
-    def collected(self, epoch: int, version: int, reports: Sequence[CollectReport]) -> None:
+    def published_early(self, point: PolicyPoint, report: EarlyReport) -> None:
+        """The learner has answered amid an epoch, and goes on with it."""
+        self._published[point] = report.ended
+        if self.trace is not None:
+            self.trace.published(point, report.began, report.ended)
+
+    def collected(self, epoch: int, behavior: PolicyPoint, reports: Sequence[CollectReport]) -> None:
         """The collectors have answered."""
         began, ended = min(report.began for report in reports), max(report.ended for report in reports)
         self.collecting.worked(began, ended)
-        self._lags[epoch] = max(0.0, began - self._published.get(version, began))
-        for old in [known for known in self._published if known < version]:
+        self._lags[epoch] = max(0.0, began - self._published.get(behavior, began))
+        for old in [known for known in self._published if known < behavior]:
             del self._published[old]
         if self.trace is not None:
-            self.trace.collected(epoch, version, reports)
+            self.trace.collected(epoch, behavior, reports)
 
     def learned(self, epoch: int, version: int, report: LearnReport) -> None:
         """The learner has answered, and has published `version`."""
         self.learning.worked(report.began, report.ended)
-        self._published[version] = report.ended
+        self._published[PolicyPoint(version)] = report.ended
         if self.trace is not None:
             self.trace.learned(epoch, version, report)
 

@@ -12,11 +12,13 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from state.policy_point import PolicyPoint
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from orchestrator.collection.collector import CollectReport
-    from orchestrator.learning.learner import LearnReport
+    from orchestrator.learning.messages import LearnReport
 
 LOOP, WORKERS, HOOKS = "training loop", "workers", "hooks"
 _PROCESSES = (LOOP, WORKERS, HOOKS)
@@ -78,7 +80,7 @@ class Trace:
         self._started = datetime.now(UTC)
         self._events: list[Event] = []
         self._tracks: dict[Track, tuple[int, int]] = {}
-        self._published: dict[int, float] = {}
+        self._published: dict[PolicyPoint, float] = {}
         self._bytes = 0
         self._level = 1
         self._stride = 1
@@ -102,18 +104,18 @@ class Trace:
         self._slice(Track(LOOP, "epochs"), f"epoch {epoch + 1}", "epoch", began, ended, {"epoch": epoch + 1})
         self._recording = not self.full and (epoch + 1) // BLOCK % self._stride == 0
 
-    def collected(self, epoch: int, version: int, reports: Sequence[CollectReport]) -> None:
+    def collected(self, epoch: int, behavior: PolicyPoint, reports: Sequence[CollectReport]) -> None:
         """A rollout of all collectors."""
-        published = self._published.get(version)
+        published = self._published.get(behavior)
         for index, report in enumerate(reports):
             track = Track(WORKERS, f"collector {index}")
-            arguments = {"epoch": epoch + 1, "policy_version": version, "agent_steps": report.agent_steps}
+            arguments = {"epoch": epoch + 1, "policy_version": behavior.version, "agent_steps": report.agent_steps}
             self._slice(track, f"collect {epoch + 1}", "collect", report.began, report.ended, arguments)
             if published is not None:
-                arrow = f"policy {version} to epoch {epoch + 1}, collector {index}"
+                arrow = f"policy {behavior} to epoch {epoch + 1}, collector {index}"
                 self._arrow("s", arrow, Track(WORKERS, _PUBLICATIONS), published)
                 self._arrow("f", arrow, track, report.began)
-        for old in [known for known in self._published if known < version]:
+        for old in [known for known in self._published if known < behavior]:
             del self._published[old]
 
     def learned(self, epoch: int, version: int, report: LearnReport) -> None:
@@ -130,13 +132,14 @@ class Trace:
                 label = span.name if span.mb_idx is None else f"{span.name} {span.mb_idx + 1}"
                 self._slice(track, label, span.name, span.began, span.ended)
                 if span.name == "publish":
-                    self._publish(version, span.began, span.ended)
+                    self.published(PolicyPoint(version), span.began, span.ended)
 
-    def _publish(self, version: int, began: float, ended: float) -> None:
+    def published(self, point: PolicyPoint, began: float, ended: float) -> None:
+        """The learner has published a policy."""
         track = Track(WORKERS, _PUBLICATIONS)
-        self._slice(track, f"policy {version}", "publish", began, ended, {"policy_version": version})
+        self._slice(track, f"policy {point}", "publish", began, ended, {"policy_version": point.version})
         if self._recording:
-            self._published[version] = (began + ended) / 2
+            self._published[point] = (began + ended) / 2
 
     def worker_call(self, worker: str, method: str, began: float, ended: float) -> None:
         """A request of a hook to the hook's own worker, such as an evaluation."""

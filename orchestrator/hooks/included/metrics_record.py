@@ -26,8 +26,9 @@ _EXPERIENCE = (
     "advantage",
     "advantage_std",
     "explained_variance",
-    "behaviour_kl",
-    "behaviour_ratio_std",
+    "policy_age",
+    "behavior_kl",
+    "behavior_ratio_std",
 )
 _POLICY = ("entropy", "approx_kl", "clip_fraction")
 _OF_HOOKS = tuple(field.name for field in fields(HookStatistics) if field.name != "state")

@@ -24,8 +24,8 @@ from tests.orchestrator.hooks.driving import DEADLINE, FakeRun, carry_a_cancella
 
 pytestmark = pytest.mark.slow
 
-Behaviour = Literal["return", "update", "raise", "group", "transient", "cancel itself", "wait", "spin"]
-BEHAVIOURS: list[Behaviour] = ["return", "update", "raise", "group", "transient", "cancel itself", "wait", "spin"]
+Behavior = Literal["return", "update", "raise", "group", "transient", "cancel itself", "wait", "spin"]
+BEHAVIOURS: list[Behavior] = ["return", "update", "raise", "group", "transient", "cancel itself", "wait", "spin"]
 FAILING = ("raise", "group", "cancel itself")
 WAITING = ("wait", "spin")
 EVENTS = ("on_rollout_start", "on_epoch_end")
@@ -42,9 +42,9 @@ class Plan:
     after: tuple[str, ...]
     on_error: Any
     retries: int
-    script: tuple[Behaviour, ...]
+    script: tuple[Behavior, ...]
 
-    def behaviour(self, delivery: int) -> Behaviour:
+    def behavior(self, delivery: int) -> Behavior:
         return self.script[delivery % len(self.script)]
 
 
@@ -88,28 +88,28 @@ class Scripted(Hook):
         assert not self.inside, "a hook overlaps itself"
         self.inside += 1
         try:
-            return await self.act(self.plan.behaviour(len(self.begun) - 1), event, state)
+            return await self.act(self.plan.behavior(len(self.begun) - 1), event, state)
         finally:
             self.inside -= 1
 
-    async def act(self, behaviour: Behaviour, event: str, state: TrainerState) -> StateUpdate | None:
+    async def act(self, behavior: Behavior, event: str, state: TrainerState) -> StateUpdate | None:
         await anyio.lowlevel.checkpoint()
-        if behaviour == "raise":
+        if behavior == "raise":
             raise ValueError("as planned")
-        if behaviour == "group":
+        if behavior == "group":
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(anyio.sleep_forever)
                 raise ValueError("as planned")
-        if behaviour == "transient" and self.delivery.attempt < 1:
+        if behavior == "transient" and self.delivery.attempt < 1:
             raise ConnectionError("as planned")
-        if behaviour == "cancel itself":
+        if behavior == "cancel itself":
             await end_as_if_cancelled()
-        if behaviour == "wait":
+        if behavior == "wait":
             await self.gate.wait()
-        if behaviour == "spin":
+        if behavior == "spin":
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self.gate.wait)
-        if behaviour == "update":
+        if behavior == "update":
             return StateUpdate(results={self.plan.name: event})
         return None
 
@@ -210,20 +210,20 @@ class Model:
         ancestors = self.ancestors(hook.plan.name)
         if hook.waits_at_gate or not (ancestors & occurrence.expected) <= occurrence.outcomes.keys():
             return False
-        behaviour = hook.plan.behaviour(len(hook.begun))
+        behavior = hook.plan.behavior(len(hook.begun))
         hook.begun.append((occurrence.event, occurrence.epoch))
         hook.seen_results.append(occurrence.results & ancestors)
-        if behaviour in WAITING:
+        if behavior in WAITING:
             hook.waits_at_gate = True
         else:
-            self.finish(hook, occurrence, behaviour)
+            self.finish(hook, occurrence, behavior)
         return True
 
-    def finish(self, hook: ModelHook, occurrence: ModelEvent, behaviour: Behaviour) -> None:
+    def finish(self, hook: ModelHook, occurrence: ModelEvent, behavior: Behavior) -> None:
         plan = hook.plan
-        if behaviour == "transient" and plan.retries:
+        if behavior == "transient" and plan.retries:
             hook.counts["retried"] += 1
-        if behaviour in FAILING or (behaviour == "transient" and not plan.retries):
+        if behavior in FAILING or (behavior == "transient" and not plan.retries):
             hook.failures += 1
             if plan.on_error == "stop":
                 self.stops += 1
@@ -238,7 +238,7 @@ class Model:
         hook.failures = 0
         hook.at_work = None
         self.settle(hook, occurrence, "handled", "handled")
-        if behaviour == "update":
+        if behavior == "update":
             occurrence.results.add(plan.name)
 
     def open(self, name: str) -> None:

@@ -13,11 +13,13 @@ import torch
 from orchestrator import CollectionConfig, LearningConfig, LossesConfig, PolicyConfig, TrainerConfig
 from orchestrator.collection.experience_fields import experience_fields
 from orchestrator.learning.default_losses import default_losses
-from orchestrator.learning.learner import Learner, LearnerPlan, LearnRequest
+from orchestrator.learning.learner import Learner
+from orchestrator.learning.messages import LearnerPlan, LearnRequest
 from orchestrator.policies import Spaces
 from orchestrator.workers.interrupt import Interrupt
 from orchestrator.workers.slots import SlotRef
 from state.experience import ExperienceSpec
+from state.policy_point import PolicyPoint
 from state.shared_memory import SharedBuffer
 from state.trainer_state import TrainerState
 from tests.orchestrator.emulated_device import DEVICE, emulated
@@ -84,7 +86,7 @@ def learned(
     for epoch in range(2):
         request = LearnRequest(
             state=TrainerState(epoch=epoch),
-            behavior_version=0,
+            behavior=PolicyPoint(0),
             version=epoch + 1,
             steps_before=0,
             rollout_start=None,

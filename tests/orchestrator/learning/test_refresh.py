@@ -89,15 +89,15 @@ def test_learning_begins_where_the_policy_is_and_not_where_it_was_when_it_acted(
     assert abs(new[2]["ppo_actor/approx_kl"]) < 1e-6
     assert new[2]["ppo_actor/clip_fraction"] == 0.0
     # The first two epochs are collected with the policy that learning starts with, and the one before.
-    assert "behaviour_kl" not in new[0]
-    assert new[2]["behaviour_kl"] > 1e-3
-    assert new[2]["behaviour_ratio_std"] > 0.0
-    assert all("behaviour_kl" not in statistics for statistics in old)
+    assert "behavior_kl" not in new[0]
+    assert new[2]["behavior_kl"] > 1e-3
+    assert new[2]["behavior_ratio_std"] > 0.0
+    assert all("behavior_kl" not in statistics for statistics in old)
 
 
 def test_without_staleness_nothing_is_evaluated_anew() -> None:
     taking_turns = replace(CONFIG, staleness=0)
     statistics = final_statistics(taking_turns)
-    assert all("behaviour_kl" not in one for one in statistics)
+    assert all("behavior_kl" not in one for one in statistics)
     without = replace(taking_turns, learning=replace(CONFIG.learning, refresh=False))
     assert final_statistics(without) == statistics

@@ -75,6 +75,8 @@ RECURRENT = PolicyConfig(network="lstm", hidden_sizes=(8,), lstm_size=4)
         ("asyncio", 0, {}),
         ("trio", 1, {}),
         ("asyncio", 3, {}),
+        ("trio", 0.25, {"epochs": 10}),
+        ("asyncio", 1.5, {"epochs": 10}),
         ("trio", 1, {"policy": NORMALISED}),
         ("asyncio", 1, {"policy": RECURRENT}),
         ("trio", 0, {"collectors": 2}),
@@ -84,20 +86,22 @@ RECURRENT = PolicyConfig(network="lstm", hidden_sizes=(8,), lstm_size=4)
     ],
 )
 async def test_a_resumed_run_is_the_run_that_was_not_interrupted(
-    tmp_path: Path, staleness: int, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, staleness: float, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = config_in(tmp_path / "whole", staleness=staleness, **settings)
     whole = await Trainer(config, hooks=[WaitForCheckpoints(config)]).run()
 
     stopped = replace(config, run_dir=tmp_path / "stopped")
-    part = await Trainer(for_epochs(stopped, 4)).run()
-    assert part.epoch == 4
+    epochs = 7 if staleness % 1 else 4  # a fraction counts from the seventh on
+    part = await Trainer(for_epochs(stopped, epochs)).run()
+    assert part.epoch == epochs
     goes_on = await Trainer(stopped, resume=tmp_path / "stopped").run()
     assert_same(whole, goes_on)
 
     # As after a crash: from what was saved while the training went on.
     branch = replace(config, run_dir=tmp_path / "branch")
-    assert_same(whole, await Trainer(branch, resume=tmp_path / "whole" / "checkpoints" / "00000003").run())
+    saved = tmp_path / "whole" / "checkpoints" / ("00000006" if staleness % 1 else "00000003")
+    assert_same(whole, await Trainer(branch, resume=saved).run())
     assert "resumed, but" not in caplog.text
 
 
@@ -124,13 +128,13 @@ async def test_a_checkpoint_that_was_asked_for_can_be_resumed_from(tmp_path: Pat
     assert_same(whole, await Trainer(branch, resume=first).run())
 
 
-@pytest.mark.parametrize(("anyio_backend", "staleness"), [("asyncio", 0), ("trio", 1), ("asyncio", 3)])
-async def test_a_paused_run_can_be_saved_and_gone_on_with_elsewhere(tmp_path: Path, staleness: int) -> None:
-    config = config_in(tmp_path / "run", epochs=14, every=0, staleness=staleness)
+@pytest.mark.parametrize(("anyio_backend", "staleness"), [("asyncio", 0), ("trio", 1), ("asyncio", 3), ("trio", 0.5)])
+async def test_a_paused_run_can_be_saved_and_gone_on_with_elsewhere(tmp_path: Path, staleness: float) -> None:
+    config = config_in(tmp_path / "run", epochs=18, every=0, staleness=staleness)
     checkpoints = CheckpointFolder(tmp_path / "run" / "checkpoints")
     async with Trainer(config).start() as run:
         async for state in run.states():
-            if state.epoch == 3:
+            if state.epoch == 7:
                 run.pause()
                 break
         for times in (1, 2):  # the second finds the epoch saved
@@ -139,7 +143,7 @@ async def test_a_paused_run_can_be_saved_and_gone_on_with_elsewhere(tmp_path: Pa
                 while run.hook_statistics()["checkpoint"].handled < 1 + times:  # the first is of the beginning
                     await anyio.sleep(0.02)
         (saved,) = checkpoints.list()
-        assert int(saved.name) == run.state.epoch < 14
+        assert int(saved.name) == run.state.epoch < 18
         run.resume()
         whole = await run.result()
     branch = replace(config, run_dir=tmp_path / "branch")

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from orchestrator import ConfigurationError, Hook, LearningConfig, MetricsConfig, Trainer
 from orchestrator.collection.collector import CollectReport
-from orchestrator.learning.learner import LearnReport
+from orchestrator.learning.messages import LearnReport
 from orchestrator.tracing.timeline import Timeline, critical_path
+from state.policy_point import PolicyPoint
 from state.stopwatch import Stopwatch
 from tests.orchestrator.training import small_config
 
@@ -61,7 +62,7 @@ def test_work_is_what_the_workers_report_and_messages_are_the_hosts(timeline: Ti
     timeline.collecting.now("work")
     clock.now = 110.0
     # Two collectors: from the first one's beginning to the last one's end.
-    timeline.collected(0, 0, [collected(101.0, 107.0), collected(102.0, 109.0)])
+    timeline.collected(0, PolicyPoint(0), [collected(101.0, 107.0), collected(102.0, 109.0)])
     timeline.collecting.now("wait")
     timeline.learning.now("work")
     clock.now = 114.0
@@ -87,7 +88,7 @@ def test_a_rollout_that_two_epochs_share_is_divided_between_them(timeline: Timel
     assert lap(timeline, 0) == {"learn": 4.0, "collect": 4.0, "critical_learn": 4.0}
     timeline.learning.now("wait")
     clock.now = 107.0
-    timeline.collected(1, 0, [collected(100.5, 106.0)])
+    timeline.collected(1, PolicyPoint(0), [collected(100.5, 106.0)])
     timeline.collecting.now("wait")
     timeline.learning.now("work")
     clock.now = 109.0
@@ -113,19 +114,19 @@ def test_an_answer_that_comes_after_the_lap_in_which_its_work_ended_counts_nothi
     clock.now = 104.0
     assert lap(timeline, 0)["collect"] == 4.0
     clock.now = 105.0
-    timeline.collected(1, 0, [collected(101.0, 103.0)])
+    timeline.collected(1, PolicyPoint(0), [collected(101.0, 103.0)])
     assert lap(timeline, 1) == {"host_collect": 1.0, "host_learn": 1.0, "critical_host": 1.0}
 
 
 def test_the_lag_is_from_publication_to_the_begin_of_the_rollout_of_the_same_epoch(
     timeline: Timeline, clock: HandClock
 ) -> None:
-    timeline.published(0)
+    timeline.published(PolicyPoint(0))
     clock.now = 103.0
-    timeline.collected(0, 0, [collected(102.0, 103.0)])
+    timeline.collected(0, PolicyPoint(0), [collected(102.0, 103.0)])
     timeline.learned(0, 1, learned(103.0, 103.0))
-    timeline.collected(1, 0, [collected(102.5, 103.0)])
-    timeline.collected(2, 1, [collected(110.0, 111.0)])
+    timeline.collected(1, PolicyPoint(0), [collected(102.5, 103.0)])
+    timeline.collected(2, PolicyPoint(1), [collected(110.0, 111.0)])
     assert lap(timeline, 0)["policy_lag"] == 2.0
     assert lap(timeline, 1)["policy_lag"] == 2.5
     assert lap(timeline, 2)["policy_lag"] == 7.0

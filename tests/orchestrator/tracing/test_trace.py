@@ -16,11 +16,12 @@ import torch
 from orchestrator import EvaluationConfig, Hook, LearningConfig, MetricsConfig, Trainer
 from orchestrator.collection.collector import CollectReport
 from orchestrator.hooks.included.trace import TraceHook
-from orchestrator.learning.learner import LearnReport
+from orchestrator.learning.messages import LearnReport
 from orchestrator.report.trace_file import read_events, read_trace
 from orchestrator.run import parts_of
 from orchestrator.tracing.trace import Trace
 from orchestrator.workers.spans import Span, Spans
+from state.policy_point import PolicyPoint
 from tests.orchestrator.hooks.driving import until
 from tests.orchestrator.training import small_config
 
@@ -249,7 +250,7 @@ def record_epochs(trace: Trace, clock: HandClock, count: int, each: int = 1) -> 
         spans.append(Span("publish", times[5], times[6]))
         clock.now = times[6]
         report = CollectReport(agent_steps=8, rollout_stats={}, began=began, ended=clock.now, interrupted=False)
-        trace.collected(epoch, epoch, [report])
+        trace.collected(epoch, PolicyPoint(epoch), [report])
         trace.learned(
             epoch,
             epoch + 1,

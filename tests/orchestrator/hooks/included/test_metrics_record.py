@@ -41,7 +41,7 @@ class Witness(Hook):
         parameters = dict(state.policy.load().named_parameters())
         self.epochs[state.epoch] = {
             "experience": {name: array.copy() for name, array in state.experience.items()},
-            "behaviour_version": state.experience.policy_version,
+            "behavior_version": state.experience.policy_version,
             "version": state.policy.version,
             "norm": math.sqrt(sum(float(one.detach().double().square().sum()) for one in parameters.values())),
             "episode_returns": list(state.rollout_stats.get("episode_return", ())),
@@ -102,7 +102,7 @@ async def test_the_records_of_a_run_are_what_its_experience_says(tmp_path: Path)
         assert record["experience/return"] == pytest.approx((advantage + value).mean(), rel=1e-3, abs=1e-4)
         explained = 1 - advantage.var() / (advantage + value).var()
         assert record["experience/explained_variance"] == pytest.approx(explained, rel=1e-2, abs=1e-3)
-        assert record["experience/staleness"] == seen["version"] - 1 - seen["behaviour_version"]
+        assert record["experience/staleness"] == seen["version"] - 1 - seen["behavior_version"]
 
         assert record["policy/entropy"] == record["loss/ppo_actor/entropy"] == losses["ppo_actor/entropy"]
         assert record["policy/approx_kl"] == losses["ppo_actor/approx_kl"]
