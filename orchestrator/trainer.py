@@ -84,6 +84,8 @@ class Trainer:
         self.losses = None if self._losses is None else self._losses.members
         self._run: Run | None = None
         self.config = config or (TrainerConfig() if resume is None else resume.config)
+        if resume is not None and self.config.staleness == "auto":  # the run has found what that is, or will
+            self.config = replace(self.config, staleness=resume.config.staleness)
         if trust_code is False:
             check_trust(self.config, "a request")
         given = None if self._losses is None else self._losses.losses
@@ -223,6 +225,7 @@ class Trainer:
                     stopwatch,
                     run.newest,
                     run.snapshots,
+                    self._fix_staleness,
                     resume,
                     run.trace,
                     weights,
@@ -250,6 +253,12 @@ class Trainer:
         if late:
             _log.warning("these hooks have not finished in time after the training, and are ended: %s", ", ".join(late))
         run.newest.advance()
+
+    async def _fix_staleness(self, staleness: float) -> None:
+        """What `auto` has found is a setting of the run from now on, and of those that resume it."""
+        self.config = self.current_run.config = replace(self.config, staleness=staleness)
+        if self.config.run_dir is not None:
+            await in_thread(replace_config, self.config, self.config.run_dir / "config.toml")
 
     async def _drain(self, run: RunParts) -> None:
         await run.engine.drain(float("inf"))

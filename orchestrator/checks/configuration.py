@@ -83,7 +83,7 @@ def _settings_problems(config: TrainerConfig, known: Sequence[Problem]) -> Probl
     return problems
 
 
-def check_losses(losses: Sequence[Loss], staleness: float) -> None:
+def check_losses(losses: Sequence[Loss], staleness: float | str) -> None:
     """Raises `ConfigurationError` if a loss follows the policy gradient and cannot correct for stale experience."""
     _raise(list(_staleness_of_losses(losses, staleness)))
 
@@ -204,9 +204,9 @@ def _own_staleness(config: TrainerConfig, losses: Sequence[Loss] | None) -> Iter
     return _staleness_of_losses(own_loss_classes(config) if losses is None else losses, config.staleness)
 
 
-def _staleness_of_losses(losses: Iterable[Loss | type[Loss]], staleness: float) -> Iterator[Problem]:
+def _staleness_of_losses(losses: Iterable[Loss | type[Loss]], staleness: float | str) -> Iterator[Problem]:
     uncorrected = [_name_of(loss) for loss in losses if loss.policy_gradient and not loss.corrects_staleness]
-    if staleness > 0 and uncorrected:
+    if staleness != 0 and uncorrected:
         yield Problem(
             field=str(PATH.staleness),
             value=staleness,

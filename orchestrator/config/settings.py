@@ -7,6 +7,7 @@ everything by leaving it out.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -270,8 +271,8 @@ class TrainerConfig:
     """The run's folder; ~ is your home. None: the command makes runs/<environment>-<date-time>, a Trainer no files."""
     init_from: Annotated[str, _WEIGHTS] | None = None
     """Run, checkpoint, or the URI of either, whose policy's weights this run starts from (none: new weights)."""
-    staleness: NotNegative = 1
-    """Age of the collecting policy in epochs of learning (0: collecting and learning alternate; 0.25: a quarter)."""
+    staleness: NotNegative | Literal["auto"] = 1
+    """Age of the collecting policy in epochs of learning (0: they alternate; auto: what hides collection, up to 1)."""
     device: Annotated[str, _DEVICE, NO_CODE, MAY_CHANGE] = "auto"
     """Device of the learner: cpu, cuda, cuda:<index>, mps, or auto: cuda if available, otherwise cpu."""
     collection: CollectionConfig = field(default_factory=CollectionConfig)
@@ -292,9 +293,14 @@ class TrainerConfig:
         return self.learning.update_epochs * self.learning.minibatches
 
     @property
+    def versions_behind(self) -> int:
+        """The staleness in whole versions, rounded up."""
+        return 1 if self.staleness == "auto" else math.ceil(self.staleness)
+
+    @property
     def refreshes(self) -> bool:
         """Whether batches that an older policy collected are evaluated anew before they are learned from."""
-        return self.staleness > 0 and self.learning.refresh
+        return self.versions_behind > 0 and self.learning.refresh
 
     @property
     def steps_per_epoch(self) -> int:

@@ -4,7 +4,7 @@ is, and views of them for hooks."""
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator.loop.worker_group import POLICY
 from state.policy_point import PolicyPoint
@@ -40,7 +40,7 @@ class PolicyVersions:
         layout: PolicyLayout,
         factory: Callable[[], Policy],
         *,
-        staleness: float,
+        staleness: float | Literal["auto"],
         minibatches: int,
         max_leased: int,
     ) -> None:
@@ -50,9 +50,9 @@ class PolicyVersions:
         self._ring = SlotRing(layout.nbytes, max_leased=max_leased, name=POLICY)
         self._slots: dict[PolicyPoint, Slot] = {}
         self._first: PolicyPoint | None = None
-        self.staleness = staleness
-        """In epochs of learning; may be set before epoch `WHOLE_EPOCHS - 1` is learned from, to no more than it was
-        rounded up."""
+        self._staleness = 1.0 if staleness == "auto" else staleness
+        self.fixed = staleness != "auto"
+        """Whether the staleness is known; until then, that of the first `WHOLE_EPOCHS` is."""
 
     def __contains__(self, point: PolicyPoint) -> bool:
         return point in self._slots
@@ -65,14 +65,22 @@ class PolicyVersions:
         """The newest version."""
         return max(point for point in self._slots if not point.minibatches)
 
+    def fix(self, staleness: float) -> None:
+        """Set the staleness, to at most 1, before epoch `WHOLE_EPOCHS - 1` is learned from."""
+        self._staleness, self.fixed = staleness, True
+
+    def knows(self, epoch: int) -> bool:
+        """Whether it is known yet what an epoch is collected with."""
+        return self.fixed or epoch < WHOLE_EPOCHS
+
     def of_epoch(self, epoch: int) -> PolicyPoint:
-        """What an epoch is collected with. To be asked once the first policies are there."""
+        """What an epoch is collected with. To be asked once the first policies are there, of one that is known."""
         assert self._first is not None
-        return max(self._first, behavior_of(epoch, self.staleness, self._minibatches))
+        return max(self._first, behavior_of(epoch, self._staleness, self._minibatches))
 
     def early_point(self, epoch: int) -> PolicyPoint | None:
         """The policy amid the learning of `epoch` that a later one is collected with; None where there is none."""
-        point = behavior_of(epoch + math.ceil(self.staleness), self.staleness, self._minibatches)
+        point = behavior_of(epoch + math.ceil(self._staleness), self._staleness, self._minibatches)
         return point if point.minibatches and point.version == epoch else None
 
     def claim(self) -> Slot:
@@ -89,7 +97,7 @@ class PolicyVersions:
 
     def needed_after(self, epochs: int) -> list[PolicyPoint]:
         """What is older than the version after so many epochs, and further ones are collected with."""
-        later = {self.of_epoch(epochs + index) for index in range(math.ceil(self.staleness))}
+        later = {self.of_epoch(epochs + index) for index in range(math.ceil(self._staleness))}
         return sorted(point for point in later & self._slots.keys() if point < PolicyPoint(epochs))
 
     def forget(self, before: PolicyPoint) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,12 +13,13 @@ import anyio
 
 from orchestrator.collection.episodes import merged_in_time
 from orchestrator.loop.beginning import begin, resume_from
+from orchestrator.loop.hidden_collection import HiddenCollection
 from orchestrator.loop.patience import WorkerHangs
 from orchestrator.loop.policy_versions import PolicyVersions
 from orchestrator.loop.snapshots import SnapshotTaker
+from orchestrator.loop.views import Views
 from orchestrator.loop.worker_group import EXPERIENCE, EarlyPublication
 from orchestrator.tracing.timeline import Timeline
-from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
 from state.policy_point import PolicyPoint
 from state.shared_memory import Slot, SlotRing
@@ -27,7 +27,7 @@ from state.stats_tracker import StatsTracker
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from orchestrator.snapshots.initial_weights import Weights
     from orchestrator.snapshots.training_snapshot import TrainingSnapshots
     from orchestrator.tracing.trace import Trace
-    from state.policy_snapshot import PolicySnapshot
     from state.stopwatch import Stopwatch
 
 _log = logging.getLogger("orchestrator")
@@ -80,6 +79,7 @@ class TrainingLoop:
         stopwatch: Stopwatch,
         newest: NewestState,
         snapshots: TrainingSnapshots,
+        staleness_fixed: Callable[[float], Awaitable[None]],
         resume: ResumePoint | None = None,
         trace: Trace | None = None,
         weights: Weights | None = None,
@@ -101,7 +101,11 @@ class TrainingLoop:
             minibatches=config.minibatches_per_epoch,
             max_leased=config.collection.held_epochs,
         )
+        held = config.collection.held_epochs
+        self._views = Views(workers.spec, self._experience, self._versions, engine, newest, held)
         self._snapshots = SnapshotTaker(workers, engine, control, self._versions, snapshots)
+        self._hidden = HiddenCollection(config.minibatches_per_epoch)
+        self._staleness_fixed = staleness_fixed
         self._tracker = StatsTracker()
         """Of the collected epochs; those that are learned from come later."""
         self._collected_steps = 0
@@ -109,13 +113,12 @@ class TrainingLoop:
         self._rollout_cut = False
         self._failure: Exception | None = None
         """What the collection has failed with."""
-        self._warned = False
 
     async def run(self) -> None:
         """All epochs."""
         await self._begin()
         # No batch is collected before the version it needs is there, which bounds how many wait.
-        send, receive = anyio.create_memory_object_stream[_Batch](math.ceil(self._config.staleness) + 1)
+        send, receive = anyio.create_memory_object_stream[_Batch](self._config.versions_behind + 1)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._collect, send, name="collect")
@@ -123,7 +126,7 @@ class TrainingLoop:
         except Exception:
             # The learner is gone, or amid an epoch: the policy that it has published last is what can be saved.
             if self._newest.state.epoch > self._first_epoch:
-                self._snapshots.deliver(self._newest.advance(policy=self._policy_for_sure()))
+                self._snapshots.deliver(self._newest.advance(policy=self._views.policy_for_sure()))
             raise
         self._timeline.end()
         await self._end()
@@ -144,7 +147,7 @@ class TrainingLoop:
             self._timeline.published(point)
         state = self._newest.advance(
             state,
-            policy=self._view_policy(self._versions.newest.version),
+            policy=self._views.policy(self._versions.newest.version),
             stats_tracker=self._tracker,
             timer=self._stopwatch.reading(),
         )
@@ -160,7 +163,7 @@ class TrainingLoop:
             finished = self._collected_epochs == epoch and not self._rollout_cut
             with suppress(WorkerHangs):  # then the last checkpoint has the policy, and cannot be resumed from
                 await self._snapshots.take(epoch, finished=finished)
-        state = self._newest.advance(policy=self._policy_for_sure())
+        state = self._newest.advance(policy=self._views.policy_for_sure())
         if self._failure is not None:
             if epoch > self._first_epoch:
                 self._snapshots.deliver(state)
@@ -180,12 +183,12 @@ class TrainingLoop:
         lane = self._timeline.collecting
         for epoch in itertools.count(self._newest.state.epoch):
             lane.now("wait")
-            behavior = self._versions.of_epoch(epoch)
-            if not (await self._policy_is_there(behavior) and await self._may_begin()):
+            behavior = await self._policy_for(epoch)
+            if behavior is None or not await self._may_begin():
                 return
             lane.now("host")
             before = self._rollout_start(epoch, behavior.version)
-            if self._config.staleness == 0:  # otherwise the busy learner hears of it when it begins with the batch
+            if not self._config.versions_behind:  # otherwise the busy learner hears of it when it begins with the batch
                 await self._workers.callback("on_rollout_start", before)
             lane.now("hooks")
             await self._engine.publish("on_rollout_start", before)
@@ -205,15 +208,15 @@ class TrainingLoop:
             lane.now("hooks")
             await self._engine.publish("on_rollout_end", state)
 
-    async def _policy_is_there(self, behavior: PolicyPoint) -> bool:
-        """Wait for a published policy; False when the run has enough steps, or stops first."""
+    async def _policy_for(self, epoch: int) -> PolicyPoint | None:
+        """What an epoch is collected with, once it is published; None when the run has enough steps, or stops first."""
         if self._collected_steps >= self._config.total_agent_steps:
-            return False
-        while behavior not in self._versions:
+            return None
+        while not self._versions.knows(epoch) or self._versions.of_epoch(epoch) not in self._versions:
             if self._control.stopping:
-                return False
+                return None
             await self._newest.news()
-        return True
+        return self._versions.of_epoch(epoch)
 
     async def _may_begin(self) -> bool:
         """Wait while the run is paused, and save where that is asked for meanwhile; False when no epoch is to begin."""
@@ -231,7 +234,7 @@ class TrainingLoop:
             if not control.stopping:
                 control.take_checkpoint_request()
                 await self._snapshots.take(self._newest.state.epoch, finished=True)
-                self._snapshots.deliver(self._newest.derive(policy=self._policy_for_sure()))
+                self._snapshots.deliver(self._newest.derive(policy=self._views.policy_for_sure()))
 
     def _rollout_start(self, epoch: int, version: int) -> TrainerState:
         before = replace(self._newest.state, epoch=epoch, agent_step=self._collected_steps, policy_version=version)
@@ -251,7 +254,7 @@ class TrainingLoop:
             self._failure = error
             self._rollout_cut = True
             return None
-        self._timeline.collected(epoch, behavior, reports)
+        self._hidden.collected(self._timeline.collected(epoch, behavior, reports))
         self._versions.forget(self._snapshots.oldest_policy(self._versions.of_epoch(epoch + 1)))
         if any(report.interrupted for report in reports):
             self._rollout_cut = True
@@ -271,7 +274,7 @@ class TrainingLoop:
             agent_step=self._collected_steps,
             policy_version=before.policy_version,
             rollout_stats=self._tracker.rollout,
-            experience=self._view_experience(before.epoch, behavior, slot),
+            experience=self._views.experience(before.epoch, behavior, slot),
             stats_tracker=self._tracker,
             timer=self._stopwatch.reading() if self._is_heard("on_rollout_end") else None,
         )
@@ -281,23 +284,30 @@ class TrainingLoop:
     async def _learn(self, receive: MemoryObjectReceiveStream[_Batch]) -> None:
         try:
             async with receive:
-                while True:
-                    self._timeline.learning.now("wait")
-                    try:
-                        batch = receive.receive_nowait()
-                    except anyio.WouldBlock:
-                        batch = await receive.receive()
+                while batch := await self._next_batch(receive):
                     if self._control.stop_requested == "now" or not await self._learn_from(batch):
                         return
-        except (anyio.EndOfStream, WorkerHangs):
+        except WorkerHangs:
             return
         finally:
             self._newest.wake()  # the collect task may wait for a version that does not come
+
+    async def _next_batch(self, receive: MemoryObjectReceiveStream[_Batch]) -> _Batch | None:
+        """None where no more is collected."""
+        self._timeline.learning.now("wait")
+        with suppress(anyio.EndOfStream):
+            try:
+                return receive.receive_nowait()
+            except anyio.WouldBlock:
+                return await receive.receive()
+        return None
 
     async def _learn_from(self, batch: _Batch) -> bool:
         """An epoch of learning, on_train_phase_end, on_epoch_end; False where it was interrupted."""
         lane = self._timeline.learning
         lane.now("host")
+        if not self._versions.knows(batch.epoch + 1):
+            await self._fix_staleness()
         version, snapshot = batch.epoch + 1, batch.snapshot
         publish_to = self._versions.claim()
         early = self._versions.early_point(batch.epoch)
@@ -311,13 +321,14 @@ class TrainingLoop:
             publish_to,
             version,
             steps_before=batch.before.agent_step,
-            rollout_start=batch.before if self._config.staleness else None,
+            rollout_start=batch.before if self._config.versions_behind else None,
             learning_rate_scale=self._control.learning_rate_scale,
             moments_to=moments,
             early=early and EarlyPublication(early, self._versions.claim(), self._published_early),
         )
         # As the learner has measured it: without messages, and without what losses do at the end of the epoch.
         self._timeline.learned(batch.epoch, version, report)
+        self._hidden.learned(report.ended - report.began)
         self._experience.release(batch.slot)
         self._versions.add(PolicyPoint(version), publish_to)
         phase_end = self._phase_end(known, version, report)
@@ -329,6 +340,14 @@ class TrainingLoop:
             self._snapshots.keep(state.epoch, report.learner_state, moments, snapshot.collectors)
         await self._engine.publish("on_epoch_end", state, chosen=self._snapshots.chosen(snapshot))
         return not report.interrupted
+
+    async def _fix_staleness(self) -> None:
+        """From now on, epochs are collected with a policy that is no older than hides the collection."""
+        staleness = self._hidden.staleness()
+        _log.info("staleness = %g: so much of an epoch's learning hides the collection of the next", staleness)
+        await self._staleness_fixed(staleness)
+        self._versions.fix(staleness)
+        self._newest.wake()  # the collect task waits to know
 
     def _published_early(self, early: EarlyPublication, report: EarlyReport) -> None:
         self._timeline.published_early(early.point, report)
@@ -359,7 +378,7 @@ class TrainingLoop:
             phase_end,
             epoch=epoch + 1,
             loss_stats=FrozenMapping(report.loss_stats),
-            policy=self._versions.view_or_copy(PolicyPoint(version)) if keep_policy else self._view_policy(version),
+            policy=self._versions.view_or_copy(PolicyPoint(version)) if keep_policy else self._views.policy(version),
             timer=self._timeline.lap(epoch),
         )
 
@@ -368,32 +387,3 @@ class TrainingLoop:
     def _is_heard(self, event: str) -> bool:
         """Whether anyone looks at the states of `event`, so that all of it must be known."""
         return bool(self._workers.description.callbacks) or self._engine.listens(event)
-
-    def _view_experience(self, epoch: int, behavior: PolicyPoint, slot: Slot) -> Experience | None:
-        lease = self._experience.lease(slot)
-        if lease is None:
-            self._warn_about_holders("experience")
-            return None
-        return Experience(self._workers.spec, epoch, behavior.version, lease, behavior.minibatches)
-
-    def _view_policy(self, version: int) -> PolicySnapshot | None:
-        view = self._versions.view(PolicyPoint(version))
-        if view is None:
-            self._warn_about_holders("policy")
-        return view
-
-    def _policy_for_sure(self) -> PolicySnapshot:
-        """The newest policy; where hooks hold so much that its state came without, a copy."""
-        state = self._newest.state
-        return state.policy or self._versions.copy(PolicyPoint(state.policy_version))
-
-    def _warn_about_holders(self, field: str) -> None:
-        if not self._warned:
-            holders = self._engine.holders()
-            _log.warning(
-                "views of %d epochs are held outside the loop, so states come with %s=None until some are dropped; %s",
-                self._config.collection.held_epochs,
-                field,
-                f"hooks at work: {', '.join(holders)}" if holders else "no hook is at work, so something keeps states",
-            )
-        self._warned = True

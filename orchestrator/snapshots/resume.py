@@ -89,7 +89,7 @@ def _edited_settings(recorded: TrainerConfig, home: Path) -> TrainerConfig:
             cure="write there again what it was, or start a new run with --config and a copy of the file",
         )
         for path, hint, before, now in _differences(recorded, config)
-        if MAY_CHANGE not in notes(hint)
+        if not _may_change(path, hint, before, now)
     ]
     if refused:
         raise ConfigurationError(refused)
@@ -106,10 +106,16 @@ def _differences(before: TrainerConfig, now: TrainerConfig) -> Iterator[tuple[st
             yield path, hint, values[path], value
 
 
+def _may_change(path: str, hint: Any, before: object, now: object) -> bool:
+    # What `auto` stands for is found after a few epochs, which are the same whatever it is.
+    found = path == str(PATH.staleness) and before == "auto" and isinstance(now, (int, float)) and 0 < now <= 1
+    return found or MAY_CHANGE in notes(hint)
+
+
 def resume_problems(source: ResumeSource, config: TrainerConfig) -> Iterator[Problem]:
     """Where `config` contradicts the run to resume, or leaves it nothing to do."""
     for path, hint, before, now in _differences(source.config, config):
-        if MAY_CHANGE not in notes(hint):
+        if not _may_change(path, hint, before, now):
             expected = f"{before!r}: a resumed run keeps the settings of its checkpoint"
             cure = "leave it as it was, or start a new run"
             if path == str(PATH.init_from):

@@ -101,8 +101,8 @@ class Timeline:
         if self.trace is not None:
             self.trace.published(point, report.began, report.ended)
 
-    def collected(self, epoch: int, behavior: PolicyPoint, reports: Sequence[CollectReport]) -> None:
-        """The collectors have answered."""
+    def collected(self, epoch: int, behavior: PolicyPoint, reports: Sequence[CollectReport]) -> float:
+        """The collectors have answered; how many seconds they have taken."""
         began, ended = min(report.began for report in reports), max(report.ended for report in reports)
         self.collecting.worked(began, ended)
         self._lags[epoch] = max(0.0, began - self._published.get(behavior, began))
@@ -110,6 +110,7 @@ class Timeline:
             del self._published[old]
         if self.trace is not None:
             self.trace.collected(epoch, behavior, reports)
+        return ended - began
 
     def learned(self, epoch: int, version: int, report: LearnReport) -> None:
         """The learner has answered, and has published `version`."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import gymnasium
 import numpy as np
 import pytest
@@ -249,6 +250,18 @@ class FailingLoss(Loss):
     def attach(self, context: Any) -> None:
         super().attach(context)
         self._fail("attach")
+
+
+class Ending(Loss):
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
+        raise anyio.EndOfStream
+
+
+@both_backends
+async def test_an_error_that_the_loop_itself_uses_is_one_too(backend: Backend) -> None:
+    error = await error_of(small_config(epochs=50, backend=backend), losses=losses_with(Ending()))
+    assert isinstance(error, anyio.EndOfStream)
+    assert "the loss 'ending' in epoch 1" in told_of(error)
 
 
 @in_all_ways
