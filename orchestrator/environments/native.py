@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from orchestrator.environments.capture import EnvironmentState
 from orchestrator.environments.observations import ObservationReader
 from orchestrator.environments.returned import (
+    OutOfRange,
     WrongReturn,
     check_info,
     flags_of,
@@ -104,6 +105,10 @@ class NativeEnvironment(VectorEnvironment):
             self._resetting = ended if any_ended else None
         if self._fields:
             self._read_fields(infos, valid, ended)
+            try:
+                self._finish_fields()
+            except OutOfRange as error:
+                raise self._failed("step", error) from None
         return Step(observation, reward, terminated, truncated, valid, final_observation, stats, self._fields)
 
     def get_state(self) -> dict[str, object]:
@@ -149,7 +154,7 @@ class NativeEnvironment(VectorEnvironment):
         return [_row(last, int(index)) for index in np.flatnonzero(ended)] if last else []
 
     def _read_fields(self, infos: Mapping[str, Any], valid: Array, ended: Array) -> None:
-        for name, array in self._fields.items():
+        for name, array in self._given_fields.items():
             array.fill(0)
             for index in np.flatnonzero(valid):
                 given = self._last_infos(infos) if ended[index] else infos
@@ -158,7 +163,10 @@ class NativeEnvironment(VectorEnvironment):
     def _failed(self, what: str, error: BaseException) -> EnvironmentFailed:
         when = f" {self._steps}" if what == "step" else f" after step {self._steps}" if self._steps else ""
         came = f"returned {error}" if isinstance(error, WrongReturn) else f"failed with {described(error)}"
-        return EnvironmentFailed(f"environment {self.name!r}: {what}{when} of its {self.count} copies {came}")
+        copies = (
+            f"copy {error.place[0]} of {self.count}" if isinstance(error, OutOfRange) else f"its {self.count} copies"
+        )
+        return EnvironmentFailed(f"environment {self.name!r}: {what}{when} of {copies} {came}")
 
 
 def _row(infos: Mapping[str, Any], index: int) -> dict[str, object]:

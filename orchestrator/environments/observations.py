@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from gymnasium import spaces
 
-from orchestrator.environments.returned import Warn, WrongReturn, exact
+from orchestrator.environments.returned import Warn, WrongReturn, exact, narrow, narrowed
 from orchestrator.environments.spaces import (
     Array,
     ObservationArrays,
@@ -73,6 +73,7 @@ class ObservationPart:
         self._read_as = np.dtype(np.uint64) if start is not None and space.dtype == np.uint64 else self.dtype
         self._cure = _CURE_OF_UINT64 if space.dtype == np.uint64 and start is None else _CURE
         self._of_key = f" of key {key!r}" if name else ""
+        self.about = f"the observation{self._of_key}"
         self._warn = warn
         own = np.dtype(space.dtype)
         # What can be assigned to an array of the agent's without another look.
@@ -87,7 +88,7 @@ class ObservationPart:
 
     def read(self, value: Any, leading: tuple[int, ...] = ()) -> Array:
         usual = type(value) is np.ndarray and value.dtype in self.accepted and value.shape == (*leading, *self.shape)
-        array = value.astype(self.dtype, copy=False) if usual else self.convert(value, leading)
+        array = narrowed(value if usual else self.convert(value, leading), self.dtype, self.about)
         return array if self.start is None else self.from_start(array)
 
     def from_start(self, array: Array) -> Array:
@@ -96,13 +97,16 @@ class ObservationPart:
         return np.subtract(array, self.start, dtype=np.int64)
 
     def convert(self, value: Any, leading: tuple[int, ...] = ()) -> Array:
-        """`value` `[*leading, *shape]` in the agent's dtype, still with its own start. Raises WrongReturn."""
+        """`value` `[*leading, *shape]` in the agent's dtype, or in floats of more digits, still with its own start.
+
+        Raises WrongReturn.
+        """
         try:
-            array = exact(value, (*leading, *self.shape), self._read_as).astype(self.dtype, copy=False)
+            array = exact(value, (*leading, *self.shape), self._read_as)
         except WrongReturn as error:
-            raise WrongReturn(f"as the observation{self._of_key} {error}; {self._cure}") from None
+            raise WrongReturn(f"as {self.about} {error}; {self._cure}") from None
         self._look_at(value)
-        return array
+        return array if array.dtype.kind == "f" else array.astype(self.dtype, copy=False)
 
     def _look_at(self, value: Any) -> None:
         """Remember what needs no further look, and warn of what is converted."""
@@ -132,7 +136,7 @@ def _masked(value: Any) -> bool:
 
 
 class ObservationRows:
-    """A batch of observations that is written copy by copy."""
+    """A batch of observations that is written copy by copy; `observation` has them after `finish`."""
 
     def __init__(self, reader: ObservationReader, count: int) -> None:
         self._reader = reader
@@ -151,25 +155,46 @@ class ObservationRows:
 
     def copy_row(self, index: int, source: ObservationRows) -> None:
         for name, rows in self._rows.items():
-            rows.array[index] = source._rows[name].array[index]
+            rows.copy_row(index, source._rows[name])
+
+    def finish(self) -> None:
+        """Raises OutOfRange, with the copy as the first place."""
+        for rows in self._rows.values():
+            rows.finish()
 
 
 class _Rows:
     def __init__(self, part: ObservationPart, count: int) -> None:
         self.array = np.zeros((count, *part.shape), part.dtype)
         self._part = part
+        self._write_to(self.array)
+        for dtype in part.accepted:
+            self._widen(dtype)
+
+    def _write_to(self, given: Array) -> None:
+        self._given = given
         # Assigning to a memoryview checks shape and dtype, and still takes half the time of assigning to an array; it
         # only knows vectors.
-        vectors = len(part.shape) == 1 and part.start is None and self.array.size > 0
-        self._views = [memoryview(row) for row in self.array] if vectors else None
+        vectors = len(self._part.shape) == 1 and self._part.start is None and given.size > 0
+        self._views = [memoryview(row) for row in given] if vectors else None
+
+    def _widen(self, dtype: np.dtype[Any]) -> bool:
+        """Whether rows are from now on written with more digits, since they come so: rounding all at once is cheaper,
+        and tells what is out of range."""
+        if dtype.kind != "f" or self.array.dtype.kind != "f" or np.can_cast(dtype, self._given.dtype):
+            return False
+        self._write_to(self._given.astype(dtype))
+        return True
 
     def write(self, index: int, value: Any) -> None:
         if self._views is not None and not _masked(value):
             try:
                 self._views[index][:] = value
             except (ValueError, TypeError):
-                self.array[index] = self._part.convert(value)
-                self._views = None  # an exception at every step would cost more than a look at its dtype
+                array = self._part.convert(value)
+                if not self._widen(array.dtype):
+                    self._views = None  # an exception at every step would cost more than a look at its dtype
+                self._given[index] = array
             return
         part = self._part
         fits = (
@@ -177,6 +202,18 @@ class _Rows:
             if type(value) is np.ndarray
             else not part.shape and type(value) in part.numbers
         )
-        self.array[index] = value if fits else part.convert(value)
+        if not fits:
+            value = part.convert(value)
+            self._widen(value.dtype)
+        self._given[index] = value
         if part.start is not None:
-            self.array[index] = part.from_start(self.array[index])
+            self._given[index] = part.from_start(self._given[index])
+
+    def copy_row(self, index: int, source: _Rows) -> None:
+        if source._given.dtype != self._given.dtype:
+            self._widen(source._given.dtype)
+        self._given[index] = source._given[index]
+
+    def finish(self) -> None:
+        if self._given is not self.array:
+            narrow(self._given, self.array, self._part.about)

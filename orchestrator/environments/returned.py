@@ -3,6 +3,7 @@ that must become arrays of a given shape and dtype without becoming other number
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -19,6 +20,17 @@ _STEP = "observation, reward, terminated, truncated, info"
 
 class WrongReturn(ValueError):
     """Says what an environment returned, what is expected instead, and what to do; continues "returned"."""
+
+
+class OutOfRange(WrongReturn):
+    """A finite number that becomes infinite in fewer digits, at `place` in the array that was converted."""
+
+    def __init__(self, about: str, value: object, dtype: np.dtype[Any], place: tuple[int, ...]) -> None:
+        self.place = place
+        super().__init__(
+            f"as {about} the number {value!s}, which is finite, but beyond what {dtype} can hold"
+            f" ({np.finfo(dtype).max:.3g}), which agents learn from; scale it, or clip it"
+        )
 
 
 def step_parts(result: object) -> tuple[Any, ...]:
@@ -65,12 +77,15 @@ def reward_of(value: object, warn: Warn) -> float:
     """One copy's reward. An array of one number is taken for it, with a warning. Raises WrongReturn."""
     if isinstance(value, (int, np.floating, np.integer)):
         try:
-            return float(value)
+            number = float(value)
         except OverflowError:
             bits = int(value).bit_length()
             raise WrongReturn(
                 f"an integer of {bits} bits as the reward, expected a number that a float can say"
             ) from None
+        if math.isinf(number) and np.isfinite(value):
+            raise OutOfRange("the reward", value, np.dtype(np.float32), ())
+        return number
     array = _array(value)
     if array is None or array.dtype.kind not in _NUMBERS or array.size != 1:
         raise WrongReturn(f"{_described(value)} as the reward, expected one number; return float(reward)")
@@ -94,10 +109,8 @@ def flag_of(name: str, value: object, warn: Warn) -> bool:
 
 def rewards_of(value: object, count: int, warn: Warn) -> Array:
     """The rewards `[count]` of all copies, float32. Raises WrongReturn."""
-    if type(value) is np.ndarray and value.shape == (count,) and value.dtype.kind == "f":
-        return value.astype(np.float32, copy=False)
-    array = _column("rewards", value, count, warn)
-    return array.astype(np.float32, copy=False)
+    usual = type(value) is np.ndarray and value.shape == (count,) and value.dtype.kind == "f"
+    return narrowed(value if usual else _column("rewards", value, count, warn), np.dtype(np.float32), "the reward")
 
 
 def flags_of(name: str, value: object, count: int, warn: Warn) -> Array:
@@ -113,17 +126,20 @@ def flags_of(name: str, value: object, count: int, warn: Warn) -> Array:
 
 
 def exact(value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """`value` as an array `[*shape]` of `dtype`; floats may be rounded to fewer digits, nothing else may change.
+    """`value` as an array `[*shape]` of `dtype`, or of floats with more digits where `dtype` is of floats: see
+    `narrow`.
 
-    Raises WrongReturn saying what it is instead.
+    Raises WrongReturn saying what it is instead, where it can't be converted without becoming other numbers.
     """
     array = _array(value)
     if array is None or array.dtype.kind not in _NUMBERS:
         raise WrongReturn(f"{_described(value)}, expected {dtype} of shape {list(shape)}")
     if array.shape != shape:
         raise WrongReturn(f"an array of shape {list(array.shape)}, expected {list(shape)}")
-    if array.dtype == dtype or dtype.kind == "f":
-        return array.astype(dtype, copy=False)
+    if array.dtype == dtype or array.dtype.kind == dtype.kind == "f":
+        return array
+    if dtype.kind == "f":
+        return array.astype(dtype)
     if array.dtype.kind == "f":
         raise WrongReturn(f"{array.dtype} where {dtype} is expected, which would cut off fractions")
     if not np.can_cast(array.dtype, dtype):
@@ -132,6 +148,31 @@ def exact(value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         if outside.any():
             raise WrongReturn(f"the number {array[outside][0]} where {dtype} is expected: {low} to {high}")
     return array.astype(dtype)
+
+
+def narrow(given: Array, into: Array, about: str) -> None:
+    """Round numbers to the fewer digits of the array `into`. Raises OutOfRange for finite ones that become infinite.
+
+    Slower than assigning a row (several microseconds): to be called for all rows at once.
+    """
+    try:
+        # Whatever the environment's code has set for itself.
+        with np.errstate(all="ignore", over="raise"):
+            into[...] = given
+    except FloatingPointError:
+        with np.errstate(all="ignore"):
+            wrong = np.isfinite(given) & ~np.isfinite(given.astype(into.dtype))
+        place = tuple(map(int, np.argwhere(wrong)[0]))
+        raise OutOfRange(about, given[place], into.dtype, place) from None
+
+
+def narrowed(array: Array, dtype: np.dtype[Any], about: str) -> Array:
+    """The array in `dtype`: itself, or its copy as `narrow` makes it. Raises OutOfRange."""
+    if array.dtype == dtype:
+        return array
+    result = np.empty_like(array, dtype, subok=False)
+    narrow(array, result, about)
+    return result
 
 
 def _column(name: str, value: object, count: int, warn: Warn) -> Array:

@@ -11,9 +11,11 @@ import numpy as np
 from orchestrator.environments.capture import EnvironmentState
 from orchestrator.environments.observations import ObservationReader, ObservationRows
 from orchestrator.environments.returned import (
+    OutOfRange,
     WrongReturn,
     check_info,
     flag_of,
+    narrow,
     reset_observation,
     reward_of,
     step_parts,
@@ -59,6 +61,7 @@ class SerialEnvironment(VectorEnvironment):
         self._observations = ObservationRows(reader, self.count)
         self._final_observations = ObservationRows(reader, self.count)
         self._reward = np.zeros(self.count, np.float32)
+        self._given_reward = np.zeros(self.count)
         self._terminated = np.zeros(self.count, np.bool_)
         self._truncated = np.zeros(self.count, np.bool_)
         self._all_valid = np.ones(self.count, np.bool_)
@@ -69,10 +72,11 @@ class SerialEnvironment(VectorEnvironment):
             self._state = EnvironmentState(self._environments)  # to which these seeds are no change
         for index, environment in enumerate(self._environments):
             self._reset_copy(index, environment, seeds[index])
+        self._finish_observations(reset=True)
         return self._observations.observation
 
     def step(self, actions: Array) -> Step:
-        observations, reward = self._observations, self._reward
+        observations, reward = self._observations, self._given_reward
         terminated, truncated = self._terminated, self._truncated
         terminated.fill(False)
         truncated.fill(False)
@@ -81,7 +85,7 @@ class SerialEnvironment(VectorEnvironment):
         index = 0
         self._steps += 1
         converted = self._to_environment(actions)
-        fields = self._fields
+        fields = self._given_fields
         # Every line below runs once per agent step: the usual types are recognized here, all others elsewhere.
         for index, environment in enumerate(self._environments):
             try:
@@ -113,15 +117,16 @@ class SerialEnvironment(VectorEnvironment):
                 self._final_observations.copy_row(index, observations)
                 final_observation = self._final_observations.observation
                 self._reset_copy(index, environment, None)
+        self._finish_step(final_observation is not None)
         return Step(
             observations.observation,
-            reward,
+            self._reward,
             terminated,
             truncated,
             self._all_valid,
             final_observation,
             stats,
-            fields,
+            self._fields,
         )
 
     def get_state(self) -> dict[str, object]:
@@ -140,6 +145,24 @@ class SerialEnvironment(VectorEnvironment):
             if is_signal(error):
                 raise
             raise self._failed("reset", index, error) from error
+
+    def _finish_step(self, any_ended: bool) -> None:
+        try:
+            narrow(self._given_reward, self._reward, "the reward")
+            self._finish_fields()
+            if any_ended:
+                self._final_observations.finish()
+        except OutOfRange as error:
+            raise self._failed("step", error.place[0], error) from None
+        self._finish_observations()
+
+    def _finish_observations(self, reset: bool = False) -> None:
+        try:
+            self._observations.finish()
+        except OutOfRange as error:
+            copy = error.place[0]
+            reset = reset or bool(self._terminated[copy] or self._truncated[copy])
+            raise self._failed("reset" if reset else "step", copy, error) from None
 
     def _failed(self, what: str, index: int, error: BaseException) -> EnvironmentFailed:
         copy = f"copy {index} of {self.count}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from orchestrator.environments.returned import WrongReturn, exact
+from orchestrator.environments.returned import WrongReturn, exact, narrow
 from orchestrator.environments.spaces import (
     Array,
     ObservationArrays,
@@ -66,6 +66,8 @@ class VectorEnvironment(ABC):
         self.action_space = agent_action_space(action_space, name)
         self._values = ValueCheck(observation_space, self.warn)
         self._fields: dict[str, Array] = {}
+        self._given_fields: dict[str, Array] = {}
+        """Where the fields are written: with more digits than they have, in which they may be given."""
         self._steps = 0
         self._warned: set[str] = set()
         self._warnings: dict[str, str] = {}
@@ -105,6 +107,9 @@ class VectorEnvironment(ABC):
         A step whose infos lack them raises EnvironmentFailed.
         """
         self._fields = {one.name: np.zeros((self.count, *one.shape), one.dtype) for one in fields}
+        self._given_fields = {
+            name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in self._fields.items()
+        }
 
     def check(
         self, observation: Mapping[str, Array], reward: Array | None, copies: Array, first_step: int, of: str
@@ -134,6 +139,13 @@ class VectorEnvironment(ABC):
         """What there was to warn of since the last call, by what it is about."""
         warnings, self._warnings = self._warnings, {}
         return warnings
+
+    def _finish_fields(self) -> None:
+        """Raises OutOfRange, with the copy as the first place."""
+        for name, array in self._fields.items():
+            given = self._given_fields[name]
+            if given is not array:
+                narrow(given, array, f"the experience field {name!r}")
 
     def _field(self, name: str, value: Any, info: Mapping[str, object]) -> Array:
         """The `value` of the field `name`; raises EnvironmentFailed if it is not numbers of its shape and dtype."""

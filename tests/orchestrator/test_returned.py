@@ -32,6 +32,8 @@ pytestmark = pytest.mark.slow
 SPACES: dict[str, gymnasium.Space[Any]] = {
     "vector": spaces.Box(-1, 1, (4,), np.float32),
     "doubles": spaces.Box(-1, 1, (4,), np.float64),
+    "frames": spaces.Box(-1, 1, (4, 4), np.float64),
+    "scalar": spaces.Box(-1, 1, (), np.float32),
     "image": spaces.Box(0, 255, (4, 4), np.uint8),
     "bytes": spaces.Box(0, 255, (4,), np.uint8),
     "small": spaces.Box(-5, 5, (4,), np.int8),
@@ -48,6 +50,8 @@ SPACES: dict[str, gymnasium.Space[Any]] = {
 RIGHT: dict[str, Any] = {
     "vector": np.full(4, 0.5, np.float32),
     "doubles": np.full(4, 0.5),
+    "frames": np.full((4, 4), 0.5),
+    "scalar": np.float32(0.5),
     "image": np.full((4, 4), 7, np.uint8),
     "bytes": np.full(4, 7, np.uint8),
     "small": np.full(4, 3, np.int8),
@@ -100,6 +104,7 @@ class Returning(gymnasium.Env[Any, Any]):
         return tuple(parts.values())
 
 
+BEYOND = r"which is finite, but beyond what float32 can hold .3.4e.38., which agents learn from; scale it, or clip it"
 WRONG: dict[str, tuple[str, str, Any, str]] = {
     "a number for an array": ("vector", "observation", lambda _: np.float32(0.5), r"shape \[\], expected \[4\]"),
     "an array that broadcasts": ("vector", "observation", lambda right: right[:1], r"shape \[1\], expected \[4\]"),
@@ -155,6 +160,34 @@ WRONG: dict[str, tuple[str, str, Any, str]] = {
     "reward in text": ("vector", "reward", lambda _: "1", "the text '1' as the reward"),
     "reward beyond floats": ("vector", "reward", lambda _: -(10**400), "an integer of 1329 bits as the reward"),
     "reward NaN": ("vector", "reward", lambda _: np.nan, "gave nan in the reward of copy 0, step 12.*expected finite"),
+    "reward inf": ("vector", "reward", lambda _: np.inf, "gave inf in the reward of copy 0, step 12.*expected finite"),
+    "a large reward": ("vector", "reward", lambda _: -1e300, f"as the reward the number -1e.300, {BEYOND}"),
+    "a large integer reward": ("vector", "reward", lambda _: 10**40, f"as the reward the number 1e.40, {BEYOND}"),
+    "a large reward of numpy": ("vector", "reward", lambda _: np.float64(4e38), f"the number 4e.38, {BEYOND}"),
+    "a reward in an array": ("vector", "reward", lambda _: np.array([1e39]), f"the number 1e.39, {BEYOND}"),
+    "a very large reward": ("vector", "reward", lambda _: np.longdouble("1e4000"), f"the number 1e.4000, {BEYOND}"),
+    "large numbers": (
+        "vector",
+        "observation",
+        lambda _: np.full(4, -1e300),
+        f"observation the number -1e.300, {BEYOND}",
+    ),
+    "large doubles": ("doubles", "observation", lambda right: right * 1e300, f"the number 5e.299, {BEYOND}"),
+    "large numbers in a list": ("vector", "observation", lambda _: [0, 1e39, 0, 0], f"the number 1e.39, {BEYOND}"),
+    "a large number in a part": (
+        "dict",
+        "observation",
+        lambda right: {**right, "a": np.array([np.inf, 1e39])},
+        f"as the observation of key 'a' the number 1e.39, {BEYOND}",
+    ),
+    "large numbers in an image": ("frames", "observation", lambda right: right * 1e39, f"the number 5e.38, {BEYOND}"),
+    "a large scalar": ("scalar", "observation", lambda _: np.float64(1e39), f"the number 1e.39, {BEYOND}"),
+    "a large first observation": (
+        "vector",
+        "first observation",
+        lambda _: np.full(4, 1e300),
+        f"reset of copy 0 of 2 after step 16 returned as the observation the number 1e.300, {BEYOND}",
+    ),
     "terminated None": ("vector", "terminated", lambda _: None, "None as terminated, expected True or False"),
     "terminated in two": ("vector", "terminated", lambda _: np.zeros(2, bool), r"bool of shape \[2\] as terminated"),
     "truncated half": ("vector", "truncated", lambda _: 0.5, "0.5 as truncated, expected True or False"),
@@ -340,6 +373,27 @@ def test_a_network_that_fails_on_a_wrong_observation_is_not_blamed() -> None:
         train({"space": "discrete", "wrong": "no choice"}, policy=policy)
 
 
+class LargeHint(Asking):
+    def __init__(self) -> None:
+        super().__init__("hint", "float32")
+
+
+class Hinting(gymnasium.Wrapper[Any, Any, Any, Any]):
+    def step(self, action: Any) -> Any:
+        *others, info = self.env.step(action)
+        return (*others, {**info, "hint": 1e39})
+
+
+def make_hinting() -> gymnasium.Env[Any, Any]:
+    return Hinting(Returning("vector"))
+
+
+def test_a_field_of_a_loss_beyond_float32_is_refused_with_its_value() -> None:
+    message = f"step 1 of copy 0 of 2 returned as the experience field 'hint' the number 1e.39, {BEYOND}"
+    with pytest.raises(EnvironmentFailed, match=message):
+        train({}, "tests.orchestrator.test_returned:make_hinting", losses=(*ppo_losses(), LargeHint()))
+
+
 @pytest.mark.parametrize(("dtype", "message"), [("int64", "float64 where int64"), ("int8", "float64 where int8")])
 def test_a_field_of_a_loss_is_not_cut_off(dtype: str, message: str) -> None:
     with pytest.raises(EnvironmentFailed, match=f"field 'nested/reward' .*gave {message}"):
@@ -351,6 +405,16 @@ VECTOR_WRONG: dict[str, tuple[str, Any, str]] = {
     "observation without axis": ("observation", lambda right: right[0], r"array of shape \[4\], expected \[2, 4\]"),
     "reward of one": ("reward", lambda _: 1.0, r"rewards of shape \[\], expected \[2\]"),
     "reward None": ("reward", lambda _: [None, None], "a list of NoneType as rewards"),
+    "large rewards": (
+        "reward",
+        lambda _: np.array([1.0, 1e300]),
+        f"reward the number 1e.300, {BEYOND}",
+    ),
+    "large observations": (
+        "observation",
+        lambda right: right + np.array([[0.0], [-1e300]]),
+        f"observation the number -1e.300, {BEYOND}",
+    ),
     "terminated half": ("terminated", lambda _: np.full(2, 0.5), r"\[0.5, 0.5\] as terminated"),
     "truncated of three": ("truncated", lambda _: np.zeros(3, bool), r"truncated of shape \[3\], expected \[2\]"),
     "info": ("info", lambda _: [{}, {}], "a list of dict as the info, expected a dict"),
@@ -401,7 +465,7 @@ VECTOR = "tests.orchestrator.test_returned:Returning/Vector-v0"
 @pytest.mark.parametrize("name", VECTOR_WRONG)
 def test_what_a_vector_environment_must_not_return_is_refused(name: str) -> None:
     with pytest.raises(
-        EnvironmentFailed, match=f"'{VECTOR}': step 5 of its 2 copies returned .*{VECTOR_WRONG[name][2]}"
+        EnvironmentFailed, match=f"'{VECTOR}': step 5 of (its 2 copies|copy 1 of 2) returned .*{VECTOR_WRONG[name][2]}"
     ):
         train({"wrong": name}, VECTOR, mode="native")
 
