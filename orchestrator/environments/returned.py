@@ -110,7 +110,8 @@ def flag_of(name: str, value: object, warn: Warn) -> bool:
 def rewards_of(value: object, count: int, warn: Warn) -> Array:
     """The rewards `[count]` of all copies, float32. Raises WrongReturn."""
     usual = type(value) is np.ndarray and value.shape == (count,) and value.dtype.kind == "f"
-    return narrowed(value if usual else _column("rewards", value, count, warn), np.dtype(np.float32), "the reward")
+    array = cast("Array", value) if usual else _column("rewards", value, count, warn)
+    return narrowed(array, np.dtype(np.float32), "the reward")
 
 
 def flags_of(name: str, value: object, count: int, warn: Warn) -> Array:
