@@ -1,74 +1,124 @@
-"""Whether the documented settings learn, and how fast: agent steps and seconds of training until the mean return of
-the last 100 episodes reaches a threshold, and that mean at the end of the run.
+"""What is learned, and how fast: the mean return of the last 100 episodes over agent steps and seconds, for tasks and
+seeds, and for variants of the settings side by side.
 
-    python scripts/bench/learning.py [--tasks cartpole memory ...] [--seeds 1 2 3] [--staleness 0 1] [--to-threshold]
+    python scripts/bench/learning.py --tasks lunar_lander acrobot_defaults --seeds 1 2 3 4 5 \
+        --vary staleness=0 staleness=0.25 staleness=1 --results /tmp/learning.jsonl
 
-CartPole-v1 runs with the defaults, the others with the files in scripts/settings; lunar_lander needs the `box2d` extra
-and half_cheetah the `mujoco` extra. The memory task is tried with an MLP too, which cannot solve it: whatever it does,
-its mean return is 0 in the long run.
+Tasks train with the files in scripts/settings, those called `..._defaults` with the defaults; lunar_lander needs the
+`box2d` extra and half_cheetah the `mujoco` extra. `--vary` compares settings: each word is a variant, several settings
+of one are joined by commas (`staleness=1,learning.refresh=false`). Every training is a line in the `--results` file,
+and is not repeated when the same command is run again, so that a long comparison can be done in pieces.
+
+At the end: per task and variant the seeds that reached the threshold, and medians over seeds; then for all tasks
+together the interquartile mean of the final returns, scaled so that 0 is what random actions get and 1 the threshold,
+with the 95 % interval of a bootstrap over the seeds of each task (Agarwal et al. 2021, "Deep reinforcement learning at
+the edge of the statistical precipice").
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import describe_machine, in_subprocess, spread
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator import TrainerConfig
+
 SETTINGS = Path(__file__).parent.parent / "settings"
 MIN_EPISODES = 100
+CURVE_POINTS = 60
+RESAMPLES = 2000
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
     """What to train, and when it counts as learned."""
 
+    environment: str
+    random: float
+    """Mean return of random actions."""
     threshold: float
     """Of the mean return of the last 100 episodes."""
-    settings: str | None
+    settings: str | None = None
     """File in scripts/settings, without its ending (None: the defaults)."""
+    steps: int | None = None
+    """Agent steps of a training (None: those of the settings)."""
     network: str | None = None
-    """Instead of the file's (None: the file's)."""
+    """Instead of the settings' (None: theirs)."""
 
 
+MEMORY = "orchestrator.environments.memory:make"
 TASKS = {
-    "cartpole": Task(475.0, None),
-    "acrobot": Task(-100.0, "acrobot"),
-    "lunar_lander": Task(200.0, "lunar_lander"),
-    "half_cheetah": Task(1000.0, "half_cheetah"),
-    "memory": Task(0.9, "memory"),
-    "memory_mlp": Task(0.9, "memory", network="mlp"),
+    "cartpole": Task("CartPole-v1", 22.0, 475.0),
+    "acrobot": Task("Acrobot-v1", -500.0, -100.0, "acrobot"),
+    "lunar_lander": Task("LunarLander-v3", -186.0, 200.0, "lunar_lander"),
+    "half_cheetah": Task("HalfCheetah-v5", -264.0, 1000.0, "half_cheetah"),
+    "memory": Task(MEMORY, 0.0, 0.9, "memory"),
+    # Which no network without memory can solve: its mean return stays at 0 in the long run.
+    "memory_mlp": Task(MEMORY, 0.0, 0.9, "memory", network="mlp"),
+    "acrobot_defaults": Task("Acrobot-v1", -500.0, -100.0, steps=300_000),
+    "pendulum_defaults": Task("Pendulum-v1", -1174.0, -250.0, steps=300_000),
+    "lunar_lander_defaults": Task("LunarLander-v3", -186.0, 200.0, steps=600_000),
+    "half_cheetah_defaults": Task("HalfCheetah-v5", -264.0, 1000.0, steps=600_000),
+    "mountain_car_continuous_defaults": Task("MountainCarContinuous-v0", -33.0, 90.0, steps=300_000),
 }
 
 
-def train(task: Task, seed: int, staleness: int | None, to_threshold: bool) -> dict[str, float | None]:
-    """Train once; `steps` and `seconds` (of training, the start of the workers left out) are None if not learned."""
-    import anyio
-
-    from orchestrator import Trainer, TrainerConfig
-    from orchestrator.config.file import read_config
+def configured(task: Task, seed: int, variant: str) -> TrainerConfig:
+    """The settings of one training."""
+    from orchestrator import TrainerConfig
+    from orchestrator.config.file import from_table, read_config
 
     config = TrainerConfig() if task.settings is None else read_config(SETTINGS / f"{task.settings}.toml")
-    config = replace(config, seed=seed, run_dir=None)
-    if staleness is not None:
-        config = replace(config, staleness=staleness)
+    config = replace(config, seed=seed, run_dir=None, environment=task.environment)
+    if task.steps is not None:
+        config = replace(config, total_agent_steps=task.steps)
     if task.network is not None:
         config = replace(config, policy=replace(config.policy, network=task.network))
-    result: dict[str, float | None] = {"steps": None, "seconds": None, "final": None, "total_seconds": None}
+    config = replace(config, metrics=replace(config.metrics, progress="off"))
+    for assignment in filter(None, variant.split(",")):
+        path, _, text = assignment.partition("=")
+        section, _, name = path.rpartition(".")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        changed = getattr(from_table({section: {name: value}} if section else {name: value}), section or name)
+        if section:
+            changed = replace(getattr(config, section), **{name: getattr(changed, name)})
+        config = replace(config, **{section or name: changed})
+    return config
+
+
+def train(task: Task, seed: int, variant: str, to_threshold: bool) -> dict[str, Any]:
+    """Train once; `steps` and `seconds` (of training, the start of the workers left out) are None if not learned. The
+    `curve` is a list of agent steps, seconds and mean return."""
+    import anyio
+
+    from orchestrator import Trainer
+
+    curve: list[tuple[int, float, float | None]] = []
+    result: dict[str, Any] = {"steps": None, "seconds": None, "final": None, "total_seconds": None}
 
     async def main() -> None:
-        async with Trainer(config).start() as run:
+        async with Trainer(configured(task, seed, variant)).start() as run:
             async for state in run.states():
                 tracker, timer = state.stats_tracker, state.timer
                 assert tracker is not None
                 assert timer is not None
                 mean = tracker.recent_mean("episode_return")
-                result["final"], result["total_seconds"] = mean, timer.seconds
+                curve.append((state.agent_step, round(timer.seconds, 2), mean))
                 if result["steps"] is not None or mean is None or tracker.episodes < MIN_EPISODES:
                     continue
                 if mean >= task.threshold:
@@ -77,54 +127,94 @@ def train(task: Task, seed: int, staleness: int | None, to_threshold: bool) -> d
                         run.stop("learned")
 
     anyio.run(main)
-    return result
+    _, result["total_seconds"], result["final"] = curve[-1]
+    chosen = np.unique(np.linspace(0, len(curve) - 1, CURVE_POINTS).round().astype(int))
+    return result | {"curve": [curve[index] for index in chosen]}
 
 
-def report(name: str, results: list[dict[str, Any]]) -> None:
+def report(name: str, results: Sequence[dict[str, Any]]) -> None:
     """One line: how many seeds have learned, and the medians of those."""
     learned = [result for result in results if result["steps"] is not None]
-    parts = [f"{name:24}  {len(learned)} of {len(results)} seeds"]
+    parts = [f"  {name or 'as they are':34}  {len(learned)} of {len(results)} seeds"]
     if learned:
         parts.append(f"{spread([result['steps'] for result in learned])} agent steps")
         parts.append(f"{spread([result['seconds'] for result in learned])} s")
     finals = [result["final"] for result in results if result["final"] is not None]
     if finals:
-        parts.append(f"at the end {spread(finals)}")
+        parts.append(f"at the end {spread(finals)}, {statistics.median(r['total_seconds'] for r in results):.3g} s")
     print("  ".join(parts), flush=True)
+
+
+def interquartile_mean(scores: np.ndarray[Any, Any]) -> float:
+    """The mean of the middle half."""
+    ordered = np.sort(scores)
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def overall(scores: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Interquartile mean of the scores of all tasks and seeds, and its 95 % interval."""
+    draw = np.random.default_rng(0)
+    means = [
+        interquartile_mean(np.concatenate([draw.choice(task, len(task)) for task in scores])) for _ in range(RESAMPLES)
+    ]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return interquartile_mean(np.concatenate([np.array(task) for task in scores])), float(low), float(high)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK", help=" ".join(TASKS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--staleness", type=int, nargs="+", help="compare these, instead of what the settings say")
+    parser.add_argument("--vary", nargs="+", default=[""], metavar="SETTING=VALUE[,...]", help="variants to compare")
+    parser.add_argument("--results", type=Path, help="file of what has been trained (default: remember nothing)")
     parser.add_argument("--to-threshold", action="store_true", help="end each run when it has learned")
-    parser.add_argument("--one", nargs=3, metavar=("TASK", "SEED", "STALENESS"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        name, seed, given = arguments.one
-        staleness = None if given == "own" else int(given)
-        print(json.dumps(train(TASKS[name], int(seed), staleness, arguments.to_threshold)))
+    parser.add_argument("--one", nargs=3, metavar=("TASK", "SEED", "VARIANT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        name, seed, variant = options.one
+        print(json.dumps(train(TASKS[name], int(seed), variant, options.to_threshold)))
         return
     print(describe_machine())
-    for name in arguments.tasks:
-        print(f"{name}: mean return of the last {MIN_EPISODES} episodes >= {TASKS[name].threshold:g}")
-        variants = ["own"] if arguments.staleness is None else arguments.staleness
-        results: dict[object, list[dict[str, Any]]] = {variant: [] for variant in variants}
-        flags = ["--to-threshold"] if arguments.to_threshold else []
-        for seed in arguments.seeds:
-            for variant in variants:
+    known: dict[tuple[Any, ...], dict[str, Any]] = {}
+    if options.results is not None and options.results.exists():
+        for line in options.results.read_text().splitlines():
+            result = json.loads(line)
+            known[result["task"], result["seed"], result["variant"]] = result
+    for seed in options.seeds:  # so that an interrupted comparison has the same seeds of all
+        for name in options.tasks:
+            for variant in options.vary:
+                if (name, seed, variant) in known:
+                    continue
+                flags = ["--to-threshold"] if options.to_threshold else []
                 result = in_subprocess(__file__, "--one", name, seed, variant, *flags)
-                results[variant].append(result)
-                label = "" if variant == "own" else f", staleness {variant}"
-                values = "  ".join(f"{key} {_shown(value)}" for key, value in result.items())
-                print(f"  seed {seed}{label}:  {values}", flush=True)
-        for variant, of_variant in results.items():
-            report(name if variant == "own" else f"{name}, staleness {variant}", of_variant)
+                result = {"task": name, "seed": seed, "variant": variant, **result}
+                known[name, seed, variant] = result
+                print(
+                    "  ".join(f"{key} {_shown(value)}" for key, value in result.items() if key != "curve"), flush=True
+                )
+                if options.results is not None:
+                    with options.results.open("a") as file:
+                        file.write(json.dumps(result) + "\n")
+    for name in options.tasks:
+        print(f"{name}: mean return of the last {MIN_EPISODES} episodes >= {TASKS[name].threshold:g}")
+        for variant in options.vary:
+            report(variant, [known[name, seed, variant] for seed in options.seeds])
+    print("interquartile mean of the final returns (0: random, 1: the threshold), 95 % interval")
+    for variant in options.vary:
+        scores = [
+            [
+                (known[name, seed, variant]["final"] - task.random) / (task.threshold - task.random)
+                for seed in options.seeds
+            ]
+            for name, task in ((name, TASKS[name]) for name in options.tasks)
+        ]
+        mean, low, high = overall(scores)
+        print(f"  {variant or 'as they are':34}  {mean:.3f} ({low:.3f} to {high:.3f})")
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.6g}"
+def _shown(value: object) -> str:
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":
