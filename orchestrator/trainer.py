@@ -13,6 +13,7 @@ import anyio
 from losses import LossSet
 from orchestrator.checkpoints import CheckpointFolder
 from orchestrator.checks.configuration import check_config, check_losses, check_minibatches, has_problems
+from orchestrator.checks.sending import check_sendable
 from orchestrator.config.error import ConfigurationError
 from orchestrator.config.file import as_recorded, read_config, replace_config, write_config
 from orchestrator.config.settings import TrainerConfig
@@ -149,6 +150,7 @@ class Trainer:
         check_losses(losses.losses, self.config.staleness)
         if losses.needs_segments:
             check_minibatches(self.config, ["a loss needs whole segments"])
+        check_sendable(losses.members)
         return losses.members
 
     def _check_config(self) -> None:

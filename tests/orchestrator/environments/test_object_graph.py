@@ -102,6 +102,11 @@ def _objects() -> tuple[Any, Filling]:
     return made, fill
 
 
+def _sliceable(array: np.ndarray[Any, Any]) -> bool:
+    """Not those of objects, whose views cannot be captured."""
+    return array.ndim > 0 and not array.dtype.hasobject
+
+
 MUTABLE: tuple[Callable[[], tuple[Any, Filling]], ...] = (
     _sequence(list),
     _sequence(functools.partial(deque, maxlen=2)),
@@ -118,7 +123,7 @@ MADE_OF: tuple[Callable[[list[Any]], Any], ...] = (
     lambda others: functools.partial(scaled, *others, factor=2),
     lambda others: Place(others, 1.0),  # type: ignore[arg-type]
     lambda others: next((other.method for other in others if isinstance(other, Thing)), None),
-    lambda others: next((other[1:] for other in others if isinstance(other, np.ndarray) and other.ndim), None),
+    lambda others: next((other[1:] for other in others if isinstance(other, np.ndarray) and _sliceable(other)), None),
     lambda others: next((other.random for other in others if isinstance(other, np.random.Generator)), None),
 )
 LEAVES: tuple[Callable[[], Any], ...] = (
