@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import datetime
+import copyreg
 import functools
 import logging
-import pathlib
 import random
 import re
 import sys
@@ -23,6 +22,7 @@ from orchestrator.environments.named_code import functions_of, is_data, is_named
 from orchestrator.environments.object_nodes import (
     KIND,
     NUMPY_GENERATORS,
+    REDUCED,
     SCALARS,
     SINGLETONS,
     NotCapturable,
@@ -30,6 +30,7 @@ from orchestrator.environments.object_nodes import (
     attributes_of,
     code_digest,
     has_own_globals,
+    hash_is_a_number,
     is_python_object,
     text_of,
     type_name,
@@ -56,6 +57,8 @@ class Graph(Protocol):
 
 def encode(graph: Graph, value: Any, path: Path) -> Node:
     """The node of an object. Raises NotCapturable for one that holds more than its attributes tell."""
+    if id(value) in _SINGLETONS:
+        return {KIND: "singleton", "name": _SINGLETONS[id(value)]}
     encoder = _BY_TYPE.get(type(value))
     if encoder is None:
         encoder = next((encoder for kind, encoder in _BY_BASE if isinstance(value, kind)), _instance)
@@ -72,37 +75,34 @@ def class_parts(kind: type) -> dict[str, Any]:
         if any(True for _ in functions_of(value)):
             if not (generated and getattr(getattr(value, "__code__", None), "co_filename", "") == "<string>"):
                 parts[name] = value
-        elif not name.startswith(("__", "_abc_")) and is_data(value) and (_is_known(value) or not is_stateless(value)):
+        elif (
+            not name.startswith(("__", "_abc_"))
+            and is_data(value)
+            and (_has_kind(value) or is_python_object(type(value)) or not is_stateless(value))
+        ):
             parts[name] = value
     return parts
 
 
 def is_instance(value: object) -> bool:
     """Whether a value is an object of some class in Python, and of no kind that is known here."""
-    kind = type(value)
-    return kind not in SCALARS and kind not in _BY_TYPE and is_python_object(kind) and not isinstance(value, _BASES)
+    return is_python_object(type(value)) and not _has_kind(value)
 
 
-def _is_known(value: object) -> bool:
-    kind = type(value)
-    return kind in SCALARS or kind in _BY_TYPE or isinstance(value, _BASES) or is_python_object(kind)
+def _has_kind(value: object) -> bool:
+    return type(value) in SCALARS or type(value) in _BY_TYPE or isinstance(value, _BASES)
 
 
-def _integer(graph: Graph, value: int, path: Path) -> Node:
-    return {KIND: "integer", "hexadecimal": hex(value)}
-
-
-def _complex(graph: Graph, value: complex, path: Path) -> Node:
-    return {KIND: "complex", "real": value.real, "imaginary": value.imag}
+def _reduced(graph: Graph, value: Any, path: Path) -> Node:
+    kind: type = type(value)
+    reduce = copyreg.dispatch_table.get(kind)
+    # In protocol 4, times have their fold.
+    reduced = cast("tuple[Any, ...]", reduce(value) if reduce else value.__reduce_ex__(4))
+    return {KIND: "reduced", "name": kind.__name__, "items": graph.items(reduced[1], path)}
 
 
 def _bytes(graph: Graph, value: bytes | bytearray, path: Path) -> Node:
     return {KIND: type(value).__name__, "value": np.frombuffer(bytes(value), np.uint8)}
-
-
-def _range(graph: Graph, value: Any, path: Path) -> Node:
-    parts = [graph.reference(getattr(value, name), (path, f".{name}")) for name in ("start", "stop", "step")]
-    return {KIND: type(value).__name__, "items": parts}
 
 
 def _sequence(graph: Graph, value: Any, path: Path) -> Node:
@@ -116,7 +116,7 @@ def _set(graph: Graph, value: Any, path: Path) -> Node:
     again = kind(ordered)
     # Its order depends on hashes, and on what was in it before.
     if (
-        not all(map(_hash_is_a_number, ordered))
+        not all(map(hash_is_a_number, ordered))
         or list(again) != ordered
         or sys.getsizeof(again) != sys.getsizeof(value)
     ):
@@ -202,8 +202,6 @@ def _generator(graph: Graph, value: np.random.Generator, path: Path) -> Node:
 
 
 def _random_state(graph: Graph, value: Any, path: Path) -> Node:
-    if value is getattr(np.random.mtrand, "_rand", None):
-        return {KIND: "numpy's generator"}
     state = value.get_state(legacy=False)
     rest = {"has_gauss": int(state["has_gauss"]), "gauss": float(state["gauss"])} if graph.generators else {}
     return {KIND: "random state", "bits": graph.reference(value._bit_generator, (path, ".bits")), **rest}
@@ -239,8 +237,6 @@ def _seeds(graph: Graph, value: Any, path: Path) -> Node:
 
 
 def _random(graph: Graph, value: random.Random, path: Path) -> Node:
-    if value is getattr(random, "_inst", None):
-        return {KIND: "python's generator"}
     if not graph.generators:
         return {KIND: "random"}
     return {KIND: "random", "state": graph.reference(value.getstate(), (path, ".state"))}
@@ -259,22 +255,6 @@ def _enum(graph: Graph, value: Enum, path: Path) -> Node:
         "name": None if isinstance(value, Flag) else value.name,
         "value": graph.reference(value.value, (path, ".value")) if isinstance(value, Flag) else None,
     }
-
-
-def _date(graph: Graph, value: Any, path: Path) -> Node:
-    if getattr(value, "tzinfo", None) is not None:
-        raise NotCapturable(f"{text_of(path)} has a time zone")
-    if isinstance(value, datetime.timedelta):
-        return {KIND: "timedelta", "items": [value.days, value.seconds, value.microseconds]}
-    return {KIND: type(value).__name__, "text": value.isoformat(), "fold": getattr(value, "fold", 0)}
-
-
-def _path(graph: Graph, value: pathlib.PurePath, path: Path) -> Node:
-    return {KIND: "path", "text": str(value)}
-
-
-def _pattern(graph: Graph, value: re.Pattern[Any], path: Path) -> Node:
-    return {KIND: "pattern", "text": graph.reference(value.pattern, (path, ".pattern")), "flags": value.flags}
 
 
 def _class(graph: Graph, value: type, path: Path) -> Node:
@@ -299,10 +279,6 @@ def _class_of(graph: Graph, kind: type, path: Path) -> Any:
 
 def _wrapper(graph: Graph, value: Any, path: Path) -> Node:
     return {KIND: type(value).__name__, "items": graph.items(parts_of(value), path)}
-
-
-def _module(graph: Graph, value: types.ModuleType, path: Path) -> Node:
-    return {KIND: "module", "name": value.__name__}
 
 
 def _logger(graph: Graph, value: logging.Logger, path: Path) -> Node:
@@ -382,19 +358,9 @@ def _instance(graph: Graph, value: Any, path: Path) -> Node:
     return {KIND: "instance", "class": of, **graph.named(attributes, path)}
 
 
-def _hash_is_a_number(value: Any) -> bool:
-    """Whether a hash depends on the value alone, in every process."""
-    if type(value) is tuple:
-        return all(map(_hash_is_a_number, cast("tuple[Any, ...]", value)))
-    return type(value) in (bool, int, float) or isinstance(value, np.number)
-
-
 _Encode: TypeAlias = "Callable[[Graph, Any, Path], Node]"
 _BY_TYPE: Mapping[type, _Encode] = {
-    int: _integer,
-    complex: _complex,
-    range: _range,
-    slice: _range,
+    int: lambda _graph, value, _path: {KIND: "integer", "hexadecimal": hex(value)},
     np.ndarray: _array,
     torch.Tensor: _tensor,
     torch.UntypedStorage: _storage,
@@ -404,13 +370,11 @@ _BY_TYPE: Mapping[type, _Encode] = {
     np.random.SeedSequence: _seeds,
     np.ufunc: _ufunc,
     random.Random: _random,
-    re.Pattern: _pattern,
-    type(pathlib.Path()): _path,
     types.BuiltinFunctionType: _builtin,
     types.MethodType: _method,
     types.FunctionType: _function,
     types.CellType: _cell,
-    types.ModuleType: _module,
+    types.ModuleType: lambda _graph, value, _path: {KIND: "module", "name": value.__name__},
     types.SimpleNamespace: _namespace,
     functools.partial: _partial,
     **dict.fromkeys((property, staticmethod, classmethod, functools.cached_property), _wrapper),
@@ -418,11 +382,7 @@ _BY_TYPE: Mapping[type, _Encode] = {
     **dict.fromkeys((list, tuple, deque), _sequence),
     **dict.fromkeys((set, frozenset), _set),
     **dict.fromkeys((dict, OrderedDict, defaultdict, Counter), _dict),
-    **dict.fromkeys((datetime.date, datetime.time, datetime.datetime, datetime.timedelta), _date),
-    **{
-        type(value): lambda _graph, _value, _path, name=name: {KIND: "singleton", "name": name}
-        for name, value in SINGLETONS.items()
-    },
+    **{kind if isinstance(kind, type) else re.Pattern: _reduced for kind in REDUCED.values()},
 }
 _BY_BASE: tuple[tuple[type, _Encode], ...] = (
     (Enum, _enum),
@@ -432,4 +392,5 @@ _BY_BASE: tuple[tuple[type, _Encode], ...] = (
     (logging.Logger, _logger),
     (type, _class),
 )
+_SINGLETONS = {id(value): name for name, value in SINGLETONS.items()}
 _BASES = tuple(kind for kind, _ in _BY_BASE)

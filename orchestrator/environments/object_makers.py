@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import logging
-import pathlib
 import random
-import re
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +21,7 @@ from orchestrator.environments.object_nodes import (
     AT,
     KIND,
     NUMPY_GENERATORS,
+    REDUCED,
     SINGLETONS,
     CannotRestore,
     Node,
@@ -196,13 +194,6 @@ def _member(restoration: Restoration, node: Node, index: int) -> Any:
     return kind.__members__[node["name"]]
 
 
-def _date(restoration: Restoration, node: Node, index: int) -> Any:
-    if node[KIND] == "timedelta":
-        return datetime.timedelta(*node["items"])
-    value = getattr(datetime, node[KIND]).fromisoformat(node["text"])
-    return value.replace(fold=node["fold"]) if node["fold"] else value
-
-
 def _module(restoration: Restoration, node: Node, index: int) -> types.ModuleType:
     return _of(restoration.known.modules, node["name"], "module")
 
@@ -340,12 +331,10 @@ MAKE: Mapping[str, _Make] = {
     "namespace": lambda _restoration, _node, _index: types.SimpleNamespace(),
     "elsewhere": lambda restoration, node, _index: restoration.elsewhere(node),
     "integer": lambda _restoration, node, _index: int(node["hexadecimal"], 16),
-    "complex": lambda _restoration, node, _index: complex(node["real"], node["imaginary"]),
     "number": lambda _restoration, node, _index: node["value"][()],
     "bytes": lambda _restoration, node, _index: node["value"].tobytes(),
     "bytearray": lambda _restoration, node, _index: bytearray(node["value"].tobytes()),
-    "range": lambda restoration, node, _index: range(*restoration.items(node)),
-    "slice": lambda restoration, node, _index: slice(*restoration.items(node)),
+    "reduced": lambda restoration, node, _index: REDUCED[node["name"]](*restoration.items(node)),
     "list": lambda _restoration, _node, _index: list[Any](),
     "tuple": lambda restoration, node, _index: tuple(restoration.items(node)),
     "named tuple": _named_tuple,
@@ -369,12 +358,7 @@ MAKE: Mapping[str, _Make] = {
     "seeds": _seeds,
     "random": _random,
     "torch generator": _torch_generator,
-    "numpy's generator": lambda _restoration, _node, _index: np.random.mtrand._rand,  # pyright: ignore
-    "python's generator": lambda _restoration, _node, _index: random._inst,  # pyright: ignore
     "member": _member,
-    **dict.fromkeys(("date", "time", "datetime", "timedelta"), _date),
-    "path": lambda _restoration, node, _index: pathlib.Path(node["text"]),
-    "pattern": lambda restoration, node, _index: re.compile(restoration.value(node["text"]), node["flags"]),
     "class": lambda restoration, node, _index: _class(restoration, node["name"]),
     "own class": _own_class,
     **dict.fromkeys(_WRAPPERS, _wrapper),

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import copyreg
+import datetime
 import hashlib
+import pathlib
+import random
+import re
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
@@ -20,7 +25,20 @@ AT, KIND = "at", "kind"
 """A reference is {"at": index of a node}; a node's "kind" says what it is."""
 SCALARS = frozenset({bool, int, float, str, type(None)})
 NUMPY_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
-SINGLETONS: Mapping[str, Any] = {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}
+SINGLETONS: Mapping[str, Any] = {
+    "Ellipsis": Ellipsis,
+    "NotImplemented": NotImplemented,
+    "numpy's generator": getattr(np.random.mtrand, "_rand", None),
+    "python's generator": getattr(random, "_inst", None),
+}
+REDUCED: Mapping[str, Callable[..., Any]] = {
+    kind.__name__: kind
+    for kind in (
+        *(complex, range, slice, Decimal, type(pathlib.Path())),
+        *(datetime.date, datetime.time, datetime.datetime, datetime.timedelta, datetime.timezone),
+    )
+} | {"Pattern": re.compile}
+"""Types of values that can't change, by name: what makes one from the arguments that pickle would keep of it."""
 LONG_INTEGER = 10_000
 """Bits beyond which an integer is written in hexadecimal: Python refuses to write long ones as decimals."""
 
@@ -126,6 +144,13 @@ def _feed_code(update: Callable[[bytes], None], code: types.CodeType) -> None:
             update(repr(sorted(map(repr, cast("frozenset[Any]", constant)))).encode())
         else:
             update(repr(constant).encode())
+
+
+def hash_is_a_number(value: Any) -> bool:
+    """Whether a hash depends on the value alone, in every process."""
+    if type(value) is tuple:
+        return all(map(hash_is_a_number, cast("tuple[Any, ...]", value)))
+    return type(value) in (bool, int, float) or isinstance(value, np.number)
 
 
 def digest_of(nodes: list[Node]) -> str:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import copy
+import datetime
+import decimal
 import functools
 import itertools
 import json
+import pathlib
+import random
+import re
 import weakref
+import zoneinfo
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from enum import Enum
@@ -340,3 +346,42 @@ def test_the_comparison_of_these_tests_sees_what_is_shared() -> None:
     assert differences([array, array[1:]], [np.zeros(3), np.zeros(3)[1:]]) is not None
     assert differences([{"a": 0.0}], [{"a": -0.0}]) is not None
     assert differences([array, array[1:], shared], copy.deepcopy([array, array[1:], shared])) is not None
+
+
+VALUES: tuple[Any, ...] = (
+    2 - 1j,
+    range(3, 9, 2),
+    slice(1, None, 2),
+    decimal.Decimal("1.50"),
+    datetime.date(2026, 1, 2),
+    datetime.time(1, 2, 3, 4, fold=1),
+    datetime.datetime(2026, 1, 2, 3, 4, tzinfo=datetime.timezone(datetime.timedelta(hours=1), "here"), fold=1),
+    datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC),
+    datetime.timedelta(1, 2, 3),
+    pathlib.Path("/a/../b c"),
+    re.compile("a+", re.IGNORECASE),
+    re.compile(b"a\\+"),
+    random._inst,  # type: ignore[attr-defined]
+    np.random.mtrand._rand,  # type: ignore[attr-defined]
+    NotImplemented,
+)
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_values_that_cannot_change_are_restored(value: Any) -> None:
+    environment, other = Having(), Having()
+    state, restored = EnvironmentState([environment]), EnvironmentState([other])
+    environment.value = value  # type: ignore[attr-defined]
+    restored.restore(through_a_file(state.capture()))
+    found: Any = other.value  # type: ignore[attr-defined]
+    assert (type(found), found, repr(found)) == (type(value), value, repr(value))
+    assert getattr(found, "fold", 0) == getattr(value, "fold", 0)
+    assert getattr(found, "tzinfo", None) == getattr(value, "tzinfo", None)
+
+
+def test_a_time_in_a_zone_of_a_database_cannot_be_captured() -> None:
+    environment = Having()
+    state = EnvironmentState([environment])
+    environment.moment = datetime.datetime(2026, 1, 2, tzinfo=zoneinfo.ZoneInfo("UTC"))  # type: ignore[attr-defined]
+    with pytest.raises(NotCapturable, match=r"^\.moment\[1\] is of the type zoneinfo:ZoneInfo"):
+        state.capture()
