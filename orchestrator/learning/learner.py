@@ -23,6 +23,7 @@ from orchestrator.learning.optimization import Optimization
 from orchestrator.learning.profiling import profile_path, profiled
 from orchestrator.learning.statistics import batch_statistics, loss_statistics
 from orchestrator.learning.threads import threads_for
+from orchestrator.learning.unsaved_attributes import UnsavedAttributes
 from orchestrator.policies import build_policy, check_gradients
 from orchestrator.workers.global_generators import seed_global_generators
 from orchestrator.workers.interrupt import InterruptChecks
@@ -59,6 +60,8 @@ class Learner:
         self._losses = LossSet(plan.losses)
         check_gradients(self.policy, self._losses.losses, run.policy.network)
         self._gradients = GradientCheck(self.policy, run.policy.network)
+        self._unsaved = UnsavedAttributes(self.policy, run.policy.network, self._losses.members)
+        self._looked_at_unsaved = False
         self.policy.to(self._device)
         torch.set_num_threads(config.threads or threads_for(self.policy, plan.config, plan.max_threads))
         self.arena = ParameterArena(self.policy, self._device)
@@ -163,6 +166,9 @@ class Learner:
             return (yield from self._learn_from(request))
 
     def _learn_from(self, request: LearnRequest) -> Generator[EarlyReport, None, LearnReport]:
+        if not self._looked_at_unsaved and self._plan.config.run_dir is not None:
+            self._unsaved.changed()
+            self._looked_at_unsaved = True
         began = time.monotonic()
         spans = Spans(self._plan.config.metrics.trace)
         config = self._plan.config.learning
@@ -263,7 +269,11 @@ class Learner:
             )
             self.callback("on_epoch_end", state)
             self.publish(request.publish_to)  # again, since a loss may have changed it
-        learner_state = None if request.moments_to is None else self.state(request.moments_to)
+        warnings = dict(self._gradients.warnings)
+        learner_state = None
+        if request.moments_to is not None:
+            learner_state = self.state(request.moments_to)
+            warnings |= self._unsaved.changed()
         checks()
         return LearnReport(
             loss_stats=loss_stats,
@@ -275,7 +285,7 @@ class Learner:
             spans=spans.recorded,
             learner_state=learner_state,
             longest_step=checks.longest,
-            warnings=self._gradients.warnings,
+            warnings=warnings,
         )
 
     # How.
