@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-_CUTOFF = 0.8
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 def misspelt(thing: object, base: type, names: Iterable[str]) -> Iterator[str]:
     """What is to be said of each public attribute, of `thing` or of its classes below `base`, that is probably one of
     `names` misspelt. Callbacks (`on_...`) are left out.
 
-    Not so of other words that are alike: plurals and other endings, methods where the name is that of a value and the
-    other way round, lists and the like, and names beside the one that they are near to.
+    Only of slips within a word: what makes another word, such as another or no first letter, may well be meant. Nor of
+    endings, methods where the name is that of a value and the other way round, containers, and names beside the one
+    that they are near to.
     """
     own: dict[str, Any] = {}
     for kind in reversed(type(thing).__mro__):
@@ -28,9 +24,9 @@ def misspelt(thing: object, base: type, names: Iterable[str]) -> Iterator[str]:
     for name, value in own.items():
         if name in known or name.startswith(("_", "on_")) or hasattr(base, name):
             continue
-        near = difflib.get_close_matches(name, known - own.keys(), n=1, cutoff=_CUTOFF)
-        if near and _is_meant(name, value, near[0], base):
-            yield f"there is no {name!r}; did you mean {near[0]!r}? (an attribute of your own needs another name)"
+        near = next((one for one in sorted(known - own.keys()) if _is_slip(name, one)), None)
+        if near is not None and _is_meant(name, value, near, base):
+            yield f"there is no {name!r}; did you mean {near!r}? (an attribute of your own needs another name)"
 
 
 def wrong_parameters(method: Any, *given: str) -> str | None:
@@ -45,7 +41,21 @@ def wrong_parameters(method: Any, *given: str) -> str | None:
     return None
 
 
+def _is_slip(word: str, known: str) -> bool:
+    """Whether a letter after the first is missing, one within the word is too many, two are swapped, or the underscores
+    are others."""
+    if word.replace("_", "") == known.replace("_", ""):
+        return True
+    missing = any(known[:at] + known[at + 1 :] == word for at in range(1, len(known)))
+    added = any(word[:at] + word[at + 1 :] == known for at in range(1, len(word) - 1))
+    swapped = any(word[:at] + word[at : at + 2][::-1] + word[at + 2 :] == known for at in range(len(word) - 1))
+    return missing or added or swapped
+
+
 def _is_meant(name: str, value: Any, known: str, base: type) -> bool:
-    if name.startswith(known) or name[:-1] == known[:-1] or isinstance(value, (list, dict, set)):
+    kind = getattr(base, known, None)
+    singular = f"{name}s" == known and not callable(value)
+    container = isinstance(value, Iterable) and not isinstance(value, str)
+    if singular or container or isinstance(kind, property):
         return False
-    return callable(value) == callable(getattr(base, known, None))
+    return callable(value) == callable(kind)

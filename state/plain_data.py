@@ -29,7 +29,7 @@ def encode(value: object, arrays: dict[str, NDArray[Any]], where: str = "") -> A
             return {_ARRAY: _add(arrays, value)}
         case np.generic() if not value.dtype.hasobject:
             return {_NUMBER: _add(arrays, np.asarray(value))}  # not as a Python number: these compute otherwise
-        case torch.Tensor():
+        case torch.Tensor() if value.layout is torch.strided:
             flat = value.detach().cpu().contiguous()
             stored = _add(arrays, flat.reshape(-1).view(torch.uint8).numpy())
             return {_TENSOR: stored, "dtype": str(flat.dtype).removeprefix("torch."), "shape": list(flat.shape)}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from gymnasium import spaces as gymnasium_spaces
 
 from orchestrator.environments.spaces import Space, array_specs
 from orchestrator.policies.network import Spaces
-from state.experience import FieldSpec
+from state.experience import ExperienceSpecError, FieldSpec
 
 OBSERVATION = "observation"
 RECURRENT_STATE = "recurrent_state"
@@ -19,6 +19,9 @@ FOLLOWING_OBSERVATION = "following_observation"
 FINAL_OBSERVATION = "final_observation"
 FINAL_RECURRENT_STATE = "final_recurrent_state"
 FINAL_OBSERVATIONS = "final_observations"
+
+COMPUTED = frozenset({"proximal_log_prob", "advantage", "return"})
+"""What the learner adds to each batch."""
 
 T = TypeVar("T")
 
@@ -57,6 +60,17 @@ def experience_fields(spaces: Spaces, state_size: int = 0, *, refreshes: bool = 
             fields.append(FieldSpec(FINAL_RECURRENT_STATE, (state_size,), "float32"))
         fields.append(FieldSpec(FINAL_OBSERVATIONS, (), "int32", per="segment"))
     return fields
+
+
+def check_declared(declared: Iterable[FieldSpec], own: Iterable[FieldSpec]) -> None:
+    """Raises ExperienceSpecError where losses declare a field that every minibatch has anyway."""
+    names = {one.name for one in own} | COMPUTED
+    taken = [one.name for one in declared if one.name in names]
+    if taken:
+        raise ExperienceSpecError(
+            f"a loss declares the experience fields {taken}, which every minibatch has: read minibatch[{taken[0]!r}]"
+            " without declaring it, or give what comes from the infos another name"
+        )
 
 
 def observation_field(key: str, of: str = OBSERVATION) -> str:

@@ -182,7 +182,7 @@ def parse_option(word: str) -> tuple[str, object]:
         raise ValueError(f"{word} is not KEY=VALUE")
     try:
         table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         table = {}
     if list(table) == ["value"]:
         return key, table["value"]

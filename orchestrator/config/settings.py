@@ -33,7 +33,7 @@ from orchestrator.config.annotations import (
     named,
 )
 from orchestrator.config.former_names import accepts_former_names
-from orchestrator.config.user_path import user_path
+from orchestrator.config.user_path import is_text, user_path
 
 NETWORKS = ("auto", "mlp", "cnn", "lstm")
 LOSSES = ("ppo_actor", "ppo_critic", "vtrace_actor", "vtrace_critic")
@@ -44,6 +44,7 @@ _WIDTHS = each("widths of at least 1", lambda width: width >= 1)
 _EACH_ONCE = Admits("at least one loss, and each once", lambda names: 0 < len(names) == len(set(names)))
 _NAME, _WEIGHTS = named("a name"), named("a run's folder, a checkpoint, or the URI of one")
 _PORT = Admits("0 (any free one) to 65535", lambda port: 0 <= port < 65536)
+_PATH = Admits("a path that can be written as text", lambda path: path is None or is_text(str(path)))
 _DEVICE = Admits(
     "auto, cpu, cuda, cuda:<index> or mps",
     lambda device: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device) is not None,
@@ -267,7 +268,7 @@ class TrainerConfig:
     """Agent steps to train for, over all environments."""
     seed: Seed = 1
     """Source of all randomness: weights, environments, actions, minibatches."""
-    run_dir: Annotated[Path | None, MAY_CHANGE] = None
+    run_dir: Annotated[Path | None, _PATH, MAY_CHANGE] = None
     """The run's folder; ~ is your home. None: the command makes runs/<environment>-<date-time>, a Trainer no files."""
     init_from: Annotated[str, _WEIGHTS] | None = None
     """Run, checkpoint, or the URI of either, whose policy's weights this run starts from (none: new weights)."""

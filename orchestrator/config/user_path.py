@@ -16,3 +16,11 @@ def user_path(path: str | os.PathLike[str]) -> Path:
     with contextlib.suppress(RuntimeError):
         return plain.expanduser()
     return plain
+
+
+def is_text(path: str) -> bool:
+    """Whether a path can be that of a file, and be written into one: without zero bytes and halves of characters."""
+    try:
+        return b"\0" not in path.encode()
+    except UnicodeEncodeError:
+        return False

@@ -178,7 +178,10 @@ class Learner:
         assert self._spec is not None, "prepare() comes before learn()"
         arrays = self._spec.arrays(self._slots.memory(request.experience))
         stale = request.behavior < PolicyPoint(epoch)
-        batch = read_batch(arrays, self.policy, self._device, self._plan.config, stale=stale)
+        try:
+            batch = read_batch(arrays, self.policy, self._device, self._plan.config, stale=stale)
+        except BaseException as error:
+            raise_failure(error, self._network_in(epoch))
         valid = batch["valid"]
         if request.rollout_start is not None:
             self.callback("on_rollout_start", request.rollout_start)
@@ -219,7 +222,7 @@ class Learner:
                 try:
                     evaluation = self._evaluate(draw)
                 except BaseException as error:
-                    raise_failure(error, f"the network {self._plan.config.policy.network!r} in epoch {epoch + 1}")
+                    raise_failure(error, self._network_in(epoch))
                 self._gradients.outputs(evaluation)
                 total, components = self._losses.compute(minibatch, evaluation)
                 if not done:
@@ -289,6 +292,9 @@ class Learner:
         )
 
     # How.
+
+    def _network_in(self, epoch: int) -> str:
+        return f"the network {self._plan.config.policy.network!r} in epoch {epoch + 1}"
 
     def _publish_early(self, ref: SlotRef) -> EarlyReport:
         began = time.monotonic()

@@ -23,7 +23,7 @@ from orchestrator.collection.experience_fields import (
     RECURRENT_STATE,
     observation_arrays,
 )
-from orchestrator.policies.network import Observation, copied
+from orchestrator.policies.network import Observation, copied, evaluating
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,17 +83,13 @@ def refreshed(
     goes through whole segments, from the states that were recorded at their beginnings.
     """
     steps = min(minibatch_steps, _CPU_STEPS) if batch["valid"].is_cpu else minibatch_steps
-    learns = policy.training
-    policy.eval()
-    try:
+    with evaluating(policy):
         log_prob, value, last_state = _on_batch(policy, batch, steps)
         next_value = torch.empty_like(value)
         next_value[:, :-1] = value[:, 1:]
         next_value[:, -1] = policy.value(copied(bootstraps.following), last_state)
         if len(bootstraps.cut[0]):
             next_value[bootstraps.cut] = policy.value(copied(bootstraps.final), bootstraps.state)
-    finally:
-        policy.train(learns)
     next_value.masked_fill_(batch["terminated"] | ~batch["valid"], 0.0)
     return {"proximal_log_prob": log_prob, "value": value, "next_value": next_value}
 

@@ -97,8 +97,13 @@ class PolicyVersions:
 
     def needed_after(self, epochs: int) -> list[PolicyPoint]:
         """What is older than the version after so many epochs, and further ones are collected with."""
-        later = {self.of_epoch(epochs + index) for index in range(math.ceil(self._staleness))}
-        return sorted(point for point in later & self._slots.keys() if point < PolicyPoint(epochs))
+        older = sorted(point for point in self._slots if point < PolicyPoint(epochs))
+        last = math.ceil(self._staleness)  # epochs after its version is what a policy serves at the latest
+        return [
+            point
+            for point in older
+            if any(self.of_epoch(max(epochs, point.version + after)) == point for after in (last - 1, last))
+        ]
 
     def forget(self, before: PolicyPoint) -> None:
         """Release those before one that no further epoch is collected with, but never the newest."""

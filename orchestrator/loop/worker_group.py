@@ -15,7 +15,7 @@ import anyio
 
 from orchestrator.checks.configuration import check_minibatches
 from orchestrator.collection.collector import CollectorPlan, CollectReport
-from orchestrator.collection.experience_fields import experience_fields
+from orchestrator.collection.experience_fields import check_declared, experience_fields
 from orchestrator.collection.service import CollectorService, CollectRequest
 from orchestrator.learning.learner import Learner
 from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
@@ -126,16 +126,10 @@ class WorkerGroup:
         self.description = await self._ask(self._learner, "describe")
         if self.description.recurrent_state_size:
             check_minibatches(config, ["the policy is recurrent"])
-        self.spec = ExperienceSpec.merge(
-            config.collection.num_environments,
-            config.collection.horizon,
-            {
-                "the environment and the policy": experience_fields(
-                    self.spaces, self.description.recurrent_state_size, refreshes=config.refreshes
-                ),
-                "the losses": self.description.fields,
-            },
-        )
+        size = config.collection.num_environments, config.collection.horizon
+        own = experience_fields(self.spaces, self.description.recurrent_state_size, refreshes=config.refreshes)
+        check_declared(self.description.fields, own)
+        self.spec = ExperienceSpec.merge(*size, {"the run": own, "the losses": self.description.fields})
         await self._ask(self._learner, "prepare", self.spec)
         for collector in self._collectors:
             await self._ask(collector.worker, "prepare", self.spec)

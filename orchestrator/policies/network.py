@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
-from torch import Tensor
+from torch import Tensor, nn
 
 from orchestrator.policies.distributions import distribution_for
 from state.error import OrchestratorError
@@ -27,6 +29,18 @@ def one_step(observation: Observation) -> Observation:
     if isinstance(observation, dict):
         return {key: tensor[:, None] for key, tensor in observation.items()}
     return observation[:, None]
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Generator[None]:
+    """The network in evaluation mode; afterwards each of its modules is in the mode that it was in."""
+    learning = [module for module in network.modules() if module.training]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module in learning:
+            module.training = True
 
 
 class NetworkError(OrchestratorError, ValueError):

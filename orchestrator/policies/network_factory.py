@@ -17,7 +17,7 @@ from orchestrator.config.own_code import OwnCodeError, import_function, place_of
 from orchestrator.policies.cnn import CNN, has_images
 from orchestrator.policies.lstm import LSTM
 from orchestrator.policies.mlp import MLP
-from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces
+from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces, evaluating
 from state.module_tensors import named_tensors, tensor_places
 from state.policy_snapshot import PolicyLayout
 from state.user_code import described, is_signal
@@ -81,16 +81,12 @@ def check_network(network: nn.Module, spaces: Spaces, name: str) -> None:
     state_size: object = getattr(network, "state_size", None)
     if state_size is not None and not (isinstance(state_size, int) and state_size > 0):
         raise NetworkError(f"the state_size of the network {name!r} is {state_size!r}, expected an int of at least 1")
-    was_training = network.training
-    network.eval()  # a layer with running statistics must not take the zeros for data
-    try:
-        with torch.no_grad(), _buffers_kept(network):
-            if isinstance(state_size, int):
-                _check_recurrent(network, spaces, name, state_size)
-            else:
-                _check_feed_forward(network, spaces, name)
-    finally:
-        network.train(was_training)
+    # A layer with running statistics must not take the zeros for data.
+    with evaluating(network), torch.no_grad(), _buffers_kept(network):
+        if isinstance(state_size, int):
+            _check_recurrent(network, spaces, name, state_size)
+        else:
+            _check_feed_forward(network, spaces, name)
     _check_tensors(network, name)
 
 
@@ -135,14 +131,14 @@ def _check_layout(network: nn.Module, name: str) -> None:
 
 def _check_hidden(network: nn.Module, name: str) -> None:
     """Raises NetworkError for modules and parameters in plain lists and the like, which torch does not see."""
-    known = {id(module) for module in network.modules()} | {id(parameter) for parameter in network.parameters()}
+    known = {id(parameter) for parameter in network.parameters()}
     for path, module in network.named_modules():
         for key, value in vars(module).items():
             if key in _OF_TORCH:
                 continue
             for hidden in _inside(value):
                 parameters = hidden.parameters() if isinstance(hidden, nn.Module) else [hidden]
-                if id(hidden) not in known and any(parameter.requires_grad for parameter in parameters):
+                if any(parameter.requires_grad and id(parameter) not in known for parameter in parameters):
                     attribute = f"{path}.{key}".removeprefix(".")
                     kind = "Module" if isinstance(hidden, nn.Module) else "Parameter"
                     raise NetworkError(

@@ -4,6 +4,7 @@ start with what was probably meant."""
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -78,6 +79,17 @@ def test_a_loss_whose_compute_takes_other_arguments_is_refused() -> None:
 
 def test_names_of_ones_own_that_are_only_alike_are_no_mistakes() -> None:
     own = {"names": ["a"], "saved": 0, "save": lambda self: None, "runs": 1, "weights": 2, "state": 3, "events": 4}
+    own |= {
+        "train": True,
+        "rain": 1,
+        "very": 1,
+        "tries": 0,
+        "never": 0,
+        "max_age": 3.0,
+        "entries": deque(),
+        "saves_": (),
+    }
+    own |= {"source": nothing, "stack": lambda self, x: x, "content": "", "delivered": 0, "transit": 1}
     Trainer(small_config(), hooks=[hook(**own)], losses=losses_with(callback(**own)))
 
 

@@ -122,6 +122,34 @@ class Layers(Shared):
         self.more = more
 
 
+class Tied(Shared):
+    """With a table of modules whose parameters are all attributes, too."""
+
+    def __init__(self, spaces: Spaces) -> None:
+        super().__init__(spaces)
+        self.heads = {"all": nn.Sequential(self.layer, nn.Identity())}
+
+
+class WithBackbone(Shared):
+    """With a part that its constructor has put into evaluation mode."""
+
+    def __init__(self, spaces: Spaces) -> None:
+        super().__init__(spaces)
+        self.backbone = nn.BatchNorm1d(4).requires_grad_(False).eval()
+
+    def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        assert not self.backbone.training
+        assert isinstance(observation, Tensor)
+        return super().forward(self.backbone(observation))
+
+
+@pytest.mark.parametrize("network", ["Tied", "WithBackbone"])
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_what_is_rightly_of_a_networks_own_stays_as_it_is(network: str, staleness: int) -> None:
+    final = anyio.run(Trainer(small_config(epochs=4, staleness=staleness, policy=own(network))).run)
+    assert final.epoch >= 4
+
+
 HIDDEN: dict[str, tuple[Any, str]] = {
     "list": (lambda: [nn.Linear(4, 4)], "more .* is a list with a Linear in it.*make it nn.ModuleList"),
     "tuple": (lambda: (nn.Linear(4, 4),), "more .* is a tuple with a Linear in it.*make it nn.ModuleList"),

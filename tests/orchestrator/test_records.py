@@ -12,7 +12,7 @@ import pytest
 
 from losses import Loss, ppo_losses
 from orchestrator import EvaluationConfig, Hook, LearningConfig, PolicyConfig, Trainer, TrainerConfig
-from state import TrainerState
+from state import ExperienceSpecError, TrainerState
 from tests.orchestrator.careless import Asking, Overwriting, OverwritingEvaluation
 from tests.orchestrator.training import small_config
 
@@ -128,6 +128,12 @@ def test_a_network_may_change_its_input_while_acting_learning_and_being_evaluate
         )
 
     assert_same(run(""), run("_careless"))
+
+
+@pytest.mark.parametrize("field", ["advantage", "proximal_log_prob", "reward", "observation"])
+def test_a_loss_cannot_ask_for_a_field_that_every_minibatch_has(field: str) -> None:
+    with pytest.raises(ExperienceSpecError, match=rf"declares the experience fields \['{field}'\].*without declaring"):
+        trained(config_with(False), (*ppo_losses(), Asking(field)))
 
 
 @pytest.mark.parametrize("learning", [{}, {"shuffle": "segments", "priority_exponent": 1.0}])

@@ -145,6 +145,8 @@ def test_gradients_may_be_left_unclipped() -> None:
         ("seed", "1", "a whole number"),
         ("seed", 1.0, "a whole number"),
         ("run_dir", 7, "a path or nothing"),
+        ("run_dir", Path("runs/a\0b"), "a path that can be written as text"),
+        ("run_dir", Path("runs/\ud800"), "a path that can be written as text"),
         ("learning.nonfinite", "ignore", "one of fail, skip"),
         ("learning.threads", True, "a whole number or nothing"),
         ("policy.hidden_sizes", [64], "a tuple of whole numbers"),

@@ -12,7 +12,9 @@ import torch
 
 from orchestrator import CollectionConfig, LearningConfig, PolicyConfig, Trainer, TrainerConfig
 from orchestrator.learning.refresh import Bootstraps, refreshed
+from orchestrator.policies import Observation
 from tests.orchestrator.collection.test_collector import KINDS, SAME_STEP, SERIAL, Run
+from tests.small_networks import Shared
 
 CPU = torch.device("cpu")
 REFRESHED = {"proximal_log_prob": "log_prob", "value": "value", "next_value": "next_value"}
@@ -101,3 +103,22 @@ def test_without_staleness_nothing_is_evaluated_anew() -> None:
     assert all("behavior_kl" not in one for one in statistics)
     without = replace(taking_turns, learning=replace(CONFIG.learning, refresh=False))
     assert final_statistics(without) == statistics
+
+
+class FailsOnBatches(Shared):
+    def forward(self, observation: Observation) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.training and not torch.is_inference_mode_enabled() and len(self.observed(observation)) >= 16:
+            raise ValueError("too many")
+        return super().forward(observation)
+
+    def observed(self, observation: Observation) -> torch.Tensor:
+        assert isinstance(observation, torch.Tensor)
+        return observation
+
+
+def test_a_network_that_fails_then_is_named_with_the_epoch() -> None:
+    name = f"{__name__}:FailsOnBatches"
+    config = replace(CONFIG, environment="CartPole-v1", policy=PolicyConfig(network=name))
+    with pytest.raises(ValueError, match="too many") as caught:
+        anyio.run(Trainer(config).run)
+    assert f"raised by the network '{name}' in epoch 2" in "".join(caught.value.__notes__)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
+import anyio
 import pytest
 
+from orchestrator import Trainer
 from orchestrator.loop.policy_versions import WHOLE_EPOCHS, behavior_of
 from state.policy_point import PolicyPoint
+from tests.orchestrator.training import small_config
 
 LATER = WHOLE_EPOCHS + 4
 
@@ -40,3 +44,11 @@ def test_a_newer_policy_is_greater() -> None:
     points = [PolicyPoint(3), PolicyPoint(3, 1), PolicyPoint(3, 12), PolicyPoint(4)]
     assert all(older < newer for older, newer in pairwise(points))
     assert [str(point) for point in points] == ["3", "3+1", "3+12", "4"]
+
+
+@pytest.mark.anyio
+async def test_a_staleness_beyond_any_run_costs_nothing(tmp_path: Path) -> None:
+    with anyio.fail_after(100):
+        final = await Trainer(small_config(staleness=10**12, run_dir=tmp_path / "run")).run()
+    assert final.experience is not None
+    assert final.experience.policy_version == 0
