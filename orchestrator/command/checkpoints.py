@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -17,10 +18,11 @@ from orchestrator.checkpoints.find import as_address, find_checkpoint, folders_o
 from orchestrator.checkpoints.folder import CheckpointFolder
 from orchestrator.checkpoints.manifest import MANIFEST, POLICY, CheckpointError
 from orchestrator.checkpoints.retention import KeepAny, KeepBest, KeepEvery, KeepLast, Retention
+from orchestrator.config.error import nearest
 from orchestrator.config.user_path import user_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from orchestrator.checkpoints.remote import RemoteCheckpoints
 
@@ -145,9 +147,13 @@ def _prune(command: Prune) -> int:
         if command.best_metric is None:
             raise CheckpointError("--keep-best needs --best-metric, the name of a metric of the manifests")
         rules.append(KeepBest(command.keep_best, command.best_metric, command.best_mode))
+    elif command.best_metric is not None:
+        raise CheckpointError(f"--best-metric {command.best_metric} needs --keep-best, how many of the best to keep")
     if command.keep_every:
         rules.append(KeepEvery(command.keep_every))
     found = _place(command.where)
+    if command.best_metric is not None:
+        _check_metric(command.best_metric, found.metrics(), command.where)
     deleted = found.prune(KeepAny(tuple(rules)), dry_run=command.dry_run)
     kept = [name for name in found.names if name not in deleted]
     deletion = "would be deleted" if command.dry_run else "deleted"
@@ -155,6 +161,15 @@ def _prune(command: Prune) -> int:
         print(f"{name}: {deletion if name in deleted else 'kept'}")
     print(f"{len(deleted)} {deletion}, {len(kept)} kept")
     return found.report()
+
+
+def _check_metric(name: str, known: Collection[str], where: str) -> None:
+    """Raises CheckpointError for a metric that would keep no checkpoint, whichever are the best."""
+    if name not in known:
+        cure = nearest(name, sorted(known)) if known else "leave out --keep-best: they have no metrics"
+        raise CheckpointError(
+            f"--best-metric {name}: no checkpoint of {where} has this metric; nothing was deleted; {cure}"
+        )
 
 
 def _export(command: Export) -> int:
@@ -208,6 +223,15 @@ class _Place:
             checkpoint.verify()
         else:
             self._folder.verify(checkpoint.path.name)
+
+    def metrics(self) -> set[str]:
+        """The names of all numbers that rank a checkpoint, of those that can be read."""
+        names: set[str] = set()
+        for name in self.names:
+            with suppress(CheckpointError):  # pruning passes it over as well
+                metrics = self._open(name).metrics
+                names |= {metric for metric, value in metrics.items() if isinstance(value, (int, float))}
+        return names
 
     def prune(self, retention: Retention, *, dry_run: bool) -> list[str]:
         if self._one:

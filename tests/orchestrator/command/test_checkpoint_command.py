@@ -97,6 +97,21 @@ def test_prune_deletes_what_no_rule_keeps(where: str, capsys: pytest.CaptureFixt
     assert [line[:8] for line in capsys.readouterr().out.splitlines()] == ["00000001", "00000003"]
 
 
+@pytest.mark.parametrize("also", [[], ["--dry-run"], ["--keep-every", "2"]])
+def test_prune_deletes_nothing_for_a_metric_that_no_checkpoint_has(
+    where: str, also: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = ["--keep", "1", "--keep-best", "1", "--best-metric", "retrun", *also]
+    assert run(["checkpoints", "prune", where, *rules]) == 2
+    error = capsys.readouterr().err
+    assert "no checkpoint of" in error
+    assert "did you mean return?" in error
+    assert run(["checkpoints", "prune", where, "--keep", "1", "--best-metric", "return", *also]) == 2
+    assert "--best-metric return needs --keep-best" in capsys.readouterr().err
+    assert run(["checkpoints", "list", where]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 def test_prune_never_deletes_the_newest_valid_one(
     where: str, folder: CheckpointFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
