@@ -17,10 +17,10 @@ from losses import LearnerCallback
 if TYPE_CHECKING:
     from orchestrator.policies import Policy
 
-_LARGEST = 2**24
-"""Bytes of a tensor or array beyond which it is not looked at."""
-_MOST = 1000
-"""Parts of an attribute beyond which it is not looked at."""
+_LARGEST = 2**22
+"""Bytes of an attribute beyond which it is not looked at; about 10 ms."""
+_PART = 2**12
+"""Bytes that each part of a container counts for besides its tensors and arrays, since a look at it takes as long."""
 _DEEPEST = 20
 _SHOWN = 5
 
@@ -72,13 +72,13 @@ class UnsavedAttributes:
     def _mark(self, value: object) -> bytes | None:
         """Equal for equal values; None for None, and for what is not looked at."""
         digest = hashlib.sha256()
-        if value is None or not self._feed(digest.update, value, [_MOST]):
+        if value is None or not self._feed(digest.update, value, [_LARGEST]):
             return None
         return digest.digest()
 
     def _feed(self, update: Callable[[bytes], None], value: Any, left: list[int], depth: int = 0) -> bool:
         """Whether all of a value is plain."""
-        left[0] -= 1
+        left[0] -= _PART + (value.nbytes if isinstance(value, np.ndarray) else 0)
         if left[0] < 0 or depth > _DEEPEST:
             return False
         match value:
@@ -90,13 +90,12 @@ class UnsavedAttributes:
                 return True
             case Tensor():
                 # What needs gradients is a parameter, or an output that was kept for a loss.
-                if value.requires_grad or value.layout is not torch.strided or value.is_meta or value.nbytes > _LARGEST:
+                if value.requires_grad or value.layout is not torch.strided or value.is_meta or value.nbytes > left[0]:
                     return False
-                return self._feed(
-                    update, value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), left, depth + 1
-                )
+                memory = value.cpu().contiguous().reshape(-1).view(torch.uint8)
+                return self._feed(update, memory.numpy(), left, depth + 1)
             case np.ndarray() | np.generic():
-                if value.dtype.hasobject or value.nbytes > _LARGEST:
+                if value.dtype.hasobject:
                     return False
                 update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
                 return True
@@ -111,15 +110,15 @@ class UnsavedAttributes:
                 return id(value) not in self._saved and self._feed(update, dict(value.state_dict()), left, depth + 1)
             case dict():
                 update(b"{")
-                parts = cast("dict[object, object]", value)
-                return all(self._feed(update, part, left, depth + 1) for pair in parts.items() for part in pair)
+                pairs = cast("dict[object, object]", value).items()
+                return all(self._feed(update, part, left, depth + 1) for pair in pairs for part in pair)
             case list() | tuple() | deque():
                 update(b"[")
                 items = cast("Sequence[object]", value)
                 return all(self._feed(update, item, left, depth + 1) for item in items)
             case set() | frozenset():
-                update(repr(sorted(map(repr, cast("set[object]", value)))).encode())
-                return True
+                parts = cast("set[object]", value)
+                return len(parts) * _PART <= left[0] and self._feed(update, sorted(map(repr, parts)), left, depth + 1)
             case _:
                 return False
 

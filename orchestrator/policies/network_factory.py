@@ -182,7 +182,7 @@ def _check_tensors(network: nn.Module, name: str) -> None:
         f"{path}.{key}".removeprefix("."): value
         for path, module in network.named_modules()
         for key, value in vars(module).items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta  # others share nothing
     }
     spans = sorted((*_span(tensor), path) for path, tensor in {**attributes, **tensors}.items() if tensor.numel())
     for (_, end, path), (begin, _, other) in pairwise(spans):

@@ -88,6 +88,8 @@ def hook(self: Any, given: Tensor) -> None:
     self.layer.register_forward_hook(lambda *_: None)
 
 
+CYCLE: list[Any] = []
+CYCLE.append(CYCLE)
 CHANGES: dict[str, tuple[dict[str, Any], Any, str | None]] = {
     "a number": ({"calls": 0}, count, "calls"),
     "a tensor": ({"mean": torch.zeros(())}, average, "mean"),
@@ -97,7 +99,13 @@ CHANGES: dict[str, tuple[dict[str, Any], Any, str | None]] = {
     "a generator of Python": ({"random": random.Random(3)}, draw, "random"),
     "a setting of a layer": ({}, schedule, "rest.p"),
     "from the second time on": ({}, draw_late, "late"),
+    "in a set": ({"places": {0}}, lambda self, _: self.places.add(len(self.places)), "places"),
     "nothing": ({"names": ["a"]}, lambda *_: None, None),
+    "what is not looked at": (
+        {"sparse": torch.eye(2).to_sparse(), "meta": torch.empty(2, device="meta"), "cycle": CYCLE},
+        lambda *_: None,
+        None,
+    ),
     "a buffer": ({}, buffer, None),
     "made when needed": ({"mask": None}, lazily, None),
     "an output": ({"features": None}, keep_output, None),
