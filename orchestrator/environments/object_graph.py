@@ -59,6 +59,7 @@ class ObjectGraph:
         self._paths: list[Path] = []
         self._done = 0
         self._memory: list[tuple[int, int, Path]] = []
+        self._attributes: dict[int, Path] = {}
 
     def add(self, value: object, path: Path) -> Any:
         """What stands for `value`: itself where it is a scalar, else a reference to its node.
@@ -84,13 +85,17 @@ class ObjectGraph:
 
     def check_memory(self) -> None:
         """Raises NotCapturable where an array and a tensor, say, share memory without the one being made of the
-        other."""
+        other, or where the attributes of an object are held as a dict elsewhere."""
         end, last = 0, cast("Path", "")
         for begin, stop, path in sorted(self._memory, key=lambda entry: entry[:2]):
             if begin < end:
                 raise NotCapturable(f"{text_of(path)} and {text_of(last)} share memory")
             if stop > end:
                 end, last = stop, path
+
+        for key, path in self._attributes.items():
+            if key in self._index:
+                raise NotCapturable(f"the __dict__ of {text_of(path)} is held somewhere else, too")
 
     def digest(self) -> str:
         """Equal for equal graphs."""
@@ -126,6 +131,11 @@ class ObjectGraph:
             "names": list(values),
             "values": [self.reference(value, (path, f".{name}")) for name, value in values.items()],
         }
+
+    def note_attributes(self, value: object, path: Path) -> None:
+        """An object's `__dict__` is its own."""
+        if hasattr(value, "__dict__"):
+            self._attributes[id(vars(value))] = path
 
     def note_memory(self, begin: int, size: int, path: Path) -> None:
         """`size` bytes from the address `begin` belong to an object."""

@@ -52,6 +52,8 @@ class Graph(Protocol):
 
     def named(self, values: Mapping[str, Any], path: Path) -> Node: ...
 
+    def note_attributes(self, value: object, path: Path) -> None: ...
+
     def note_memory(self, begin: int, size: int, path: Path) -> None: ...
 
 
@@ -317,7 +319,7 @@ def _function(graph: Graph, value: types.FunctionType, path: Path) -> Node:
         "cells": graph.items(value.__closure__ or (), (path, ".__closure__")),
         "defaults": graph.reference(value.__defaults__, (path, ".__defaults__")),
         "keyword_defaults": graph.reference(value.__kwdefaults__, (path, ".__kwdefaults__")),
-        "attributes": graph.reference(vars(value), (path, ".__dict__")) if vars(value) else None,
+        **graph.named(vars(value), path),
     }
 
 
@@ -353,6 +355,7 @@ def _instance(graph: Graph, value: Any, path: Path) -> Node:
         )
     of = _class_of(graph, kind, (path, ".__class__"))
     attributes = attributes_of(value)
+    graph.note_attributes(value, path)
     if isinstance(value, Space) and not graph.generators:
         attributes["_np_random"] = None  # which it may get only later
     return {KIND: "instance", "class": of, **graph.named(attributes, path)}

@@ -309,10 +309,9 @@ def _fill_cell(restoration: Restoration, value: types.CellType, node: Node) -> N
 def _fill_function(restoration: Restoration, value: types.FunctionType, node: Node) -> None:
     value.__defaults__ = restoration.value(node["defaults"])
     value.__kwdefaults__ = restoration.value(node["keyword_defaults"])
-    attributes = restoration.value(node["attributes"])
-    if attributes is not None:
+    if "names" in node:  # checkpoints of earlier releases have not
         vars(value).clear()
-        vars(value).update(attributes)
+        vars(value).update(restoration.named(node))
 
 
 _WITH_METHODS = (

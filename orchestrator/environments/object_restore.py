@@ -115,17 +115,10 @@ def _same_kind(node: Node, current: Node) -> bool:
 
 def _links(node: Node) -> dict[Any, Any]:
     """What a node refers to, by the place that it has there."""
-    if "names" in node:
-        bases = enumerate(node.get("bases", ()))
-        return (
-            dict(zip(node["names"], node["values"], strict=True))
-            | {0: node.get("class")}
-            | {-1 - place: base for place, base in bases}
-        )
-    if "keys" in node:
-        pairs = zip(node["keys"], node["values"], strict=True)
-        return {key: value for key, value in pairs if not isinstance(key, dict)}
-    if "items" in node:
-        return dict(enumerate(node["items"]))
-    cells: dict[Any, Any] = dict(enumerate(node.get("cells", ())))
-    return cells | {name: value for name, value in node.items() if isinstance(value, dict)}
+    links: dict[Any, Any] = {name: value for name, value in node.items() if isinstance(value, dict)}
+    for several in ("items", "cells", "bases"):
+        links |= {(several, place): value for place, value in enumerate(node.get(several, ()))}
+    for of, names in (("attributes", "names"), ("values", "keys")):
+        pairs = zip(node.get(names, ()), node["values"], strict=True) if names in node else ()
+        links |= {(of, name): value for name, value in pairs if not isinstance(name, dict)}
+    return links

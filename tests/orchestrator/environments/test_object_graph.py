@@ -367,7 +367,7 @@ VALUES: tuple[Any, ...] = (
 )
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_values_that_cannot_change_are_restored(value: Any) -> None:
     environment, other = Having(), Having()
     state, restored = EnvironmentState([environment]), EnvironmentState([other])

@@ -312,6 +312,21 @@ def kind():
         (_FACTORIES + "class Of(kind()): pass", "value = Of().twice"),
         (_FACTORIES + "class Of:\n    up = counted(counted(lambda self: 0))", "value = Of().up()"),
         (_FACTORIES + "class Of:\n    up = property(counted(lambda self: 0))", "value = Of().up"),
+        (
+            "def counted(function):\n"
+            "    @functools.wraps(function)\n"
+            "    def wrapper():\n"
+            "        wrapper.calls += 1\n"
+            "        return function()\n"
+            "    wrapper.calls = 0\n"
+            "    return wrapper",
+            "self.f = getattr(self, 'f', None) or counted(lambda: 1); self.f(); value = self.f.calls",
+        ),
+        (
+            "",
+            "self.f = getattr(self, 'f', None) or (lambda: 0); self.f.n = [getattr(self.f, 'n', [0])[0] + 1];"
+            " value = self.f.n[0]",
+        ),
         ("class Named:\n    n = 0", "self.of = globals()['Na' + 'med']; self.of.n += 1; value = self.of.n"),
     ],
 )
@@ -327,6 +342,7 @@ async def test_classes_and_functions_made_at_run_time_go_on_bit_for_bit(
     ("variables", "statement", "named"),
     [
         ("LOCAL = threading.local()", "value = LOCAL.n = getattr(LOCAL, 'n', 0) + 1", "world_with_globals:LOCAL"),
+        ("", "self.me = vars(self); self.me['n'] = self.me.get('n', 0) + 1; value = self.n", "the __dict__ of"),
         ("C = ctypes.c_int(0)", "C.value += 1; value = C.value", "world_with_globals:C"),
         ("V = contextvars.ContextVar('V', default=0)", "V.set(V.get() + 1); value = V.get()", "world_with_globals:V"),
         ("@functools.lru_cache\ndef kept(k): return random.random()", "value = kept(self.steps)", "kept"),
