@@ -68,6 +68,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_last_line_says_which_checkpoints_are_not_in_the_store_and_why(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    store = (tmp_path / "file" / "store").as_uri()
+    steps = ["--total-agent-steps", 1024, *SMALL]
+    result = run("train", "--run-dir", tmp_path / "first", *steps, "--checkpoints.upload", store)
+    assert result.returncode == 0, result.stderr
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith(f"0 of 1 checkpoint was copied to {store}/first: ")
+    assert "Not a directory" in last
+    assert str(tmp_path / "first" / "checkpoints") in last
+
+
 def test_a_run_leaves_its_configuration_metrics_and_a_checkpoint(trained: Path) -> None:
     assert 'environment = "CartPole-v1"' in (trained / "config.toml").read_text()
     lines = records(trained)

@@ -14,15 +14,20 @@ import anyio
 from orchestrator.command.checkpoint_signal import ignore_while_nothing_runs
 from orchestrator.hooks.included.progress import ProgressHook, progress
 from orchestrator.hooks.included.terminal import say
+from orchestrator.hooks.included.upload import UploadHook
+from orchestrator.hooks.included.wandb_artifacts import WandbCheckpointHook
 from orchestrator.hooks.runner import HookFailed
 from orchestrator.loop.patience import WorkerHangs
 from orchestrator.run import parts_of
 from orchestrator.trainer import Trainer, only_error
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anyio.abc import TaskGroup
 
     from orchestrator.config.settings import TrainerConfig
+    from orchestrator.hooks.hook import Hook
     from orchestrator.run import Run
     from orchestrator.snapshots.resume import ResumeSource
     from state.trainer_state import TrainerState
@@ -73,7 +78,7 @@ async def _run(config: TrainerConfig, resume: ResumeSource | None) -> int:
     if error is not None and not hangs_at_the_start:  # outside of the handler, which would change its cause
         raise error
     if final is not None and mode != "off":
-        _summarize(config, final)
+        _summarize(config, final, trainer.hooks)
     return 128 + received[0] if received else 0
 
 
@@ -115,7 +120,7 @@ def _exit_late(run: Run, number: int) -> None:
     os._exit(128 + number)
 
 
-def _summarize(config: TrainerConfig, state: TrainerState) -> None:
+def _summarize(config: TrainerConfig, state: TrainerState, hooks: Sequence[Hook]) -> None:
     shown = progress(state, config.total_agent_steps)
     returns = shown["return"]
     lines = [
@@ -128,4 +133,8 @@ def _summarize(config: TrainerConfig, state: TrainerState) -> None:
             lines.append(f"evaluate it with: orchestrator eval {config.run_dir}")
     else:
         lines.append("no checkpoint was written")
+    for hook in hooks:
+        problem = hook.copies.problem() if isinstance(hook, (UploadHook, WandbCheckpointHook)) else None
+        if problem is not None:
+            lines.append(f"{problem}; those of the run are in {config.run_dir}/checkpoints")
     say("\n".join(lines), sys.stdout)

@@ -10,6 +10,7 @@ from orchestrator.checkpoints import CheckpointError, StoreUnavailable
 from orchestrator.checkpoints.find import local_path
 from orchestrator.hooks.function_thread import FunctionThread
 from orchestrator.hooks.hook import Hook, StateUpdate
+from orchestrator.hooks.included.copies import Copies
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -37,12 +38,14 @@ class UploadHook(Hook):
         self._folder = folder
         self._address = address
         self._thread = FunctionThread("upload of checkpoints")
+        self.copies = Copies(address)
         self._failed: Path | None = None
         """The newest checkpoint, if it could not be copied."""
 
     @asynccontextmanager
     async def resources(self) -> AsyncGenerator[None]:
         self._failed = None
+        self.copies.begin()
         self._copying = _Copying(self._folder, self._address)
         try:
             yield
@@ -62,7 +65,8 @@ class UploadHook(Hook):
 
     async def _copy(self, path: Path) -> StateUpdate | None:
         self._failed = path
-        address = await self._thread.call(self._copying.copy, path)
+        with self.copies.copying(path):
+            address = await self._thread.call(self._copying.copy, path)
         self._failed = None
         return None if address is None else StateUpdate(latest_checkpoint_uri=address)
 

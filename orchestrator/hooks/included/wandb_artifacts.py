@@ -12,6 +12,7 @@ from orchestrator.checkpoints.locks import hold
 from orchestrator.checkpoints.manifest import MANIFEST
 from orchestrator.hooks.function_thread import FunctionThread
 from orchestrator.hooks.hook import Hook, StateUpdate
+from orchestrator.hooks.included.copies import Copies
 from orchestrator.metrics.sink import RunInfo
 from orchestrator.metrics.wandb import Wandb
 
@@ -41,12 +42,14 @@ class WandbCheckpointHook(Hook):
             name, job = folder.parent.name, "train"
             wandb = Wandb(project=wandb, mode=None, joins_active=True, name=name, job_type=job, settings=_NOTHING_ELSE)
         self._wandb = wandb
+        self.copies = Copies("Weights & Biases")
         self._settings = dict(settings or {})
         self._first_epoch = 0
         self._thread = FunctionThread("upload of artifacts")
 
     @asynccontextmanager
     async def resources(self) -> AsyncGenerator[None]:
+        self.copies.begin()
         self._wandb.hold(self)
         try:
             yield
@@ -63,7 +66,8 @@ class WandbCheckpointHook(Hook):
         path = local_path(state.latest_checkpoint_uri, self._folder)
         if path is None:
             return None
-        return StateUpdate(latest_wandb_uri=await self._thread.call(self._upload, path))
+        with self.copies.copying(path):
+            return StateUpdate(latest_wandb_uri=await self._thread.call(self._upload, path))
 
     def _upload(self, path: Path) -> str:
         import wandb

@@ -108,6 +108,39 @@ async def test_a_dead_store_costs_an_error_in_the_log_and_nothing_else(
     assert "TOP-SECRET" not in caplog.text
 
 
+@pytest.mark.parametrize("kind", [UploadHook, WandbCheckpointHook])
+async def test_it_is_known_how_many_checkpoints_were_not_copied_and_why(
+    kind: type[UploadHook | WandbCheckpointHook], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {"00000001", "00000002"}
+
+    def copy(self: object, path: Path) -> str:
+        if path.name in broken:
+            raise ConnectionError(f"no way to {path.name}")
+        return f"memory://elsewhere/{path.name}"
+
+    monkeypatch.setattr("orchestrator.hooks.included.upload._Copying.copy", copy)
+    monkeypatch.setattr(WandbCheckpointHook, "_upload", copy)
+    folder = CheckpointFolder(tmp_path / "run" / "checkpoints")
+    hook = kind(folder.path, "project")
+    saver = Saver(folder)
+    for newest in (1, 2, 3, 4):
+        async with running(saver, hook) as engine:
+            for epoch in range(1, newest + 1):
+                await publish_epochs(engine, epoch)
+                await engine.drain(20)
+        problem = hook.copies.problem()
+        assert problem is not None
+        count = f"{max(0, newest - 2)} of {newest} checkpoint{' was' if newest == 1 else 's were'} copied"
+        assert problem == f"{count} to {hook.copies.place}: no way to {min(newest, 2):08d}"
+        shutil.rmtree(folder.path)
+    broken.clear()
+    async with running(saver, hook) as engine:
+        await publish_epochs(engine, 1)
+        await engine.drain(20)
+    assert hook.copies.problem() is None, "of an earlier run"
+
+
 async def test_behind_a_slow_store_the_newest_wins_and_what_is_being_copied_is_not_deleted(
     address: str, server: ObjectStoreServer, tmp_path: Path
 ) -> None:
