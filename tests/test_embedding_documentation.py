@@ -30,7 +30,7 @@ def documented() -> dict[str, Any]:
 def test_the_reference_of_a_run_has_all_that_a_run_offers() -> None:
     named = {name for row in re.findall(r"^\| (`.*?) \|", TEXT, re.MULTILINE) for name in re.findall(r"`(\w+)", row)}
     for_hooks = TEXT.split("What else it has")[1].split("\n\n")[0]
-    named |= {name for name in re.findall(r"`(\w+)`", for_hooks)}
+    named |= set(re.findall(r"`(\w+)`", for_hooks))
     attributes = {"run_id", "run_dir", "config"}
     assert named == {name for name in dir(Run) if not name.startswith("_")} | attributes
 

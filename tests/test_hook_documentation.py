@@ -137,7 +137,7 @@ async def test_learning_rate_control_answers_to_the_size_of_the_steps(documented
 
 async def test_the_best_checkpoint_is_kept_and_matches_its_score(documented: dict[str, Any], tmp_path: Path) -> None:
     best = tmp_path / "best one"
-    hook = documented["KeepBest"](best)
+    hook = documented["CopyBest"](best)
     saver = AtEpochEnd("saver", act=lambda state: StateUpdate(latest_checkpoint_uri=save(tmp_path, state.epoch)))
 
     def evaluation_of_the_epoch_before(state: TrainerState) -> StateUpdate | None:
@@ -154,7 +154,7 @@ async def test_the_best_checkpoint_is_kept_and_matches_its_score(documented: dic
             assert await engine.drain(DEADLINE) == ()
             if best.exists():
                 kept.append((best / "epoch").read_text())
-        assert engine.statistics().hooks["keep_best"].failed == 0
+        assert engine.statistics().hooks["copy_best"].failed == 0
         results = engine.fold(TrainerState()).results
         assert results is not None
         assert results["best"].value == {"score": 31.0, "policy_version": 5}
@@ -235,11 +235,11 @@ async def test_all_documented_hooks_work_in_a_training(
     with chat(failures=1) as (url, received), caplog.at_level(logging.WARNING):
         webhook = documented["Webhook"](url, every=2)
         webhook.backoff = 0.0
-        keep_best, early_stop = documented["KeepBest"](tmp_path / "best"), documented["EarlyStop"](patience=100)
+        copy_best, early_stop = documented["CopyBest"](tmp_path / "best"), documented["EarlyStop"](patience=100)
         hooks = [
             webhook,
             documented["LearningRateControl"](),
-            keep_best,
+            copy_best,
             early_stop,
             documented["GradientAlarm"](factor=1e9),
             documented["Ticker"](str(tmp_path / "ticks")),
@@ -262,7 +262,7 @@ async def test_all_documented_hooks_work_in_a_training(
     assert early_stop.seen is not None
     assert final.results is not None
     assert final.results["rank"].value >= 1.0
-    assert final.results["best"].value["score"] == keep_best.best
+    assert final.results["best"].value["score"] == copy_best.best
 
 
 async def test_the_hook_with_a_state_keeps_counting_when_its_run_is_resumed(
@@ -281,7 +281,7 @@ async def test_the_documented_hooks_go_on_with_what_they_know_when_their_run_is_
     documented: dict[str, Any], tmp_path: Path
 ) -> None:
     def hooks() -> tuple[Any, Any, Any]:
-        made = documented["EarlyStop"](patience=100), documented["KeepBest"](tmp_path / "best")
+        made = documented["EarlyStop"](patience=100), documented["CopyBest"](tmp_path / "best")
         return *made, documented["GradientAlarm"](factor=1e9, window=100)
 
     config = small_config(
