@@ -24,7 +24,7 @@ def misspelt(thing: object, base: type, names: Iterable[str]) -> Iterator[str]:
     for name, value in own.items():
         if name in known or name.startswith(("_", "on_")) or hasattr(base, name):
             continue
-        near = next((one for one in sorted(known - own.keys()) if _is_slip(name, one)), None)
+        near = next((one for one in sorted(known - own.keys()) if is_slip(name, one)), None)
         if near is not None and _is_meant(name, value, near, base):
             yield f"there is no {name!r}; did you mean {near!r}? (an attribute of your own needs another name)"
 
@@ -41,7 +41,7 @@ def wrong_parameters(method: Any, *given: str) -> str | None:
     return None
 
 
-def _is_slip(word: str, known: str) -> bool:
+def is_slip(word: str, known: str) -> bool:
     """Whether a letter after the first is missing, one within the word is too many, two are swapped, or the underscores
     are others."""
     if word.replace("_", "") == known.replace("_", ""):

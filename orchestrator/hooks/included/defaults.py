@@ -10,11 +10,13 @@ from orchestrator.config.error import shown
 from orchestrator.config.fields import leaves
 from orchestrator.config.own_code import call_function
 from orchestrator.evaluation.plan import evaluation_plans
+from orchestrator.hooks.included.best_metric import check_best_metric
 from orchestrator.hooks.included.checkpoint import CheckpointHook
 from orchestrator.hooks.included.evaluation import EvaluationHook
 from orchestrator.hooks.included.heartbeat import Heartbeat
 from orchestrator.hooks.included.metrics import MetricsHook
 from orchestrator.hooks.included.metrics_record import score_metrics
+from orchestrator.hooks.included.progress import ProgressHook
 from orchestrator.hooks.included.trace import TraceHook
 from orchestrator.hooks.included.upload import UploadHook
 from orchestrator.hooks.included.wandb_artifacts import WandbCheckpointHook
@@ -35,7 +37,8 @@ def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Seq
     metrics where it has sinks. `resumed` is the checkpoint that the run resumes from.
 
     A MetricsHook among the hooks that are `given` takes the place of the default one, and gets its sinks as well.
-    Metrics and checkpoints go to one W&B run; raises ValueError where they are to go to two projects.
+    Metrics and checkpoints go to one W&B run; raises ValueError where they are to go to two projects, and
+    ConfigurationError for a metric to rank checkpoints by that these will not have.
     """
     hooks: list[Hook] = []
     sinks = default_sinks(config)
@@ -59,14 +62,17 @@ def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Seq
             protect=[] if resumed is None else [resumed],
         )
         parent = None if resumed is None else resumed.name
+        best_metric, scores = config.checkpoints.best_metric, _scores_to_come(config)
+        if best_metric is not None:
+            check_best_metric(best_metric, scores)
         hooks.append(
             CheckpointHook(
                 folder,
                 config.checkpoints.every,
                 parent,
-                best_metric=config.checkpoints.best_metric,
-                expected=_scores_to_come(config),
-                others_may_score=any(not isinstance(hook, MetricsHook) for hook in given),
+                best_metric=best_metric,
+                expected=scores,
+                others_may_score=any(not isinstance(hook, (MetricsHook, ProgressHook)) for hook in given),
             )
         )
         if config.checkpoints.upload is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from state.stopwatch import StopwatchReading
     from state.trainer_state import TrainerState
 
-_EXPERIENCE = (
+EXPERIENCE = (
     "value",
     "return",
     "reward",
@@ -30,7 +30,7 @@ _EXPERIENCE = (
     "behavior_kl",
     "behavior_ratio_std",
 )
-_POLICY = ("entropy", "approx_kl", "clip_fraction")
+POLICY = ("entropy", "approx_kl", "clip_fraction")
 _OF_HOOKS = tuple(field.name for field in fields(HookStatistics) if field.name != "state")
 
 
@@ -93,8 +93,8 @@ def score_metrics(scores: EvalRewardSummary) -> Record:
 def _losses(stats: Mapping[str, float]) -> dict[str, float | None]:
     """All that the learner tells by its own names, and what all algorithms have under names that are the same."""
     record: dict[str, float | None] = {f"loss/{name}": value for name, value in stats.items()}
-    record |= {f"experience/{name}": stats[name] for name in _EXPERIENCE if name in stats}
-    for wanted in _POLICY:
+    record |= {f"experience/{name}": stats[name] for name in EXPERIENCE if name in stats}
+    for wanted in POLICY:
         value = statistic(stats, wanted)
         if value is not None:
             record[f"policy/{wanted}"] = value

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from orchestrator import CheckpointsConfig, EvaluationConfig, Hook, StateUpdate, Trainer
+from orchestrator import CheckpointsConfig, ConfigurationError, EvaluationConfig, Hook, StateUpdate, Trainer
 from orchestrator.checkpoints import CheckpointFolder, KeepAny, KeepBest, KeepLast
 from orchestrator.checkpoints.checkpoint import open_checkpoint
 from orchestrator.checkpoints.objects import Objects
 from orchestrator.checkpoints.remote import RemoteCheckpoints
 from orchestrator.command.checkpoints import run_command
+from orchestrator.hooks.included.best_metric import check_best_metric
 from orchestrator.hooks.runner import HookFailed
 from state.eval_rewards import EvalRewardSummary
 from tests.orchestrator.training import small_config
@@ -92,8 +93,8 @@ async def test_the_best_policys_checkpoint_is_kept_although_its_score_comes_late
 @pytest.mark.parametrize(
     ("name", "evaluation", "nearest"),
     [
-        ("rollout/recent_retrun", 0, "rollout/recent_return"),
-        ("eval/scor", 2, "eval/score"),
+        ("rollout/typo", 0, "did you mean rollout/"),
+        ("eval/scores", 2, "eval/score"),
         ("overview/score", 0, "did you mean overview/"),
         ("eval/score", 0, "use one of"),
     ],
@@ -116,6 +117,38 @@ async def test_a_best_metric_that_never_appears_is_an_error_at_the_first_checkpo
     assert newest.epoch < 20
 
 
+@pytest.mark.parametrize(
+    ("name", "evaluation", "nearest"),
+    [
+        ("rollout/recent_retrun", 0, "did you mean rollout/recent_return"),
+        ("rolout/recent_return", 0, "did you mean rollout/recent_return"),
+        ("recent_return", 0, "did you mean rollout/recent_return"),
+        ("rollout", 0, "did you mean rollout/"),
+        ("eval/scor", 2, "did you mean eval/score"),
+        ("overview/return", 0, "did you mean overview/reward"),
+        ("policy/entropies", 0, "did you mean policy/entropy"),
+        ("policy/weight_norm", 0, "did you mean policy/"),
+    ],
+)
+def test_a_best_metric_that_there_is_not_is_refused_before_the_start(
+    name: str, evaluation: int, nearest: str, tmp_path: Path
+) -> None:
+    checkpoints = CheckpointsConfig(keep_best=1, best_metric=name)
+    evaluate = EvaluationConfig(every=evaluation)
+    with pytest.raises(ConfigurationError) as caught:
+        Trainer(small_config(run_dir=tmp_path / "run", checkpoints=checkpoints, evaluation=evaluate))
+    (problem,) = caught.value.problems
+    assert problem.field == "checkpoints.best_metric"
+    assert nearest in problem.cure
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["rollout/episode_0_return", "rollout/episode_returns", "loss/mine/x", "eval/of mine"])
+def test_a_best_metric_that_environments_losses_and_hooks_may_give_is_not_refused(name: str, tmp_path: Path) -> None:
+    checkpoints = CheckpointsConfig(keep_best=1, best_metric=name)
+    Trainer(small_config(run_dir=tmp_path / "run", checkpoints=checkpoints))
+
+
 @pytest.mark.parametrize("name", ["eval/score", "overview/score", "rollout/recent_return", "policy/entropy"])
 @pytest.mark.anyio
 async def test_a_best_metric_that_comes_is_no_error(name: str, tmp_path: Path) -> None:
@@ -126,7 +159,10 @@ async def test_a_best_metric_that_comes_is_no_error(name: str, tmp_path: Path) -
         evaluation=EvaluationConfig(every=1, episodes=1),
     )
     await Trainer(config).run()
-    assert CheckpointFolder(tmp_path / "checkpoints").newest_valid().metrics[name] is not None
+    there = CheckpointFolder(tmp_path / "checkpoints").newest_valid().metrics
+    assert there[name] is not None
+    for one in there:
+        check_best_metric(one, ())
 
 
 def commit(folder: CheckpointFolder, epoch: int) -> Path:
