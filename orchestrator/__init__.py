@@ -12,6 +12,7 @@ from orchestrator.companions import check_companions
 if TYPE_CHECKING:
     from orchestrator.checkpoints.checkpoint import Checkpoint as Checkpoint
     from orchestrator.checkpoints.find import find_checkpoint as find_checkpoint
+    from orchestrator.checkpoints.folder import CheckpointFolder as CheckpointFolder
     from orchestrator.checkpoints.manifest import CheckpointDamaged as CheckpointDamaged
     from orchestrator.checkpoints.manifest import CheckpointError as CheckpointError
     from orchestrator.checkpoints.retention import KeepAll as KeepAll

@@ -189,7 +189,7 @@ class Trace:
             if self.full:
                 break
             parts += self._lines(self._records(event))
-            self._economise(event.ended, parts)
+            self._economize(event.ended, parts)
         return "".join(parts)
 
     END = "\n]\n"
@@ -233,7 +233,7 @@ class Trace:
     def _microseconds(self, moment: float) -> float:
         return round((moment - self._origin) * 1e6, 3)
 
-    def _economise(self, now: float, parts: list[str]) -> None:
+    def _economize(self, now: float, parts: list[str]) -> None:
         """Record less as space becomes scarce."""
         if self._bytes > self._max_bytes - _NOTES:
             self.full = True
