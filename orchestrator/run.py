@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 import uuid
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from orchestrator.workers.worker import Worker
     from state.eval_rewards import EvalRewardSummary
     from state.trainer_state import TrainerState
+
+_log = logging.getLogger("orchestrator")
 
 RunStatus: TypeAlias = Literal["running", "paused", "stopping", "ended", "failed", "cancelled"]
 
@@ -54,6 +57,8 @@ class Run:
         """The run's folder; None for a run without files."""
         self.config = config
         self._first_epoch = first_epoch
+        self._warns_unsaved = not any(hook.saves for hook in hooks)
+        """Whether nothing saves the run, and the log has not said so."""
         self._parts = RunParts(config, hooks, self, first_epoch)
 
     def __repr__(self) -> str:
@@ -128,7 +133,14 @@ class Run:
         self._parts.control.stop_now(reason)
 
     def request_checkpoint(self) -> None:
-        """Take a checkpoint at the end of the present epoch; while the run is paused, of the last one."""
+        """Take a checkpoint at the end of the present epoch; while the run is paused, of the last one.
+
+        Where nothing saves the run, as without a folder, the log says that there will be none.
+        """
+        if self._warns_unsaved and not self._parts.ended.is_set():
+            self._warns_unsaved = False
+            without = "run_dir" if self.run_dir is None else "checkpoints.enabled"
+            _log.warning("a checkpoint was requested, but none will be taken: set %s in the run's settings", without)
         self._parts.control.request_checkpoint()
 
     @property

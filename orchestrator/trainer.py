@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from losses import LossSet
 from orchestrator.checkpoints import CheckpointFolder
 from orchestrator.checks.configuration import check_config, check_losses, check_minibatches, has_problems
 from orchestrator.checks.sending import check_sendable
-from orchestrator.config.error import ConfigurationError
+from orchestrator.config.error import ConfigurationError, shown
 from orchestrator.config.file import as_recorded, read_config, replace_config, write_config
 from orchestrator.config.settings import TrainerConfig
 from orchestrator.config.trust import check_trust
@@ -77,6 +78,8 @@ class Trainer:
         resume: ResumeSource | Path | str | None = None,
         trust_code: bool | None = None,
     ) -> None:
+        if config is not None and not isinstance(config, TrainerConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(_no_config(config))
         if isinstance(resume, (Path, str)):
             own = None if trust_code is False else config
             resume = find_resume_source(resume, trust_code=bool(trust_code), own=own)
@@ -275,6 +278,18 @@ class Trainer:
     on_checkpoint_committed = EventDecorator()
     on_training_end = EventDecorator()
     on_failure = EventDecorator()
+
+
+def _no_config(value: object) -> str:
+    """What is said of something else in a configuration's place."""
+    cure = "write Trainer(TrainerConfig(...))"
+    if (isinstance(value, str) and Path(value).suffix == ".toml") or isinstance(value, Path):
+        cure = f"write Trainer(read_config(Path({str(value)!r})))"
+    elif isinstance(value, str):
+        cure = f"write Trainer(TrainerConfig(environment={value!r}))"
+    elif isinstance(value, Mapping):
+        cure = "write Trainer(from_table(...)), which makes a TrainerConfig of tables and values"
+    return f"config must be a TrainerConfig, not {shown(value)}: {cure}"
 
 
 def _settled(config: TrainerConfig) -> TrainerConfig:

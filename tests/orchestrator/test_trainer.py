@@ -3,12 +3,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
 
-from orchestrator import Hook, StateUpdate, Trainer
+from orchestrator import Hook, PolicyConfig, StateUpdate, Trainer, TrainerConfig
 from orchestrator.hooks.hook import EVENTS
 from tests.orchestrator.training import (
     STATE_FIELDS,
@@ -20,8 +21,6 @@ from tests.orchestrator.training import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from orchestrator.run import Run
     from state.trainer_state import TrainerState
     from tests.orchestrator.training import Backend
@@ -224,6 +223,24 @@ async def goes_on(run: Run) -> bool:
     with anyio.move_on_after(0.5):
         await run.result()
     return run.state.epoch > epoch
+
+
+@pytest.mark.parametrize(
+    ("config", "cure"),
+    [
+        ("CartPole-v1", "write Trainer(TrainerConfig(environment='CartPole-v1'))"),
+        ("runs/first/config.toml", "write Trainer(read_config(Path('runs/first/config.toml')))"),
+        (Path("config.toml"), "write Trainer(read_config(Path('config.toml')))"),
+        ({"seed": 1}, "write Trainer(from_table(...))"),
+        (PolicyConfig(), "write Trainer(TrainerConfig(...))"),
+        (TrainerConfig, "write Trainer(TrainerConfig(...))"),
+    ],
+)
+def test_something_else_than_a_configuration_is_refused_with_what_to_write(config: Any, cure: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        Trainer(config)
+    assert str(caught.value).startswith(f"config must be a TrainerConfig, not {config!r}: ")
+    assert cure in str(caught.value)
 
 
 async def test_a_run_can_be_watched_paused_and_stopped() -> None:

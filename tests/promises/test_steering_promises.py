@@ -109,6 +109,24 @@ async def test_a_hook_can_ask_for_a_checkpoint(how: str, tmp_path: Path) -> None
     assert 2 < between < last == final.epoch
 
 
+@pytest.mark.parametrize("how", ["save_now", "request_checkpoint"])
+@pytest.mark.parametrize("folder", [True, False])
+async def test_where_nothing_saves_the_run_the_log_says_that_no_checkpoint_is_taken(
+    how: str, folder: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ask(state: TrainerState) -> StateUpdate | None:
+        if how == "request_checkpoint":
+            hook.run.request_checkpoint()
+        return StateUpdate(save_now=how == "save_now")
+
+    hook = Act(ask)
+    run_dir = tmp_path / "run" if folder else None
+    await trained(hook, epochs=4, run_dir=run_dir, checkpoints=CheckpointsConfig(enabled=False))
+    (line,) = [record.getMessage() for record in caplog.records if "requested" in record.getMessage()]
+    assert "none will be taken" in line
+    assert ("set checkpoints.enabled" if folder else "set run_dir") in line
+
+
 async def test_a_hook_can_stop_the_run_by_what_it_returns() -> None:
     final = await trained(Act(lambda state: StateUpdate(stop=state.epoch == 2)), epochs=10**6)
     assert 2 <= final.epoch < 10

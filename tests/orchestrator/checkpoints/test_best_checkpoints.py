@@ -123,7 +123,7 @@ async def test_a_best_metric_that_never_appears_is_an_error_at_the_first_checkpo
         ("rollout/recent_retrun", 0, "did you mean rollout/recent_return"),
         ("rolout/recent_return", 0, "did you mean rollout/recent_return"),
         ("recent_return", 0, "did you mean rollout/recent_return"),
-        ("rollout", 0, "did you mean rollout/"),
+        ("return", 0, "use one of epoch"),
         ("eval/scor", 2, "did you mean eval/score"),
         ("overview/return", 0, "did you mean overview/reward"),
         ("policy/entropies", 0, "did you mean policy/entropy"),
