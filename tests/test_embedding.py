@@ -5,33 +5,42 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
 import httpx
 import pytest
 import pytest_asyncio
 import uvicorn
 
+from orchestrator import find_resume_source
 from scripts.examples.service import make
 from tests.orchestrator.training import worker_processes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from pathlib import Path
 
 
 @pytest_asyncio.fixture
 async def client() -> AsyncGenerator[httpx.AsyncClient]:
+    async with serving() as http:
+        yield http
+
+
+@asynccontextmanager
+async def serving() -> AsyncGenerator[httpx.AsyncClient]:
     server = uvicorn.Server(uvicorn.Config(make(), port=0, log_level=logging.ERROR, lifespan="on"))
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    serving = asyncio.create_task(server.serve())
+    service = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
         yield http
     server.should_exit = True
-    await serving
+    await service
     assert not worker_processes(), "the service has shut down while a run was going on"
 
 
@@ -72,6 +81,32 @@ async def test_a_service_starts_watches_pauses_resumes_and_stops_a_run(client: h
     await client.post("/run/stop")
     rest = await epochs(client, 10**9)
     assert rest[-1] == (await client.get("/run")).json()["epoch"]
+
+
+@pytest.mark.asyncio
+async def test_a_service_without_a_folder_takes_no_checkpoint(client: httpx.AsyncClient) -> None:
+    await start(client)
+    refused = await client.post("/run/checkpoint")
+    assert refused.status_code == 409
+    assert "RUNS" in refused.text
+
+
+@pytest.mark.asyncio
+async def test_a_service_with_a_folder_saves_its_runs_so_that_they_can_be_resumed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RUNS", str(tmp_path / "runs"))
+    async with serving() as client:
+        assert (await start(client)).status_code == 201
+        await client.post("/run/checkpoint")
+        with anyio.fail_after(100):
+            while (state := (await client.get("/run")).json())["checkpoint"] is None:
+                await asyncio.sleep(0.05)
+        assert Path(state["folder"]).parent == tmp_path / "runs"
+        await client.post("/run/stop")
+        await epochs(client, 10**9)
+    source = find_resume_source(state["folder"])
+    assert source.checkpoint.epoch >= 1
 
 
 @pytest.mark.asyncio

@@ -1,16 +1,21 @@
 """A web service that trains, one run at a time: start it, watch it by server-sent events, pause, resume, stop it.
 
-uvicorn --factory scripts.examples.service:make
+RUNS=runs uvicorn --factory scripts.examples.service:make    (without RUNS, runs leave no files and no checkpoints)
 curl -X POST localhost:8000/run -d '{"environment": "CartPole-v1", "collection": {"num_environments": 32}}'
 curl localhost:8000/run
 curl localhost:8000/run/events
+curl -X POST localhost:8000/run/checkpoint
 curl -X POST localhost:8000/run/stop
 """
 
 from __future__ import annotations
 
 import json
+import os
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -19,8 +24,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
 
-from orchestrator import ConfigurationError, Trainer
-from orchestrator.config.file import from_table
+from orchestrator import ConfigurationError, Trainer, from_table
 
 ENVIRONMENTS = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0", "Pendulum-v1")
 """What a request may ask for: whoever reaches the service has these run on it, and nothing else."""
@@ -39,7 +43,9 @@ if TYPE_CHECKING:
 class Service:
     """At most one run at a time; the last one can be asked for until the next one starts."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        """Where runs have their folders; None: they have none."""
         self.run: Run | None = None
         self.busy = False
         """From the request for a run to its end: other requests come while one starts."""
@@ -79,7 +85,10 @@ class Service:
     async def _train(self, settings: dict[str, Any], *, task_status: anyio.abc.TaskStatus[Run]) -> None:
         started = False
         try:
-            async with Trainer(from_table(settings), trust_code=False).start() as run:
+            config = from_table(settings)
+            if self.folder is not None:
+                config = replace(config, run_dir=self.folder / f"{datetime.now():%Y%m%d-%H%M%S-%f}")
+            async with Trainer(config, trust_code=False).start() as run:
                 started = True
                 task_status.started(run)
                 await run.result()
@@ -97,9 +106,11 @@ class Service:
         run, error = self.run, self.run.error
         return {
             "run": run.run_id,
+            "folder": None if run.run_dir is None else str(run.run_dir),
             "status": run.status,
             "epoch": run.state.epoch,
             "agent_step": run.state.agent_step,
+            "checkpoint": run.state.latest_checkpoint_uri,
             "error": None if error is None else f"{type(error).__name__}: {error}",
         }
 
@@ -117,11 +128,14 @@ class Service:
 
     async def control(self, request: Request) -> Response:
         what = request.path_params["what"]
-        if what not in ("pause", "resume", "stop"):
-            return _refusal(404, f"there is no {what!r}: pause, resume or stop")
-        if self.run is None:
+        if what not in ("pause", "resume", "stop", "checkpoint"):
+            return _refusal(404, f"there is no {what!r}: pause, resume, stop or checkpoint")
+        run = self.run
+        if run is None:
             return _refusal(404, "no run has been started")
-        {"pause": self.run.pause, "resume": self.run.resume, "stop": self.run.stop}[what]()
+        if what == "checkpoint" and run.run_dir is None:
+            return _refusal(409, "the service keeps no files: start it with RUNS=<folder> in its environment")
+        {"pause": run.pause, "resume": run.resume, "stop": run.stop, "checkpoint": run.request_checkpoint}[what]()
         return JSONResponse(self.state())
 
 
@@ -131,7 +145,7 @@ def _refusal(status: int, *problems: str) -> Response:
 
 def make() -> Starlette:
     """The application."""
-    service = Service()
+    service = Service(Path(os.environ["RUNS"]) if os.environ.get("RUNS") else None)
     routes = [
         Route("/run", service.start, methods=["POST"]),
         Route("/run", service.show),
