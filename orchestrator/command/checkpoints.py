@@ -18,6 +18,7 @@ from orchestrator.checkpoints.find import as_address, find_checkpoint, folders_o
 from orchestrator.checkpoints.folder import CheckpointFolder
 from orchestrator.checkpoints.manifest import MANIFEST, POLICY, CheckpointError
 from orchestrator.checkpoints.retention import KeepAny, KeepBest, KeepEvery, KeepLast, Retention
+from orchestrator.command.words import Switch
 from orchestrator.config.error import nearest
 from orchestrator.config.user_path import user_path
 
@@ -35,7 +36,7 @@ class List:
 
     where: _Where
     """A run's folder, its checkpoints folder, or the address of a run in a store (s3://bucket/...)."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    json: Switch = False
     """Print one JSON object per checkpoint."""
 
 
@@ -71,7 +72,7 @@ class Prune:
     """Whether the largest or the smallest value is best."""
     keep_every: int = 0
     """Also keep the checkpoints of every this many epochs."""
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    dry_run: Switch = False
     """Only print what would be deleted."""
 
 

@@ -17,7 +17,7 @@ import tyro
 
 from orchestrator.checks.configuration import check_config
 from orchestrator.checks.imports import problems_of_environment
-from orchestrator.command.words import settings_registry, unknown_words
+from orchestrator.command.words import Switch, settings_registry, unknown_words
 from orchestrator.config.error import ConfigurationError, Problem, nearest
 from orchestrator.config.file import read_with_problems
 from orchestrator.config.former_names import with_present_names
@@ -49,7 +49,6 @@ commands:
 
 `orchestrator COMMAND --help` explains the options and their defaults;
 --debug shows the traceback of an error; --version prints the version."""
-_ACTIONS = tyro.conf.create_mutex_group(required=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +64,7 @@ class TrainArguments:
     resume: str | None = None
     """Run to resume: its folder, one of its checkpoints, or the URI of either. It keeps its settings; those that may
     change (its length, folder and device, checkpoints, evaluation and metrics) can be given as flags."""
-    trust_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    trust_code: Switch = False
     """Run code (environment, network, losses, sinks) that is named in the settings of a checkpoint from a URI."""
     settings: Annotated[TrainerConfig, tyro.conf.arg(name="")] = field(default_factory=TrainerConfig)
 
@@ -79,14 +78,14 @@ class EvalArguments:
     episodes: int = 20
     """Episodes to play in each environment."""
     environment: str | None = None
-    """Environment to play in (none: those of the run's evaluation, otherwise that of its training)."""
-    deterministic: Annotated[bool, _ACTIONS, tyro.conf.FlagCreatePairsOff] = False
-    """Take the most likely action, as the run's own evaluations do by default."""
-    sampled: Annotated[bool, _ACTIONS, tyro.conf.FlagCreatePairsOff] = False
-    """Sample actions, as training does."""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Environment to play in (None: those of the run's evaluation, otherwise that of its training)."""
+    deterministic: Switch = False
+    """Take the most likely action. Without this and --sampled: as the run's own evaluations do."""
+    sampled: Switch = False
+    """Sample actions, as training does. Give at most one of the two."""
+    json: Switch = False
     """Print the result as one JSON object."""
-    trust_code: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    trust_code: Switch = False
     """Run code (environment, network) that is named in the settings of a checkpoint from a URI."""
 
 
@@ -94,10 +93,12 @@ class EvalArguments:
 class ReportArguments:
     """Compare runs: prints a table, and writes a page with learning curves and timelines for any browser."""
 
-    paths: tyro.conf.Positional[tuple[Path, ...]]
+    paths: Annotated[
+        tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH [PATH ...]", help_behavior_hint="")
+    ]
     """Folders of runs; several are compared."""
     output: Path | None = None
-    """File to write the page to (none: report.html in the first run's folder)."""
+    """File to write the page to (None: report.html in the first run's folder)."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -299,6 +300,9 @@ def _eval_problems(arguments: EvalArguments) -> Iterator[Problem]:
     if arguments.episodes < 1:
         cure = "the default is 20"
         yield Problem(field="episodes", value=arguments.episodes, expected="at least 1", cure=cure)
+    if arguments.deterministic and arguments.sampled:
+        cure, expected = "leave one of them out", "at most one of --deterministic and --sampled"
+        yield Problem(field="sampled", value=True, expected=expected, cure=cure)
     if arguments.environment is not None:
         yield from problems_of_environment(arguments.environment, PATH.environment)
 

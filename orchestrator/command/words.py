@@ -8,8 +8,9 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_origin
 
+import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from orchestrator.config.error import ConfigurationError, Problem
@@ -22,6 +23,9 @@ from orchestrator.config.user_path import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+Switch: TypeAlias = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+"""Off unless it is given, which goes without saying."""
 
 _PLAIN_WORD = re.compile(r"([A-Za-z_]|\.{0,2}/)[\w./:@+-]*")
 _NOT_TOML = {"True": "true", "False": "false", "None": "left out: TOML has no null"}

@@ -109,7 +109,7 @@ class LearningConfig:
     refresh: bool = True
     """With staleness: take values, and what PPO clips against, from the policy as it is when learning begins."""
     threads: Annotated[Count | None, MAY_CHANGE] = None
-    """CPU threads of the learner (none: as many as a minibatch warrants, at most the available cores or CPU quota)."""
+    """CPU threads of the learner (None: as many as a minibatch warrants, at most the available cores or CPU quota)."""
     nonfinite: Literal["fail", "skip"] = "fail"
     """What to do when a loss or gradient is NaN or infinite: end the run, or skip the optimizer step."""
     profile_epochs: Annotated[tuple[int, ...], _EPOCHS, MAY_CHANGE] = ()
@@ -125,19 +125,19 @@ class LossesConfig:
     clip: Annotated[Positive, CalledElsewhere("clip_range", "clip_coef", "clip_epsilon")] = 0.2
     """PPO: how far the probability ratio may move from 1 before the objective stops rewarding it."""
     value_clip: Positive | None = None
-    """PPO: how far a value may move from where the epoch's learning began (none: any distance)."""
+    """PPO: how far a value may move from where the epoch's learning began (None: any distance)."""
     value_coefficient: Annotated[NotNegative, CalledElsewhere("vf_coef", "value_coef")] = 0.5
     """Weight of the value loss."""
     entropy_coefficient: Annotated[NotNegative, CalledElsewhere("ent_coef", "entropy_coef")] = 0.01
     """Weight of the entropy bonus."""
     target_kl: Positive | None = None
-    """PPO: KL divergence from the policy at the epoch's start, in nats, at which its updates end (none: never)."""
+    """PPO: KL divergence from the policy at the epoch's start, in nats, at which its updates end (None: never)."""
     normalize_advantage: bool = True
     """Normalize the advantages of each minibatch to mean 0 and standard deviation 1."""
     rho_clip: Positive = 1.0
     """V-trace: ceiling of the importance ratio that determines which policy's value is learned."""
     staleness_clip: Positive | None = None
-    """PPO: ceiling of the importance weights that correct for an older acting policy (none: no weights)."""
+    """PPO: ceiling of the importance weights that correct for an older acting policy (None: no weights)."""
     c_clip: Positive = 1.0
     """V-trace: ceiling of the importance ratio that determines how far back corrections reach."""
 
@@ -180,9 +180,9 @@ class CheckpointsConfig:
     keep_every: Period = 0
     """Also keep the checkpoints of every this many epochs (0: none)."""
     upload: str | None = None
-    """Object store for copies, under the run's name: s3://bucket/..., gs://, az://, file:// (none: no copies)."""
+    """Object store for copies, under the run's name: s3://bucket/..., gs://, az://, file:// (None: no copies)."""
     wandb_project: str | None = None
-    """Weights & Biases project, or entity/project, to upload checkpoints to as artifacts (none: nowhere)."""
+    """Weights & Biases project, or entity/project, to upload checkpoints to as artifacts (None: nowhere)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,19 +190,19 @@ class EvaluationTask:
     """One environment that policies are evaluated on."""
 
     name: Annotated[str, _NAME, NO_CODE] | None = None
-    """Name of its score (none: the environment's name)."""
+    """Name of its score (None: the environment's name)."""
     category: Annotated[str, _NAME, NO_CODE] = "tasks"
     """Tasks of the same category also have a common score, the mean of theirs."""
     environment: Environment | None = None
-    """As the top-level `environment`; its spaces must match the training's (none: the training's environment)."""
+    """As the top-level `environment`; its spaces must match the training's (None: the training's environment)."""
     options: Mapping[str, object] | None = None
-    """Keyword arguments for making it (none: the training's for the training's environment, otherwise no arguments)."""
+    """Keyword arguments for making it (None: the training's for the training's environment, otherwise no arguments)."""
     episodes: Count | None = None
-    """Episodes of one evaluation (none: evaluation.episodes)."""
+    """Episodes of one evaluation (None: evaluation.episodes)."""
     seed: Seed | None = None
-    """Seed of its environments, the same in every evaluation (none: evaluation.seed)."""
+    """Seed of its environments, the same in every evaluation (None: evaluation.seed)."""
     deterministic: bool | None = None
-    """Take the most likely action instead of a sampled one (none: evaluation.deterministic)."""
+    """Take the most likely action instead of a sampled one (None: evaluation.deterministic)."""
 
 
 @accepts_former_names
@@ -221,7 +221,7 @@ class EvaluationConfig:
     seed: Seed = 1_000_000
     """Seed of the evaluation's environments, the same in every evaluation."""
     tasks: tuple[EvaluationTask, ...] = ()
-    """Environments to evaluate in (none: the training's), each with its own settings."""
+    """Environments to evaluate in (None: the training's), each with its own settings."""
     video_every: Period = 0
     """Epochs between evaluations that also record a video of one episode per task (0: none)."""
 
@@ -243,7 +243,7 @@ class MetricsConfig:
     wandb: Literal["off", "online", "offline"] = "off"
     """Log to Weights & Biases: online, or into the run's folder for wandb sync (requires the extra wandb)."""
     wandb_project: str | None = None
-    """W&B project (none: the one that W&B is configured to use)."""
+    """W&B project (None: the one that W&B is configured to use)."""
     prometheus: bool = False
     """Serve the newest metrics over HTTP for Prometheus (requires the extra prometheus)."""
     prometheus_host: str = "127.0.0.1"
@@ -271,7 +271,7 @@ class TrainerConfig:
     run_dir: Annotated[Path | None, _PATH, MAY_CHANGE] = None
     """The run's folder; ~ is your home. None: the command makes runs/<environment>-<date-time>, a Trainer no files."""
     init_from: Annotated[str, _WEIGHTS] | None = None
-    """Run, checkpoint, or the URI of either, whose policy's weights this run starts from (none: new weights)."""
+    """Run, checkpoint, or the URI of either, whose policy's weights this run starts from (None: new weights)."""
     staleness: NotNegative | Literal["auto"] = 1
     """Age of the collecting policy in epochs of learning (0: they alternate; auto: what hides collection, up to 1)."""
     device: Annotated[str, _DEVICE, NO_CODE, MAY_CHANGE] = "auto"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -470,10 +471,24 @@ def test_eval_says_everything_wrong_at_once(calls: Calls, capsys: pytest.Capture
     assert calls.evaluations == []
 
 
-def test_eval_is_either_deterministic_or_sampled(calls: Calls, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["eval", str(tmp_path), "--deterministic", "--sampled"])
-    assert caught.value.code == 2
+def test_eval_is_either_deterministic_or_sampled(
+    calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", str(tmp_path), "--deterministic", "--sampled"]) == 2
+    assert "at most one of --deterministic and --sampled" in capsys.readouterr().err
+    assert calls.evaluations == []
+
+
+@pytest.mark.parametrize(
+    "words", [("eval",), ("report",), ("train",), ("checkpoints", "prune"), ("checkpoints", "list")]
+)
+def test_help_says_the_same_of_the_same_thing(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert not re.search(r"\(none\b|overridden|\[\[", text), "None is written as it is given"
+    switches = re.findall(r"--(?:json|dry-run|sampled|deterministic|trust-code) (?!,)[^-]*", text)
+    assert not [switch for switch in switches if "default: False" in switch]
 
 
 def test_the_fork_server_can_be_started_without_importing_torch_here() -> None:
