@@ -233,7 +233,7 @@ class Hook:
     training waits until one is taken (block), it is dropped (drop), the run fails (error). The start, the end and
     the failure of the run always get in."""
     max_lag: Count = 2
-    """Events of each kind that may wait while the hook is at work: so many epochs it can be behind."""
+    """Events of each kind that may wait while the hook is at work: how many epochs it can be behind."""
     timeout: PositiveOrInfinite | None = None
     """Seconds that one attempt may take."""
     retries: Period = 0
