@@ -8,6 +8,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias, cast
 
+from orchestrator.config.paths import PATH
 from orchestrator.loop.run_parts import RunParts
 from orchestrator.snapshots.checkpoint_files import checkpoint_content
 from orchestrator.workers.worker import start_worker
@@ -139,7 +140,7 @@ class Run:
         """
         if self._warns_unsaved and not self._parts.ended.is_set():
             self._warns_unsaved = False
-            without = "run_dir" if self.run_dir is None else "checkpoints.enabled"
+            without = PATH.run_dir if self.run_dir is None else PATH.checkpoints.enabled
             _log.warning("a checkpoint was requested, but none will be taken: set %s in the run's settings", without)
         self._parts.control.request_checkpoint()
 
