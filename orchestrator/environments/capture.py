@@ -55,11 +55,13 @@ class EnvironmentState:
         surroundings = self._surroundings()
         self._made = self._constants()
         self._variables = {name: graph.digest() for name, graph in surroundings.items()}
+        self._places = {name: self._code.variables[name] for name in surroundings}
 
     def capture(self) -> dict[str, object]:
         """Their state now. Raises NotCapturable naming an attribute that holds more than can be captured."""
         while True:
             surroundings = self._surroundings()
+            self._check_none_is_deleted(surroundings)
             changed = [name for name, graph in surroundings.items() if self._has_changed(name, graph)]
             graph = ObjectGraph(_elsewhere(surroundings, changed))
             variables = {name: graph.add(_variable_value(surroundings[name]), name) for name in changed}
@@ -136,6 +138,15 @@ class EnvironmentState:
         self._classes |= dict.fromkeys(one if isinstance(one, type) else type(one) for one in graph.objects)
         self._functions |= {one.__code__: one for one in graph.objects if isinstance(one, types.FunctionType)}
         return len(self._classes) + len(self._functions) > before
+
+    def _check_none_is_deleted(self, surroundings: Mapping[str, ObjectGraph]) -> None:
+        for name in self._places.keys() - surroundings.keys():
+            try:
+                self._places[name].value()
+            except KeyError:
+                raise NotCapturable(f"{name} was deleted, and would be there again") from None
+            except ValueError:
+                continue
 
     def _has_changed(self, name: str, graph: ObjectGraph) -> bool:
         """Whether a variable has changed since the environments were made; one that holds them always has."""

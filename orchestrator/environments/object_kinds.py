@@ -12,7 +12,7 @@ import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from enum import Enum, Flag
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -37,24 +37,7 @@ from orchestrator.environments.object_nodes import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.environments.object_nodes import Node, Path
-
-
-class Graph(Protocol):
-    """What the node is part of: see `object_graph`."""
-
-    generators: bool
-    """Whether the states of random generators count."""
-
-    def reference(self, value: Any, path: Path) -> Any: ...
-
-    def items(self, values: Any, path: Path) -> list[Any]: ...
-
-    def named(self, values: Mapping[str, Any], path: Path) -> Node: ...
-
-    def note_attributes(self, value: object, path: Path) -> None: ...
-
-    def note_memory(self, begin: int, size: int, path: Path) -> None: ...
+    from orchestrator.environments.object_nodes import Graph, Node, Path
 
 
 def encode(graph: Graph, value: Any, path: Path) -> Node:
@@ -129,6 +112,8 @@ def _set(graph: Graph, value: Any, path: Path) -> Node:
 
 
 def _dict(graph: Graph, value: Any, path: Path) -> Node:
+    if sum(1 for key in value if key != key) > 1:
+        raise NotCapturable(f"{text_of(path)} has several keys that are NaN, which a saved state can't tell apart")
     node: Node = {
         KIND: type(value).__name__,
         "keys": graph.items(value, (path, ".keys()")),
@@ -250,12 +235,17 @@ def _torch_generator(graph: Graph, value: torch.Generator, path: Path) -> Node:
     return {KIND: "torch generator", "state": value.get_state().numpy() if graph.generators else None}
 
 
+def _scalars(member: Enum) -> dict[str, Any]:
+    return {name: one for name, one in vars(member).items() if name[0] != "_" and type(one) in SCALARS}
+
+
 def _enum(graph: Graph, value: Enum, path: Path) -> Node:
     return {
         KIND: "member",
         "class": _class_of(graph, type(value), (path, ".__class__")),
         "name": None if isinstance(value, Flag) else value.name,
         "value": graph.reference(value.value, (path, ".value")) if isinstance(value, Flag) else None,
+        **graph.named(_scalars(value), path),
     }
 
 
@@ -269,6 +259,7 @@ def _class(graph: Graph, value: type, path: Path) -> Node:
         "slots": [slots] if isinstance(slots, str) else slots if slots is None else list(slots),
         "bases": [_class_of(graph, base, (path, f".__bases__[{place}]")) for place, base in enumerate(value.__bases__)],
         "plain": not issubclass(value, (Enum, tuple)) and "__dataclass_fields__" not in vars(value),
+        "members": list(getattr(value, "__members__", ())),
         "metaclass": _class_of(graph, type(value), (path, ".__class__")),
         **graph.named(class_parts(value), path),
     }

@@ -314,6 +314,11 @@ def _fill_function(restoration: Restoration, value: types.FunctionType, node: No
         vars(value).update(restoration.named(node))
 
 
+def _fill_member(restoration: Restoration, value: Enum, node: Node) -> None:
+    if node.get("names"):
+        vars(value).update(restoration.named(node))
+
+
 _WITH_METHODS = (
     *(list, dict, set, deque, bytearray, np.ndarray),
     *(np.random.Generator, np.random.RandomState, random.Random),
@@ -382,4 +387,5 @@ FILL: Mapping[str, _Fill] = {
     "objects": _fill_objects,
     "cell": _fill_cell,
     "function": _fill_function,
+    "member": _fill_member,
 }

@@ -13,7 +13,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from functools import lru_cache
-from typing import Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
@@ -41,6 +41,23 @@ REDUCED: Mapping[str, Callable[..., Any]] = {
 """Types of values that can't change, by name: what makes one from the arguments that pickle would keep of it."""
 LONG_INTEGER = 10_000
 """Bits beyond which an integer is written in hexadecimal: Python refuses to write long ones as decimals."""
+
+
+class Graph(Protocol):
+    """What the node is part of: see `object_graph`."""
+
+    generators: bool
+    """Whether the states of random generators count."""
+
+    def reference(self, value: Any, path: Path) -> Any: ...
+
+    def items(self, values: Any, path: Path) -> list[Any]: ...
+
+    def named(self, values: Mapping[str, Any], path: Path) -> Node: ...
+
+    def note_attributes(self, value: object, path: Path) -> None: ...
+
+    def note_memory(self, begin: int, size: int, path: Path) -> None: ...
 
 
 class CannotRestore(ValueError):

@@ -106,7 +106,7 @@ def _same_kind(node: Node, current: Node) -> bool:
         case "function":
             return (node["name"], node["code"]) == (current["name"], current["code"])
         case "own class":
-            return node["name"] == current["name"]
+            return all(node.get(part) == current[part] for part in ("name", "members"))
         case "cell" | "property" | "staticmethod" | "classmethod" | "cached_property":
             return True
         case _:

@@ -327,6 +327,10 @@ def kind():
             "self.f = getattr(self, 'f', None) or (lambda: 0); self.f.n = [getattr(self.f, 'n', [0])[0] + 1];"
             " value = self.f.n[0]",
         ),
+        (
+            "import enum\nclass Of(enum.Enum):\n    A = 1",
+            "self.m = m = Of.A; m.n = getattr(m, 'n', 0) + 1; value = m.n",
+        ),
         ("class Named:\n    n = 0", "self.of = globals()['Na' + 'med']; self.of.n += 1; value = self.of.n"),
     ],
 )
@@ -342,6 +346,8 @@ async def test_classes_and_functions_made_at_run_time_go_on_bit_for_bit(
     ("variables", "statement", "named"),
     [
         ("LOCAL = threading.local()", "value = LOCAL.n = getattr(LOCAL, 'n', 0) + 1", "world_with_globals:LOCAL"),
+        ("", "self.k = {float('nan'): 1, float('nan'): 2}; value = len(self.k)", "several keys that are NaN"),
+        ("class Of:\n    n = 5", "value = getattr(Of, 'n', 0); Of.n = 1; del Of.n", "Of.n was deleted"),
         ("", "self.me = vars(self); self.me['n'] = self.me.get('n', 0) + 1; value = self.n", "the __dict__ of"),
         ("C = ctypes.c_int(0)", "C.value += 1; value = C.value", "world_with_globals:C"),
         ("V = contextvars.ContextVar('V', default=0)", "V.set(V.get() + 1); value = V.get()", "world_with_globals:V"),
