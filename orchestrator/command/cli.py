@@ -17,7 +17,7 @@ import tyro
 
 from orchestrator.checks.configuration import check_config
 from orchestrator.checks.imports import problems_of_environment
-from orchestrator.command.words import Switch, settings_registry, unknown_words
+from orchestrator.command.words import Switch, missing_choices, settings_registry, unknown_words
 from orchestrator.config.error import ConfigurationError, Problem, nearest
 from orchestrator.config.file import read_with_problems
 from orchestrator.config.former_names import with_present_names
@@ -238,6 +238,8 @@ def _parse_train(arguments: Sequence[str], base: TrainerConfig) -> tuple[Trainer
             )
     except SystemExit as end:
         if end.code:
+            for line in missing_choices(named):
+                print(line, file=sys.stderr)
             for given, present in zip(arguments, named, strict=True):
                 if given != present:
                     former, name = given.partition("=")[0], present.partition("=")[0]

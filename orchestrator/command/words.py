@@ -7,14 +7,15 @@ import difflib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, get_origin
+import types
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from orchestrator.config.error import ConfigurationError, Problem
-from orchestrator.config.fields import leaves
+from orchestrator.config.fields import bare, describe, fits, leaves, settings_of
 from orchestrator.config.file import from_table
 from orchestrator.config.former_names import flag_name
 from orchestrator.config.settings import EvaluationTask, TrainerConfig
@@ -97,25 +98,13 @@ def _flag(path: str) -> str:
 
 
 def settings_registry() -> ConstructorRegistry:
-    """Teaches tyro to read whole numbers as people write them, `environment_options`, a table of any keys, as words
+    """Teaches tyro to read numbers as people write them, `environment_options`, a table of any keys, as words
     KEY=VALUE, and lists of tables."""
     registry = ConstructorRegistry()
-    registry.primitive_rule(_whole_number)
+    registry.primitive_rule(_numbers)
     registry.primitive_rule(_option_table)
     registry.primitive_rule(_task_list)
     return registry
-
-
-def _whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    if info.type is not int:
-        return None
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT",
-        instance_from_str=lambda words: parse_whole_number(words[0]),
-        is_instance=lambda value: isinstance(value, int) and not isinstance(value, bool),
-        str_from_instance=lambda value: [str(value)],
-    )
 
 
 def parse_whole_number(word: str) -> int:
@@ -125,8 +114,92 @@ def parse_whole_number(word: str) -> int:
         if number == 0 or (number.is_finite() and number.adjusted() < _DIGITS and number == int(number)):
             return int(number)
     except decimal.InvalidOperation:
+        number = None
+    raise ValueError(f"{word} is no whole number: {_whole_number_cure(word, number)}")
+
+
+def _whole_number_cure(word: str, number: decimal.Decimal | None) -> str:
+    if number is not None and number.is_finite() and 0 < number.adjusted() < _DIGITS:
+        return f"write {int(number)} or {int(number) + 1}"
+    if number is not None and "e-" in word.lower():
+        return f"did you mean {word.lower().replace('e-', 'e')}?"
+    if word.replace(",", "").isdigit():
+        return f"write {word.replace(',', '')}"
+    return "write it as 1000000, 1_000_000 or 1e6"
+
+
+def parse_number(word: str) -> float:
+    """Raises `ValueError` for what is no number."""
+    try:
+        return float(word)
+    except ValueError:
         pass
-    raise ValueError(f"{word} is no whole number: write 1000000, 1_000_000 or 1e6")
+    raise ValueError(f"{word} is no number: write it as 0.001 or 1e-3")
+
+
+def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Numbers, lists of them, and numbers that may be None or a word: with an error that says which word is none."""
+    alternatives = get_args(info.type) if get_origin(info.type) in (Union, types.UnionType) else (info.type,)
+    names: dict[str, str | None] = {}
+    kinds: list[Any] = []
+    for one in map(bare, alternatives):
+        if one is types.NoneType:
+            names["None"] = None
+        elif get_origin(one) is Literal:
+            names |= {name: name for name in get_args(one)}
+        else:
+            kinds.append(one)
+    is_list = [get_origin(one) is tuple for one in kinds] == [True]
+    items: Sequence[Any] = get_args(kinds[0]) if is_list else kinds
+    if not items or items[0] not in _NUMBERS or (len(items) > 1 and not is_list):
+        return None
+    parse, metavar = _NUMBERS[items[0]]
+    if not is_list:
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="|".join([*(f"{{{name}}}" for name in names if name == "None"), metavar, *_braced(names)]),
+            instance_from_str=lambda words: names[words[0]] if words[0] in names else parse(words[0]),
+            is_instance=lambda value: fits(info.type, value),
+            str_from_instance=lambda value: [str(value)],
+        )
+    count = None if Ellipsis in items else len(items)
+
+    def parse_list(words: list[str]) -> tuple[float, ...]:
+        if any("," in word for word in words):
+            raise ValueError(f"{' '.join(words)}: write {' '.join(words).replace(',', ' ')}, without commas")
+        if count not in (None, len(words)):
+            raise ValueError(f"{' '.join(words) or 'nothing'} where {count} numbers belong")
+        return tuple(map(parse, words))
+
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar=f"[{metavar} ...]" if count is None else " ".join([metavar] * count),
+        instance_from_str=parse_list,
+        is_instance=lambda value: fits(info.type, value),
+        str_from_instance=lambda values: [str(value) for value in values] or ["nothing"],
+    )
+
+
+def _braced(names: Mapping[str, str | None]) -> list[str]:
+    choices = [name for name in names if name != "None"]
+    return [f"{{{','.join(choices)}}}"] if choices else []
+
+
+_NUMBERS: dict[Any, tuple[Callable[[str], float], str]] = {
+    int: (parse_whole_number, "INT"),
+    float: (parse_number, "FLOAT"),
+}
+
+
+def missing_choices(arguments: Sequence[str]) -> list[str]:
+    """What is to be said of flags of `arguments` that come without the word that they need, one of few."""
+    found: list[str] = []
+    hints = {path: hint for path, hint, _ in leaves(TrainerConfig())}
+    for flag, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        hint = bare(hints.get(flag_name(flag) or ""))
+        if get_origin(hint) is Literal and "=" not in flag and following.startswith("--"):
+            found.append(f"{flag} needs {describe(hint)}")
+    return found
 
 
 def _option_table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
@@ -162,6 +235,10 @@ def parse_task(word: str) -> EvaluationTask:
 
     Raises `ValueError` otherwise.
     """
+    setting, equals, value = word.partition("=")
+    if setting in settings_of(EvaluationTask) and equals:
+        value = value if value.isdigit() or value in ("true", "false") else json.dumps(value.strip("\"'"))
+        raise ValueError(f"the settings of a task stand in braces: write '{{{setting}={value}}}'")
     if not word.startswith("{"):
         return EvaluationTask(environment=word)
     try:

@@ -266,7 +266,7 @@ async def test_a_run_can_be_watched_paused_and_stopped() -> None:
     assert seen == sorted(set(seen))
     final = await run.result()
     assert final.epoch == seen[-1]
-    assert "stop after_epoch" in repr(run)
+    assert (run.status, run.stop_reason) == ("ended", "enough")
 
 
 async def test_two_trainers_run_in_one_program_with_the_results_they_have_alone() -> None:

@@ -192,8 +192,21 @@ def test_problems_that_the_trainer_finds_are_told_the_same_way(
         ("--collection.mode fast", "auto"),
         ("--config", "--config"),
         ("--collection.environment-options gravity", "gravity is not KEY=VALUE"),
-        ("--total-agent-steps 1.5e0", "write 1000000, 1_000_000 or 1e6"),
-        ("--collection.horizon many", "write 1000000, 1_000_000 or 1e6"),
+        ("--total-agent-steps 1e-6", "1e-6 is no whole number: did you mean 1e6?"),
+        ("--total-agent-steps 1,000", "1,000 is no whole number: write 1000"),
+        ("--total-agent-steps 12.5", "12.5 is no whole number: write 12 or 13"),
+        ("--collection.horizon many", "write it as 1000000, 1_000_000 or 1e6"),
+        ("--learning.threads many", "many is no whole number: write it as"),
+        ("--learning.learning-rate fast", "fast is no number: write it as 0.001 or 1e-3"),
+        ("--losses.value-clip x", "Error parsing --losses.value-clip: x is no number"),
+        ("--staleness old", "Error parsing --staleness: old is no number"),
+        ("--policy.hidden-sizes 64,64", "64,64: write 64 64, without commas"),
+        ("--learning.adam-betas 0.8,0.9", "0.8,0.9: write 0.8 0.9, without commas"),
+        ("--learning.adam-betas 0.8", "0.8 where 2 numbers belong"),
+        ("--learning.profile-epochs 1 x", "x is no whole number"),
+        ("--evaluation.tasks name=old", """the settings of a task stand in braces: write '{name="old"}'"""),
+        ("--metrics.wandb", "--metrics.wandb needs one of off, online, offline"),
+        ("--collection.mode --seed 1", "--collection.mode needs one of auto, native, sync"),
         ("--policy.hidden 64,64", "--policy.hidden is the former name of --policy.hidden_sizes"),
     ],
 )
@@ -278,6 +291,15 @@ def test_what_is_wrong_with_the_file_the_flags_and_the_whole_comes_at_once(
     for part in ("gae_lambda = 2", "learning.minibatches = 'x'", "policy.hidden_sizes (formerly hidden) = [[8], [8]]"):
         assert part in error
     assert calls.configs == []
+
+
+def test_numbers_that_may_be_none_or_a_word_and_lists_of_them_are_read(calls: Calls) -> None:
+    words = "--staleness auto --learning.threads 2 --losses.value-clip 1e-1 --learning.profile-epochs 1 1e1"
+    assert command(f"train {words} --learning.max-grad-norm inf") == 0
+    assert calls.config.staleness == "auto"
+    assert calls.config.learning.threads == 2
+    assert calls.config.losses.value_clip == 0.1
+    assert calls.config.learning.profile_epochs == (1, 10)
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
