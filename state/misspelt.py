@@ -32,12 +32,14 @@ def misspelt(thing: object, base: type, names: Iterable[str]) -> Iterator[str]:
 def wrong_parameters(method: Any, *given: str) -> str | None:
     """What is wrong with a bound method that is to be called with so many arguments, called as `given`."""
     try:
-        inspect.signature(method).bind(*given)
-    except TypeError as error:
-        parameters = ", ".join(("self", *given))
-        return f"is called with {' and '.join(given)}, but {error}; write it with the parameters ({parameters})"
-    except ValueError:
-        return None  # what is written in C may not tell
+        signature = inspect.signature(method)
+    except ValueError:  # of a method without `self`; what is written in C may not tell either
+        return f"has no parameters: write it as ({', '.join(('self', *given))})" if inspect.ismethod(method) else None
+    try:
+        signature.bind(*given)
+    except TypeError:
+        has, needs = ", ".join(("self", *signature.parameters)), ", ".join(("self", *given))
+        return f"has the parameters ({has}), but is called with {' and '.join(given)}: write it as ({needs})"
     return None
 
 

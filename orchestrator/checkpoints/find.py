@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from pathlib import Path
@@ -14,6 +15,8 @@ from orchestrator.checkpoints.objects import SCHEMES
 from orchestrator.config.user_path import user_path
 
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/{{1,2}}")
+
+_SHOWN = 10
 
 
 def find_checkpoint(where: Path | str) -> Checkpoint:
@@ -39,7 +42,32 @@ def find_checkpoint(where: Path | str) -> Checkpoint:
     for folder in folders_of(path):
         if folder.used():
             return folder.newest_valid()
-    raise CheckpointError(f"{path} is neither a checkpoint ({MANIFEST} is missing) nor a run with checkpoints in it")
+    raise CheckpointError(nothing_at(path))
+
+
+def nothing_at(path: Path) -> str:
+    """Why there is no checkpoint at a path, and what may be meant."""
+    if not os.path.lexists(path):
+        return f"{path} does not exist{_beside(path)}"
+    inside = [one for one in _folders_in(path) if (one / "checkpoints").is_dir()]
+    runs = f"; name one of the runs in it: {', '.join(map(str, inside[:_SHOWN]))}" if inside else ""
+    more = ", ..." if len(inside) > _SHOWN else ""
+    return f"{path} is neither a checkpoint ({MANIFEST} is missing) nor a run with checkpoints in it{runs}{more}"
+
+
+def _beside(path: Path) -> str:
+    """What there is that a path which does not exist may mean."""
+    names = [one.name for one in _folders_in(path.parent)]
+    same = [name for name in names if name.isdigit() and path.name.isdigit() and int(name) == int(path.name)]
+    near = same or difflib.get_close_matches(path.name, names, n=3)
+    return f": did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
+
+
+def _folders_in(path: Path) -> list[Path]:
+    try:
+        return sorted(one for one in path.iterdir() if one.is_dir())
+    except OSError:
+        return []
 
 
 def local_place(where: Path | str) -> Path:

@@ -92,7 +92,10 @@ def _name_problems(path: str, name: str, code: NamesCode) -> Iterator[Problem]:
         except OwnCodeError as fault:
             expected, cure = "package.module:function that can be called", str(fault)
     elif code.known:
-        expected, cure = f"one of {', '.join(code.known)}, or package.module:function", nearest(name, code.known)
+        expected = f"one of {', '.join(code.known)}, or package.module:function"
+        of_family = [one for one in code.known if one.startswith(f"{name}_")]
+        cure = f"write {' and '.join(of_family)}" if of_family else nearest(name, code.known)
+        cure += " (code of your own is named package.module:function)"
     else:
         expected, cure = "package.module:function", f"leave it out, or name {code.function}"
     yield Problem(field=path, value=name, expected=expected, cure=cure)

@@ -14,7 +14,7 @@ import tyro
 
 from orchestrator.checkpoints.checkpoint import Checkpoint, not_understood, open_checkpoint
 from orchestrator.checkpoints.filesystem import REAL
-from orchestrator.checkpoints.find import as_address, find_checkpoint, folders_of, local_place
+from orchestrator.checkpoints.find import as_address, find_checkpoint, folders_of, local_place, nothing_at
 from orchestrator.checkpoints.folder import CheckpointFolder
 from orchestrator.checkpoints.manifest import MANIFEST, POLICY, CheckpointError
 from orchestrator.checkpoints.retention import KeepAny, KeepBest, KeepEvery, KeepLast, Retention
@@ -193,6 +193,8 @@ def _export(command: Export) -> int:
                 raise not_understood(checkpoint.file(POLICY), error) from error
             with output.open("xb") as file:
                 torch.save(weights, file)
+    except FileExistsError as error:
+        raise CheckpointError(f"{output} exists, and is left as it is: name another file, or delete it") from error
     except OSError as error:
         raise CheckpointError(f"{output} cannot be written: {error.strerror}") from error
     print(f"{output}: weights of {checkpoint.path.name}, epoch {checkpoint.epoch}")
@@ -266,8 +268,10 @@ def _place(where: str) -> _Place:
     path = local_place(where)
     if os.path.lexists(path / MANIFEST):
         return _Place(CheckpointFolder(path.parent), [path.name], one=True)
-    folder = next((folder for folder in folders_of(path) if folder.list()), CheckpointFolder(path))
-    return _Place(folder, _some([found.name for found in folder.list()], where))
+    folder = next((folder for folder in folders_of(path) if folder.list()), None)
+    if folder is None:
+        raise CheckpointError(nothing_at(path))
+    return _Place(folder, [found.name for found in folder.list()])
 
 
 def _some(names: Sequence[str], where: str) -> Sequence[str]:

@@ -150,7 +150,7 @@ def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         else:
             kinds.append(one)
     is_list = [get_origin(one) is tuple for one in kinds] == [True]
-    items: Sequence[Any] = get_args(kinds[0]) if is_list else kinds
+    items = list(get_args(kinds[0])) if is_list else kinds
     if not items or items[0] not in _NUMBERS or (len(items) > 1 and not is_list):
         return None
     parse, metavar = _NUMBERS[items[0]]

@@ -5,6 +5,7 @@ A section of settings is any class with annotated fields that have defaults: the
 
 from __future__ import annotations
 
+import difflib
 import functools
 import types
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Union, cast, get_args, get_origin, get_type_hints
 
 from orchestrator.config.annotations import Admits, Formerly
-from orchestrator.config.error import Problem
+from orchestrator.config.error import Problem, shown
 
 _NAMES: dict[object, str] = {
     bool: "true or false",
@@ -132,10 +133,22 @@ def wrong_type(value: object, setting: Setting, path: str, *, in_code: bool = Fa
     cure = default_of(setting, path, in_code=in_code)
     if isinstance(value, str) and fits(setting.hint, (value,)):
         cure = f"write {(value,) if in_code else [value]}"
+    elif isinstance(value, str) and (near := _near_choices(setting.hint, value)):
+        cure = f"did you mean {' or '.join(near)}?"
+    elif isinstance(value, Mapping) and (section := section_type(setting.hint)) is not None and in_code:
+        settings = cast("Mapping[object, object]", value).items()
+        cure = f"write {section.__name__}({', '.join(f'{name}={shown(one)}' for name, one in settings) or '...'})"
     elif isinstance(value, float) and value.is_integer() and fits(setting.hint, int(value)):
         cure = f"write {int(value)}"
     expected = describe(setting.hint, in_code=in_code)
     return Problem(field=path, value=value, expected=expected, cure=cure, formerly=former_name(setting.hint))
+
+
+def _near_choices(hint: Any, value: str) -> list[str]:
+    """Those of the words that an annotation admits that a wrong one may mean."""
+    alternatives = get_args(bare(hint)) if _is_union(hint) else (hint,)
+    words = [word for one in map(bare, alternatives) if get_origin(one) is Literal for word in get_args(one)]
+    return difflib.get_close_matches(value.lower(), words, n=2)
 
 
 def default_of(setting: Setting, path: str, *, in_code: bool = False) -> str:

@@ -6,17 +6,21 @@ import functools
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from orchestrator.config.error import ConfigurationError, Problem
-from orchestrator.config.fields import former_name, leaves, settings_of
+from orchestrator.config.error import ConfigurationError, Problem, nearest
+from orchestrator.config.fields import former_name, leaves, section_type, settings_of
+from orchestrator.config.similar import similar_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _Section = TypeVar("_Section")
 
 
 def accepts_former_names(section: type[_Section]) -> type[_Section]:
-    """A dataclass of settings whose constructor takes former names too, and whose values can be read by them."""
+    """A dataclass of settings whose constructor takes former names too, and whose values can be read by them.
+
+    Raises TypeError saying what is meant for names that it does not have.
+    """
     kind = cast(Any, section)
     construct = kind.__init__
     known = {field.name for field in fields(kind)}
@@ -33,6 +37,8 @@ def accepts_former_names(section: type[_Section]) -> type[_Section]:
                         f"{section.__name__} was given both {name} and {former}, its former name: leave out {former}"
                     )
                 settings[name] = settings.pop(former)
+            for name in sorted(settings.keys() - known):
+                raise TypeError(f"{section.__name__} has no setting {name!r}: {_meant(name, section)}")
         construct(self, **settings)
 
     def __getattr__(self: Any, name: str) -> Any:  # noqa: N807
@@ -44,6 +50,23 @@ def accepts_former_names(section: type[_Section]) -> type[_Section]:
     kind.__init__ = __init__
     kind.__getattr__ = __getattr__
     return section
+
+
+def _meant(name: str, section: type) -> str:
+    """What to write for a name that a section does not have."""
+    similar = similar_settings(name, section)
+    if not similar:
+        return nearest(name, settings_of(section))
+    return f"did you mean {' or '.join(map(_in_code(section), similar))}?"
+
+
+def _in_code(root: type) -> Callable[[str], str]:
+    def written(path: str) -> str:
+        outer, _, name = path.rpartition(".")
+        kind = section_type(settings_of(root)[outer].hint) if outer else None
+        return name if kind is None else f"{outer}={kind.__name__}({name}=...)"
+
+    return written
 
 
 def with_present_names(arguments: Sequence[str], config: object) -> list[str]:

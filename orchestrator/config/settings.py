@@ -116,6 +116,7 @@ class LearningConfig:
     """Epochs, counted from 1, to record with torch's profiler, as profile-<epoch>.json in the run's folder."""
 
 
+@accepts_former_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossesConfig:
     """What the learner minimizes: the losses and their coefficients."""
@@ -161,6 +162,7 @@ class PolicyConfig:
     """Divide rewards by the running standard deviation of the discounted return."""
 
 
+@accepts_former_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointsConfig:
     """When checkpoints are written, and which are kept."""
@@ -185,6 +187,7 @@ class CheckpointsConfig:
     """Weights & Biases project, or entity/project, to upload checkpoints to as artifacts (None: nowhere)."""
 
 
+@accepts_former_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationTask:
     """One environment that policies are evaluated on."""
@@ -226,6 +229,7 @@ class EvaluationConfig:
     """Epochs between evaluations that also record a video of one episode per task (0: none)."""
 
 
+@accepts_former_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsConfig:
     """What the run reports about itself."""
@@ -258,6 +262,7 @@ class MetricsConfig:
     """Seconds between writes of heartbeat.json into the run's folder (0: none)."""
 
 
+@accepts_former_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainerConfig:
     """Everything that defines a training run."""

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+_SURE = 0.94
+"""Likeness above which other names are not worth naming."""
+
+
 class Place(NamedTuple):
     """A setting of a configuration: its section ("" at the top), its name, and what else it is or was called."""
 
@@ -41,6 +45,7 @@ def similar_settings(wrong: str, root: type) -> list[str]:
     places = list(_places(root))
     found = [place for place in places if name in (place.name, place.formerly, *place.elsewhere)]
     found = found or [place for place in places if name == "".join(word[0] for word in place.name.split("_"))]
+    found = found or [place for place in places if difflib.SequenceMatcher(a=wrong, b=place.path).ratio() > _SURE]
     if not found:
         near = difflib.get_close_matches(wrong, [place.path for place in places], n=3)
         words = {word for place in places for word in (place.name, *place.elsewhere)}

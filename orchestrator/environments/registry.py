@@ -61,15 +61,16 @@ def missing_package(environment: str, error: ImportError | gymnasium.error.Depen
     if not extra and not missing:
         return f"environment {environment!r}: {described(error)} at {place_of(error)}; correct that import"
     cure = f"pip install '{_DISTRIBUTION}[{extra}]' installs it" if extra else "install it, or correct the import"
-    return f"environment {environment!r} needs a package that is not installed: {error}; {cure}"
+    why = f"{error}".partition(", run `pip install")[0] if extra else f"{error}"  # of two commands, ours suffices
+    return f"environment {environment!r} needs a package that is not installed: {why}; {cure}"
 
 
 def _registered(name: str, environment: str) -> EnvSpec:
     spec = gymnasium.registry.get(name)
     if spec is None:
         raise InvalidEnvironment(
-            f"environment {environment!r} is not registered with gymnasium: {nearest(name, gymnasium.registry)};"
-            " an environment of your own is named 'package.module:function'"
+            f"environment {environment!r} is not registered with gymnasium: {nearest(name, gymnasium.registry)}"
+            " (an environment of your own is named 'package.module:function')"
         )
     return spec
 

@@ -113,8 +113,9 @@ def _check_unchangeable(name: str, value: object) -> None:
             _check_unchangeable(name, part)
     elif hasattr(type(value), "__setitem__") or not _has_a_hash(value):
         raise TypeError(
-            f"result {name!r} has a {type(value).__name__} in it, which whoever reads it could change: results are "
-            "plain data, such as numbers, texts, lists and mappings of them (for an array, `.tolist()`)"
+            f"result {name!r} contains an object of type {type(value).__name__}, which can be changed: other hooks read"
+            " the same result, so it must be plain data: numbers, texts, lists and mappings of them (for an array,"
+            " return `.tolist()`)"
         )
 
 

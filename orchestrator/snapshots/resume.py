@@ -125,6 +125,8 @@ def resume_problems(source: ResumeSource, config: TrainerConfig) -> Iterator[Pro
     done = int(source.checkpoint.manifest["agent_step"])
     if config.total_agent_steps <= done:
         expected = f"more than the {done} agent steps that the checkpoint has done"
+        if source.config.total_agent_steps <= done:
+            expected = f"the run has ended: to train it further, {expected}"
         cure = f"set it to {2 * done}, say, to train further"
         yield problem_with(config, PATH.total_agent_steps, expected=expected, cure=cure)
 

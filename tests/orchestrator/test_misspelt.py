@@ -35,14 +35,21 @@ HOOKS: dict[str, tuple[dict[str, Any], str]] = {
     "time_out": ({"time_out": 2.0}, "there is no 'time_out'; did you mean 'timeout'"),
     "resource": ({"resource": nothing}, "there is no 'resource'; did you mean 'resources'"),
     "on_epoch_ends": ({"on_epoch_ends": nothing}, "no callback 'on_epoch_ends'; did you mean 'on_epoch_end'"),
-    "no state": ({"on_epoch_end": lambda self: None}, "on_epoch_end is called with state, but too many positional"),
-    "more": ({"on_failure": lambda self, state, why: None}, "on_failure is called with state, but missing .* 'why'"),
+    "no state": (
+        {"on_epoch_end": lambda self: None},
+        r"on_epoch_end has the parameters \(self\), .* write it as \(self, state\)",
+    ),
+    "no self": ({"on_epoch_end": lambda: None}, r"on_epoch_end has no parameters: write it as \(self, state\)"),
+    "more": (
+        {"on_failure": lambda self, state, why: None},
+        r"has the parameters \(self, state, why\), but is called with state",
+    ),
 }
 LOSSES: dict[str, tuple[dict[str, Any], str]] = {
     "observ": ({"observ": lambda self, minibatch, evaluation: None}, "no 'observ'; did you mean 'observe'"),
     "on_epoch_ends": ({"on_epoch_ends": lambda self, state: None}, "'on_epoch_ends'; did you mean 'on_epoch_end'"),
-    "no state": ({"on_mb_end": lambda self: None}, "on_mb_end is called with state, but too many positional"),
-    "one": ({"observe": lambda self, minibatch: None}, "observe is called with minibatch and evaluation, but too many"),
+    "no state": ({"on_mb_end": lambda self: None}, r"on_mb_end has the parameters \(self\), but is called with state"),
+    "one": ({"observe": lambda self, minibatch: None}, r"write it as \(self, minibatch, evaluation\)"),
     "a hook's": ({"on_training_end": lambda self, state: None}, "on_training_end is a callback of hooks"),
 }
 
@@ -73,7 +80,7 @@ def test_a_mistake_in_a_loss_is_refused_with_what_was_meant(case: str) -> None:
 
 
 def test_a_loss_whose_compute_takes_other_arguments_is_refused() -> None:
-    with pytest.raises(TypeError, match="compute is called with minibatch and evaluation, but too many"):
+    with pytest.raises(TypeError, match=r"compute has the parameters \(self, batch\)"):
         anyio.run(Trainer(small_config(), losses=losses_with(callback(Loss, compute=lambda self, batch: None))).run)
 
 

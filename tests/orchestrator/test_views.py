@@ -187,8 +187,8 @@ async def test_a_result_that_others_could_change_is_a_failure_of_its_hook(
 
     final = await Trainer(small_config(epochs=2), hooks=[Publisher()]).run()
     assert final.results is None
-    assert "result 'curve' has a" in caplog.text
-    assert "which whoever reads it could change" in caplog.text
+    assert "result 'curve' contains an object of type" in caplog.text
+    assert "which can be changed: other hooks read the same result" in caplog.text
 
 
 class Keep(Hook):

@@ -135,13 +135,13 @@ def test_export_writes_weights_that_plain_libraries_read(
     assert all(torch.equal(loaded[name], tensor) for name, tensor in WEIGHTS.items())
     assert "00000003, epoch 3" in capsys.readouterr().out
     assert run(["checkpoints", "export", where, str(output)]) == 2, "nothing is overwritten"
-    assert "File exists" in capsys.readouterr().err
+    assert "exists, and is left as it is: name another file, or delete it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["list", "nowhere"], "nowhere has no checkpoints"),
+        (["list", "nowhere"], "nowhere does not exist"),
         (["list", "memory://nothing/run"], "memory://nothing/run has no checkpoints"),
         (["show", "s3://key:SECRET@bucket/run"], "without credentials"),
         (["prune", "nowhere", "--keep", "0"], "--keep must be at least 1"),
@@ -157,6 +157,20 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert message in captured.err
     assert "SECRET" not in captured.err
     assert len(captured.err.splitlines()) == 1
+
+
+def test_a_place_without_checkpoints_is_told_what_is_near_and_inside(
+    folder: CheckpointFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_folder = folder.path.parent
+    for wrong, cure in (
+        (folder.path / "2", f"{folder.path}/2 does not exist: did you mean {folder.path}/00000002?"),
+        (run_folder.with_name("rum"), f"does not exist: did you mean {run_folder}?"),
+        (run_folder.parent, f"nor a run with checkpoints in it; name one of the runs in it: {run_folder}\n"),
+    ):
+        for words in (["checkpoints", "show"], ["checkpoints", "list"], ["train", "--resume"]):
+            assert run([*words, str(wrong)]) == 2
+            assert cure in capsys.readouterr().err
 
 
 def test_prune_neither_disturbs_a_run_nor_takes_one_checkpoint_for_all(

@@ -14,11 +14,20 @@ from typing import Any, get_args
 
 import pytest
 
+from orchestrator import ConfigurationError, Hook, HookConfigurationError, Trainer
 from orchestrator.config import settings as config_module
 from orchestrator.config.annotations import MAY_CHANGE, Admits
 from orchestrator.config.fields import bare, leaves, notes
 from orchestrator.config.paths import PATH, problem_with
-from orchestrator.config.settings import CollectionConfig, EvaluationTask, TrainerConfig
+from orchestrator.config.settings import (
+    CheckpointsConfig,
+    CollectionConfig,
+    EvaluationTask,
+    LearningConfig,
+    LossesConfig,
+    MetricsConfig,
+    TrainerConfig,
+)
 from tests.paths import PROJECT
 
 
@@ -80,6 +89,52 @@ def test_what_may_change_on_resume_is_what_the_documentation_says() -> None:
     may_change = {path for path, hint, _ in leaves(TrainerConfig()) if MAY_CHANGE in notes(hint)}
     assert {path for path in may_change if path.partition(".")[0] not in whole} == said
     assert {path for path, _, _ in leaves(TrainerConfig()) if path.partition(".")[0] in whole} <= may_change
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (TrainerConfig, {"enviroment": "x"}, "TrainerConfig has no setting 'enviroment': did you mean environment?"),
+        (TrainerConfig, {"learning_rate": 1}, "did you mean learning=LearningConfig(learning_rate=...)?"),
+        (TrainerConfig, {"hidden": 1}, "did you mean policy=PolicyConfig(hidden_sizes=...)?"),
+        (LearningConfig, {"lr": 1}, "LearningConfig has no setting 'lr': did you mean learning_rate?"),
+        (LossesConfig, {"clip_coef": 1}, "did you mean clip?"),
+        (CheckpointsConfig, {"evry": 1}, "did you mean every"),
+        (MetricsConfig, {"zzz": 1}, "use one of progress, jsonl"),
+        (EvaluationTask, {"episode": 1}, "did you mean episodes?"),
+    ],
+)
+def test_a_setting_that_there_is_not_is_refused_in_code_with_what_to_write(
+    kind: Any, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        kind(**settings)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cure"),
+    [
+        ({"learning": {"discount": 2}}, "write LearningConfig(discount=2)"),
+        ({"learning": {}}, "write LearningConfig(...)"),
+        ({"metrics": MetricsConfig(wandb="of")}, "did you mean off?"),  # type: ignore[arg-type]
+        ({"staleness": "Auto"}, "did you mean auto?"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_told_what_to_write(settings: dict[str, Any], cure: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Trainer(TrainerConfig(**settings))
+    assert [problem.cure for problem in caught.value.problems] == [cure]
+
+
+def test_a_word_of_a_hooks_setting_that_is_none_is_told_the_nearest() -> None:
+    class Mine(Hook):
+        overflow = "blok"  # type: ignore[assignment]
+
+        async def on_epoch_end(self, state: Any) -> None: ...
+
+    with pytest.raises(HookConfigurationError, match="did you mean block?"):
+        Trainer(hooks=[Mine()])
 
 
 def test_the_path_of_a_setting_is_written_without_text() -> None:

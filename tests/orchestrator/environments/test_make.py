@@ -48,6 +48,7 @@ def test_known_environments_have_no_problems_and_can_be_made(name: str) -> None:
         ("no_such_package:make", "there is no module no_such_package: install it"),
         (":make", "Empty module name"),
         ("", "is not registered with gymnasium"),
+        ("CartPole-v9", "? (an environment of your own"),
         ("quite another thing", "is not registered with gymnasium: use one of "),
     ],
 )

@@ -394,7 +394,9 @@ async def test_what_may_not_change_is_refused_with_all_that_is_wrong(tmp_path: P
     source = find_resume_source(tmp_path / "run")
     problems = resume_problems(source, replace(config, seed=7, staleness=0))
     assert {problem.field for problem in problems} == {"total_agent_steps", "seed", "staleness"}
-    with pytest.raises(ConfigurationError, match="total_agent_steps"):
+    with pytest.raises(
+        ConfigurationError, match=r"total_agent_steps(.|\n)*the run has ended: to train it further, more than"
+    ):
         await Trainer(resume=tmp_path / "run").run()
 
 
