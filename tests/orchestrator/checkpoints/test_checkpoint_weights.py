@@ -105,7 +105,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     manifest.write_text("{")
     with pytest.raises(CheckpointError, match="damaged"):
         find_checkpoint(path)
-    with pytest.raises(CheckpointError, match="neither a checkpoint"):
+    with pytest.raises(CheckpointError, match="nowhere does not exist"):
         find_checkpoint(tmp_path / "nowhere")
 
 
