@@ -23,13 +23,14 @@ async def test_the_documented_code_resumes_a_run_and_takes_care_of_its_checkpoin
     monkeypatch.chdir(tmp_path)
     checkpoints = CheckpointsConfig(every=1, keep=0)
     await Trainer(small_config(epochs=5, run_dir=tmp_path / "runs" / "first", checkpoints=checkpoints)).run()
+    before = CheckpointFolder(tmp_path / "runs" / "first" / "checkpoints").list()  # a slow disk skips some
     names: dict[str, Any] = {}
     for block in code_blocks(text_of("checkpoints.md")):
         exec(compile(block, "docs/checkpoints.md", "exec"), names)
     assert names["trainer"].config.total_agent_steps == 2_000_000
-    assert len(names["folder"].list()) == 5
+    assert [path.absolute() for path in names["folder"].list()] == before
     assert names["oldest_policy"]
-    assert capsys.readouterr().out.count("PosixPath") >= 2
+    assert "would be deleted" in capsys.readouterr().out
 
 
 async def test_a_run_resumes_in_its_folder_from_an_older_checkpoint_once_the_newer_ones_are_moved_aside(
