@@ -28,6 +28,7 @@ def test_every_public_error_has_one_root_and_a_builtin_kind() -> None:
         "EvaluationInterrupted",
         "NotCapturable",
         "OrchestratorError",
+        "OutOfRange",
         "WrongReturn",
     }  # but for the root, they never reach a user
     assert len(found) > 15

@@ -145,7 +145,7 @@ class ModelHook:
     begun: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
     seen_results: list[set[str]] = field(default_factory=list[set[str]])
     counts: Counter[str] = field(default_factory=Counter[str])
-    failures: int = 0
+    failures: Counter[str] = field(default_factory=Counter[str])  # in a row, by event
     closed: bool = False
 
 
@@ -224,10 +224,10 @@ class Model:
         if behavior == "transient" and plan.retries:
             hook.counts["retried"] += 1
         if behavior in FAILING or (behavior == "transient" and not plan.retries):
-            hook.failures += 1
+            hook.failures[occurrence.event] += 1
             if plan.on_error == "stop":
                 self.stops += 1
-            if plan.on_error == "disable" and hook.failures >= 2:
+            if plan.on_error == "disable" and hook.failures[occurrence.event] >= 2:
                 hook.closed = True
                 for waiting in hook.queue:
                     self.settle(hook, waiting, "skipped", "abandoned")
@@ -235,7 +235,7 @@ class Model:
             hook.at_work = None
             self.settle(hook, occurrence, "failed", "failed")
             return
-        hook.failures = 0
+        hook.failures[occurrence.event] = 0
         hook.at_work = None
         self.settle(hook, occurrence, "handled", "handled")
         if behavior == "update":
