@@ -14,7 +14,7 @@ from tests.orchestrator.training import small_config
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 async def test_the_documented_code_resumes_a_run_and_takes_care_of_its_checkpoints(

@@ -22,6 +22,8 @@ from tests.orchestrator.training import worker_processes
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+pytestmark = pytest.mark.slow
+
 
 @pytest_asyncio.fixture
 async def client() -> AsyncGenerator[httpx.AsyncClient]:

@@ -15,7 +15,7 @@ from tests.orchestrator.training import small_config
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 TEXT = text_of("embedding.md")
 
 

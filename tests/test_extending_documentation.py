@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from state.trainer_state import TrainerState
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

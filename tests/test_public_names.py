@@ -24,6 +24,8 @@ from tests.documentation import code_blocks
 from tests.orchestrator.training import small_config
 from tests.paths import PROJECT
 
+pytestmark = pytest.mark.slow
+
 PACKAGES = ("orchestrator", "losses", "state")
 DOCUMENTS = sorted({*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")} - {PROJECT / "CHANGELOG.md"})
 FOR_USERS = [page for page in DOCUMENTS if page.name not in ("architecture.md", "benchmarks.md")]

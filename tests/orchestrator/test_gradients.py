@@ -16,6 +16,8 @@ from orchestrator.policies import NetworkError, Spaces
 from state import TrainerState
 from tests.orchestrator.training import Backend, losses_with, small_config
 
+pytestmark = pytest.mark.slow
+
 HERE = "tests.orchestrator.test_gradients"
 _FIRST_CALLS = 10
 """Of those in training mode; an epoch of these tests has four."""

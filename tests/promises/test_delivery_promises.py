@@ -25,7 +25,7 @@ from state.trainer_state import TrainerState
 from tests.orchestrator.training import small_config
 from tests.promises.acting import Act, trained
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 class Fail(Hook):

@@ -16,7 +16,7 @@ from losses import LearnerCallback, Loss, Minibatch, PolicyEvaluation, ppo_losse
 from orchestrator import Trainer
 from tests.orchestrator.training import small_config
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"), pytest.mark.slow]
 
 
 def doubled(value: Tensor) -> Tensor:

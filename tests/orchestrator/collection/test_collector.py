@@ -22,6 +22,8 @@ from state.experience import ExperienceSpec, FieldSpec
 from tests.environments import Wandering
 from tests.small_networks import STATE_SIZE
 
+pytestmark = pytest.mark.slow
+
 COUNT, HORIZON = 3, 25
 SERIAL = "tests.environments:make_wandering"
 SAME_STEP = "tests.environments:Wandering/SameStep-v0"

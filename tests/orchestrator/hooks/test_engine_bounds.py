@@ -18,7 +18,7 @@ from orchestrator.hooks.run_in_worker import run_in_worker
 from state.trainer_state import TrainerState
 from tests.orchestrator.hooks.driving import DEADLINE, AtEpochEnd, Everything, publish_epochs, quiet, running
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 class Held:

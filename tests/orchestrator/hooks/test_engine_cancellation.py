@@ -16,7 +16,7 @@ from orchestrator.hooks.hook import Hook, StateUpdate
 from state.trainer_state import TrainerState
 from tests.orchestrator.hooks.driving import DEADLINE, AtCommit, AtEpochEnd, Everything, FakeRun, publish_epochs
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 class Resourceful(AtEpochEnd):

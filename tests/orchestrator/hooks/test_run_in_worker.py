@@ -20,7 +20,7 @@ from state.shared_memory import SharedBuffer, SlotRing
 from state.trainer_state import TrainerState
 from tests.orchestrator.hooks.driving import DEADLINE, publish_epochs, running, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 def add(a: int, b: int) -> int:

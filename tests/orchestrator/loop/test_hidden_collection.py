@@ -18,6 +18,8 @@ from state.policy_point import PolicyPoint
 from state.trainer_state import TrainerState
 from tests.orchestrator.training import small_config
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 10
 
 

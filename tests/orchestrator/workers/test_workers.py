@@ -18,7 +18,7 @@ from orchestrator.workers.interrupt import Interrupt
 from orchestrator.workers.worker import WorkerCrashed, open_worker, start_worker
 from state.shared_memory import SharedBuffer
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 Backend = Literal["inline", "process"]
 both_backends = pytest.mark.parametrize("backend", ["inline", "process"])
 
