@@ -101,10 +101,11 @@ class Run:
 
     async def next_state(self, seen: TrainerState | None) -> TrainerState | None:
         """The newest state of a completed epoch as soon as it is not `seen`; None after the last."""
-        while self.state.epoch == (self._first_epoch if seen is None else seen.epoch):
+        newest = self._parts.newest
+        while newest.state.epoch == (self._first_epoch if seen is None else seen.epoch):
             if self._parts.ended.is_set():
                 return None
-            await self._parts.newest.news()
+            await newest.news()
         return self.state
 
     async def result(self) -> TrainerState:

@@ -235,8 +235,10 @@ def _torch_generator(graph: Graph, value: torch.Generator, path: Path) -> Node:
     return {KIND: "torch generator", "state": value.get_state().numpy() if graph.generators else None}
 
 
-def _scalars(member: Enum) -> dict[str, Any]:
-    return {name: one for name, one in vars(member).items() if name[0] != "_" and type(one) in SCALARS}
+def _member_parts(member: Enum) -> dict[str, Any]:
+    """Its attributes without those of every member; of these, its value where that may change."""
+    parts = {name: one for name, one in vars(member).items() if not (name.startswith("_") and name.endswith("_"))}
+    return parts if type(member.value) in SCALARS else {"_value_": member.value, **parts}
 
 
 def _enum(graph: Graph, value: Enum, path: Path) -> Node:
@@ -245,7 +247,7 @@ def _enum(graph: Graph, value: Enum, path: Path) -> Node:
         "class": _class_of(graph, type(value), (path, ".__class__")),
         "name": None if isinstance(value, Flag) else value.name,
         "value": graph.reference(value.value, (path, ".value")) if isinstance(value, Flag) else None,
-        **graph.named(_scalars(value), path),
+        **graph.named(_member_parts(value), path),
     }
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Iterable
-from enum import Enum
+from collections.abc import Iterable, Mapping
+from enum import EnumType
 from typing import Any, NamedTuple, cast
 
 from gymnasium import spaces
@@ -36,6 +36,8 @@ class Variable(NamedTuple):
         """Its value now; raises KeyError or ValueError where there is none."""
         if isinstance(self.holder, dict):
             return cast("dict[str, Any]", self.holder)[self.name]
+        if self._is_member():
+            return self.holder.__members__[self.name]
         if isinstance(self.holder, _NAMESPACES) and self.name != _BASES:
             # Of a class, its own: not what a descriptor makes of it, or a base has.
             return vars(self.holder)[self.name]
@@ -44,8 +46,11 @@ class Variable(NamedTuple):
     def set(self, value: Any) -> None:
         if isinstance(self.holder, dict):
             self.holder[self.name] = value
-        elif self.name != _BASES:  # which are those that were there, with what they held
+        elif self.name != _BASES and not self._is_member():  # which are those that were there, with what they held
             setattr(self.holder, self.name, value)
+
+    def _is_member(self) -> bool:
+        return isinstance(self.holder, EnumType) and self.name in self.holder.__members__
 
 
 _NAMESPACES = (type, types.ModuleType)
@@ -89,8 +94,6 @@ class ReachableCode:
                 self._add_function(found)
 
     def _add_class(self, kind: type) -> None:
-        if issubclass(kind, Enum):
-            return
         for base in kind.__mro__:
             if base is not kind:
                 self._pending.append(base)
@@ -99,7 +102,7 @@ class ReachableCode:
         self._pending.append(type(kind))
         self._note_module(module_of(kind))
         methods: list[str] = []
-        for name, value in list(vars(kind).items()):
+        for name, value in list(_attributes(kind).items()):
             functions = list(functions_of(value))
             self._pending.extend(functions)
             self._check_cache(f"{type_name(kind)}.{name}", value)
@@ -189,6 +192,14 @@ class ReachableCode:
             return module.startswith("gymnasium.envs.")
         file = getattr(sys.modules[module], "__file__", None) or ""
         return top in self._own or ("site-packages" not in file and "dist-packages" not in file)
+
+
+def _attributes(kind: type) -> Mapping[str, Any]:
+    """A class' own; of an enumeration its members, without what Enum itself keeps."""
+    own = vars(kind)
+    if not isinstance(kind, EnumType):
+        return own
+    return {name: own[name] for name in own if name[0] != "_" or name[-1] != "_"} | dict(kind.__members__)
 
 
 _CACHED = functools._lru_cache_wrapper  # pyright: ignore[reportPrivateUsage]

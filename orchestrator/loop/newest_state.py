@@ -23,7 +23,8 @@ class NewestState:
 
     def derive(self, base: TrainerState | None = None, **changes: Any) -> TrainerState:
         """`base` (None: the newest state) with `changes` and with what hooks have returned so far."""
-        return self._engine.fold(replace(self.state if base is None else base, **changes))
+        base = self.state if base is None else base
+        return self._engine.fold(replace(base, **changes) if changes else base)
 
     def advance(self, base: TrainerState | None = None, **changes: Any) -> TrainerState:
         """As `derive`, and that is the newest state from now on."""

@@ -4,7 +4,7 @@ while the loop continues."""
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.learning.learner_state import Unsaved
@@ -69,9 +69,10 @@ class SnapshotTaker:
         self._unsaved_epoch = 0
 
     async def plan(self, state: TrainerState) -> SnapshotPlan | None:
-        """Whether a snapshot is due when the counters are as in `state`."""
+        """Whether a snapshot is due at the end of the epoch whose rollout `state` is the end of."""
         if not self._savers:
             return None
+        state = replace(state, epoch=state.epoch + 1)
         hooks = self._engine.due("on_epoch_end", state, self._savers)
         if self._control.take_checkpoint_request():
             hooks = self._savers

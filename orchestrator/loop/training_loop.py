@@ -199,7 +199,7 @@ class TrainingLoop:
             if reports is None:
                 return
             state = self._rollout_end(before, behavior, slot, reports)
-            snapshot = await self._snapshots.plan(replace(state, epoch=epoch + 1))
+            snapshot = await self._snapshots.plan(state)
             # Here and below, the task that continues the training is woken before the hooks, so that it runs first.
             try:
                 send.send_nowait(_Batch(epoch, slot, behavior, before, state, snapshot))

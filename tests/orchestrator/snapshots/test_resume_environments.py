@@ -331,6 +331,30 @@ def kind():
             "import enum\nclass Of(enum.Enum):\n    A = 1",
             "self.m = m = Of.A; m.n = getattr(m, 'n', 0) + 1; value = m.n",
         ),
+        ("import enum\nclass Of(enum.Enum):\n    A = 1", "Of.A.n = getattr(Of.A, 'n', 0) + 1; value = Of.A.n"),
+        (
+            "import enum\nclass Of(enum.Enum):\n    A = 1\n    B = 2",
+            "m = Of['A' if self.steps % 2 else 'B']; m._all = [*getattr(m, '_all', []), 1]; value = len(m._all)",
+        ),
+        ("import enum\nclass Of(enum.Enum):\n    A = [0]", "Of.A.value[0] += 1; value = Of.A.value[0]"),
+        (
+            "import enum\nclass Of(enum.IntFlag):\n    A = 1\n    B = 2",
+            "Of.B.n = getattr(Of.B, 'n', 0) + 1; value = Of.B.n + (Of.A | Of.B)",
+        ),
+        (
+            "import enum\nclass Of(enum.Enum):\n    A = 1\n    def up(self, n=[0]):\n        n[0] += 1\n"
+            "        Of.seen = getattr(Of, 'seen', 0) + 1\n        return n[0] + Of.seen",
+            "value = Of.A.up()",
+        ),
+        (
+            "import enum\nclass Of(enum.Enum):\n    A = 1\n    @property\n    def up(self):\n"
+            "        self.n = getattr(self, 'n', 0) + 1\n        return self.n",
+            "value = list(Of)[0].up",
+        ),
+        (
+            "import enum\nclass Of(enum.Enum):\n    A = 1\n    B = 2\nclass Holder:\n    now = Of.A",
+            "Holder.now = Of.B if self.steps % 3 else Of.A; value = Holder.now.value",
+        ),
         ("class Named:\n    n = 0", "self.of = globals()['Na' + 'med']; self.of.n += 1; value = self.of.n"),
     ],
 )
