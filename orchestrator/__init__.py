@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from orchestrator.config.error import Problem as Problem
     from orchestrator.config.file import from_table as from_table
     from orchestrator.config.file import read_config as read_config
+    from orchestrator.config.presets import read_preset as read_preset
     from orchestrator.config.settings import CheckpointsConfig as CheckpointsConfig
     from orchestrator.config.settings import CollectionConfig as CollectionConfig
     from orchestrator.config.settings import EvaluationConfig as EvaluationConfig

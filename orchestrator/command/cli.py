@@ -22,6 +22,7 @@ from orchestrator.config.error import ConfigurationError, Problem, nearest
 from orchestrator.config.file import read_with_problems
 from orchestrator.config.former_names import with_present_names
 from orchestrator.config.paths import PATH
+from orchestrator.config.presets import read_preset
 from orchestrator.config.run_folder import claimed, default_run_dir
 from orchestrator.config.settings import TrainerConfig
 from orchestrator.config.user_path import user_path
@@ -42,9 +43,11 @@ Trains reinforcement-learning agents; checkpoints, evaluation and reports never 
 
 commands:
   train   train an agent:      orchestrator train --environment CartPole-v1
+          from a preset:       orchestrator train --preset lunar_lander
           resume a run:        orchestrator train --resume runs/first
   eval    evaluate an agent:   orchestrator eval runs/first --episodes 20
   report  compare runs:        orchestrator report runs/first runs/second
+  presets   settings for more environments, that come with the package
   checkpoints   list, verify, show, prune or export them:    orchestrator checkpoints list runs/first
 
 `orchestrator COMMAND --help` explains the options and their defaults;
@@ -53,7 +56,7 @@ commands:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainArguments:
-    """Train an agent. Every setting can be given as a flag or in a TOML file; flags override the file.
+    """Train an agent. Every setting can be given as a flag or in a TOML file; flags override the file, or a preset.
 
     All settings are recorded as config.toml in the run's folder. `--config <folder>/config.toml` repeats the run with
     the same settings, in a new folder next to it.
@@ -61,6 +64,8 @@ class TrainArguments:
 
     config: Path | None = None
     """TOML file with settings."""
+    preset: str | None = None
+    """Settings that come with the package, by name, in place of a file; `orchestrator presets` lists them."""
     resume: str | None = None
     """Run to resume: its folder, one of its checkpoints, or the URI of either. It keeps its settings; those that may
     change (its length, folder and device, checkpoints, evaluation and metrics) can be given as flags."""
@@ -106,7 +111,8 @@ def run(arguments: Sequence[str]) -> int:
     it failed. Errors of ours are printed without a traceback, unless `--debug` is among the arguments."""
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
-    commands = {"train": _train, "eval": _evaluate, "report": _report, "checkpoints": _checkpoints}
+    commands = {"train": _train, "eval": _evaluate, "report": _report}
+    commands |= {"presets": _presets, "checkpoints": _checkpoints}
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help"):
         print(_HELP)
@@ -145,18 +151,11 @@ def _train(arguments: Sequence[str]) -> int:
 
 def _go_on(arguments: Sequence[str], first: _FirstLook) -> int:
     """Resumes a run: in its folder, or, from an older checkpoint or one from elsewhere, in a new one."""
-    if first.config is not None:
-        cure = "leave it out, and give what is to change as flags"
-        raise ConfigurationError(
-            [
-                Problem(
-                    field="config",
-                    value=str(first.config),
-                    expected="no file together with --resume, which brings settings",
-                    cure=cure,
-                )
-            ]
-        )
+    for name, given in (("config", first.config), ("preset", first.preset)):
+        if given is not None:
+            expected = f"no --{name} together with --resume, which brings settings"
+            cure = "leave it out, and give what is to change as flags"
+            raise ConfigurationError([Problem(field=name, value=str(given), expected=expected, cure=cure)])
     if first.init_from is not None:
         expected = "no other weights together with --resume, which brings the run's own"
         cure = "leave it out to resume the run, or leave out --resume to start a new run from these weights"
@@ -193,13 +192,20 @@ def _check_and_run(config: TrainerConfig, known: _Known, source: ResumeSource | 
 
 
 def train_settings(arguments: Sequence[str]) -> tuple[TrainerConfig, TrainerConfig, _Known]:
-    """The configuration of the file, that with the flags over it, and what is wrong with either.
+    """The configuration of the file or preset, that with the flags over it, and what is wrong with either.
 
     The file's `run_dir` is not in the second: a folder that a flag names is an order, one that a file names is
     the order of a command that may be repeated.
     """
-    file = _first_look(arguments).config
+    first = _first_look(arguments)
+    file = first.config
+    if file is not None and first.preset is not None:
+        expected = "a preset or a file, not both"
+        cure = "leave one of them out; `orchestrator presets NAME` prints a preset to copy from"
+        raise ConfigurationError([Problem(field="preset", value=first.preset, expected=expected, cure=cure)])
     base, problems = (TrainerConfig(), []) if file is None else read_with_problems(file)
+    if first.preset is not None:
+        base = read_preset(first.preset)
     config, unknown = _parse_train(arguments, base)
     return base, config, _Known([*unknown, *problems], None if file is None or not problems else user_path(file))
 
@@ -207,6 +213,7 @@ def train_settings(arguments: Sequence[str]) -> tuple[TrainerConfig, TrainerConf
 @dataclass(frozen=True, slots=True)
 class _FirstLook:
     config: Path | None = None
+    preset: str | None = None
     resume: str | None = None
     trust_code: bool = False
     init_from: str | None = None
@@ -216,6 +223,7 @@ def _first_look(arguments: Sequence[str]) -> _FirstLook:
     """The flags that say what the defaults of all others are."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", type=Path)
+    finder.add_argument("--preset")
     finder.add_argument("--resume")
     finder.add_argument("--init-from", "--init_from")
     finder.add_argument("--trust-code", "--trust_code", action="store_true")
@@ -223,7 +231,7 @@ def _first_look(arguments: Sequence[str]) -> _FirstLook:
         found = finder.parse_known_args(arguments)[0]
     except argparse.ArgumentError:
         return _FirstLook()  # tyro will say so
-    return _FirstLook(found.config, found.resume, found.trust_code, found.init_from)
+    return _FirstLook(**vars(found))
 
 
 def _parse_train(arguments: Sequence[str], base: TrainerConfig) -> tuple[TrainerConfig, list[Problem]]:
@@ -271,6 +279,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
 def _checkpoints(arguments: Sequence[str]) -> int:
     from orchestrator.command.checkpoints import run_command
+
+    return run_command(arguments)
+
+
+def _presets(arguments: Sequence[str]) -> int:
+    from orchestrator.command.presets import run_command
 
     return run_command(arguments)
 

@@ -18,6 +18,7 @@ from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.fields import bare, describe, fits, leaves, settings_of
 from orchestrator.config.file import from_table
 from orchestrator.config.former_names import flag_name
+from orchestrator.config.presets import preset_names
 from orchestrator.config.settings import EvaluationTask, TrainerConfig
 from orchestrator.config.similar import similar_settings
 from orchestrator.config.user_path import user_path
@@ -90,6 +91,8 @@ def _place_of(word: str) -> str:
         return f"write --config {word}"
     if path.is_file():
         return f"settings are read by --config, from a TOML file; {word} is a file of another kind"
+    if word in preset_names():
+        return f"write --preset {word}"
     return f"if it is an environment, write --environment {word}"
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from orchestrator.environments.make import make_vector as make_vector
     from orchestrator.environments.options import problem_with_options as problem_with_options
     from orchestrator.environments.registry import check_environment as check_environment
+    from orchestrator.environments.registry import extra_of as extra_of
     from orchestrator.environments.spaces import InvalidEnvironment as InvalidEnvironment
     from orchestrator.environments.vector import EnvironmentFailed as EnvironmentFailed
     from orchestrator.environments.vector import Step as Step

@@ -54,6 +54,15 @@ def check_environment(environment: str) -> list[str]:
     return []
 
 
+def extra_of(environment: str) -> str | None:
+    """The extra of this project that brings the package of a gymnasium id; None for one that needs none, or another's.
+    Imports nothing.
+    """
+    spec = gymnasium.registry.get(environment)
+    home = _NAMESPACES.get(environment.partition("/")[0], "") if spec is None else str(spec.entry_point)
+    return next((extra for package, extra in _EXTRAS.items() if package in home), None)
+
+
 def missing_package(environment: str, error: ImportError | gymnasium.error.DependencyNotInstalled) -> str:
     """The message for an environment whose package is not installed."""
     extra = next((extra for package, extra in _EXTRAS.items() if package in f"{error}"), None)

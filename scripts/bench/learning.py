@@ -4,7 +4,7 @@ seeds, and for variants of the settings side by side.
     python scripts/bench/learning.py --tasks lunar_lander acrobot_defaults --seeds 1 2 3 4 5 \
         --vary staleness=0 staleness=0.25 staleness=1 --results /tmp/learning.jsonl
 
-Tasks train with the files in scripts/settings, those called `..._defaults` with the defaults; lunar_lander needs the
+Tasks train with the presets of the package, those called `..._defaults` with the defaults; lunar_lander needs the
 `box2d` extra and half_cheetah the `mujoco` extra. `--vary` compares settings: each word is a variant, several settings
 of one are joined by commas (`staleness=1,learning.refresh=false`). Every training is a line in the `--results` file,
 and is not repeated when the same command is run again, so that a long comparison can be done in pieces.
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
     from orchestrator import TrainerConfig
 
-SETTINGS = Path(__file__).parent.parent / "settings"
 MIN_EPISODES = 100
 CURVE_POINTS = 60
 RESAMPLES = 2000
@@ -50,12 +49,12 @@ class Task:
     """Mean return of random actions."""
     threshold: float
     """Of the mean return of the last 100 episodes."""
-    settings: str | None = None
-    """File in scripts/settings, without its ending (None: the defaults)."""
+    preset: str | None = None
+    """Name of the settings to train with (None: the defaults)."""
     steps: int | None = None
-    """Agent steps of a training (None: those of the settings)."""
+    """Agent steps of a training (None: those of the preset)."""
     network: str | None = None
-    """Instead of the settings' (None: theirs)."""
+    """Instead of the preset's (None: its own)."""
 
 
 MEMORY = "orchestrator.environments.memory:make"
@@ -77,10 +76,9 @@ TASKS = {
 
 def configured(task: Task, seed: int, variant: str) -> TrainerConfig:
     """The settings of one training."""
-    from orchestrator import TrainerConfig
-    from orchestrator.config.file import from_table, read_config
+    from orchestrator import TrainerConfig, from_table, read_preset
 
-    config = TrainerConfig() if task.settings is None else read_config(SETTINGS / f"{task.settings}.toml")
+    config = TrainerConfig() if task.preset is None else read_preset(task.preset)
     config = replace(config, seed=seed, run_dir=None, environment=task.environment)
     if task.steps is not None:
         config = replace(config, total_agent_steps=task.steps)
