@@ -15,6 +15,7 @@ Warn = Callable[[str, str], None]
 """Takes what a warning is about, of which there is one, and its text, which continues the environment's name."""
 
 _NUMBERS = "biuf"
+_FLOAT32 = np.dtype(np.float32)
 _STEP = "observation, reward, terminated, truncated, info"
 
 
@@ -84,7 +85,7 @@ def reward_of(value: object, warn: Warn) -> float:
                 f"an integer of {bits} bits as the reward, expected a number that a float can say"
             ) from None
         if math.isinf(number) and np.isfinite(value):
-            raise OutOfRange("the reward", value, np.dtype(np.float32), ())
+            raise OutOfRange("the reward", value, _FLOAT32, ())
         return number
     array = _array(value)
     if array is None or array.dtype.kind not in _NUMBERS or array.size != 1:
@@ -111,7 +112,7 @@ def rewards_of(value: object, count: int, warn: Warn) -> Array:
     """The rewards `[count]` of all copies, float32. Raises WrongReturn."""
     usual = type(value) is np.ndarray and value.shape == (count,) and value.dtype.kind == "f"
     array = cast("Array", value) if usual else _column("rewards", value, count, warn)
-    return narrowed(array, np.dtype(np.float32), "the reward")
+    return narrowed(array, _FLOAT32, "the reward")
 
 
 def flags_of(name: str, value: object, count: int, warn: Warn) -> Array:
@@ -171,7 +172,7 @@ def narrowed(array: Array, dtype: np.dtype[Any], about: str) -> Array:
     """The array in `dtype`: itself, or its copy as `narrow` makes it. Raises OutOfRange."""
     if array.dtype == dtype:
         return array
-    result = np.empty_like(array, dtype, subok=False)
+    result = np.empty(array.shape, dtype)
     narrow(array, result, about)
     return result
 
