@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 PACKAGES = ("orchestrator", "losses", "state")
 DOCUMENTS = sorted({*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")} - {PROJECT / "CHANGELOG.md"})
-FOR_USERS = [page for page in DOCUMENTS if page.name not in ("architecture.md", "benchmarks.md")]
+FOR_USERS = [page for page in DOCUMENTS if page.name not in ("architecture.md", "benchmarks.md", "CONTRIBUTING.md")]
 OF_OTHERS = {"Categorical", "run"}  # torch's, and a method: names that something of ours has, too
 
 
