@@ -24,6 +24,7 @@ OBSERVATION_SPACES: dict[str, gymnasium.Space[Any]] = {
     "multidiscrete": spaces.MultiDiscrete([3, 2], start=[1, 0]),
     "multibinary": spaces.MultiBinary(4),
     "tuple": spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))),
+    "text": spaces.Text(3),
 }
 
 ACTION_SPACES: dict[str, gymnasium.Space[Any]] = {
@@ -33,6 +34,7 @@ ACTION_SPACES: dict[str, gymnasium.Space[Any]] = {
     "box": spaces.Box(np.array([-0.5, -1.0]), np.array([0.5, np.inf]), dtype=np.float64),
     "grid": spaces.Box(-1.0, 1.0, (2, 2), np.float32),
     "multibinary": spaces.MultiBinary(3),
+    "text": spaces.Text(3),
 }
 
 
@@ -85,6 +87,8 @@ def _draw(space: gymnasium.Space[Any], random: np.random.Generator) -> Any:
     match space:
         case spaces.Dict():
             return {key: _draw(leaf, random) for key, leaf in space.items()}
+        case spaces.Tuple():
+            return tuple(_draw(part, random) for part in space)
         case spaces.Box() if space.dtype == np.uint8:
             return random.integers(0, 256, space.shape, np.uint8)
         case spaces.Box():

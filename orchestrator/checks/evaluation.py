@@ -97,17 +97,17 @@ def _space_problems(config: TrainerConfig) -> Iterator[Problem]:
 def misfits(config: TrainerConfig) -> list[tuple[int, str, str]]:
     """Index, environment and problem of each task whose environment cannot be made, or has other spaces than the
     training's."""
-    from orchestrator.environments import InvalidEnvironment
+    from orchestrator.environments import Adaptation, InvalidEnvironment
     from orchestrator.evaluation.plan import differing_spaces, evaluation_plans, spaces_of
 
     try:
-        needed = spaces_of(config.environment, config.collection.environment_options)
+        needed = spaces_of(config.environment, config.collection.environment_options, Adaptation.of(config))
     except InvalidEnvironment:
         return []  # which is the collectors' to say
     found: list[tuple[int, str, str]] = []
     for index, plan in enumerate(evaluation_plans(config)):
         try:
-            differences = differing_spaces(needed, spaces_of(plan.environment, plan.options))
+            differences = differing_spaces(needed, spaces_of(plan.environment, plan.options, plan.adaptation))
         except InvalidEnvironment as error:
             found.append((index, plan.environment, str(error)))
         else:

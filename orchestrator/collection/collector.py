@@ -21,7 +21,7 @@ from orchestrator.collection.experience_fields import (
 from orchestrator.collection.observation_scales import ObservationScales
 from orchestrator.collection.rollout import Rollout
 from orchestrator.config.settings import TrainerConfig
-from orchestrator.environments import EnvironmentFailed, Step, make_vector
+from orchestrator.environments import Adaptation, EnvironmentFailed, Step, make_vector
 from orchestrator.environments.capture import CannotRestore, NotCapturable
 from orchestrator.environments.spaces import Array, ObservationArrays, arrays_of, observation_of
 from orchestrator.policies.acting import ActingPolicy, PolicyFailed, as_tensors, check_defined
@@ -90,7 +90,13 @@ class Collector:
     def __init__(self, plan: CollectorPlan) -> None:
         self._plan = plan
         config = plan.config.collection
-        self._environment = make_vector(plan.config.environment, plan.count, config.environment_options, config.mode)
+        self._environment = make_vector(
+            plan.config.environment,
+            plan.count,
+            config.environment_options,
+            config.mode,
+            Adaptation.of(plan.config),
+        )
         self._generator = torch.Generator()
         self._generator.manual_seed(_derived_seed(plan.seed, 0))
         self._rollouts = 0

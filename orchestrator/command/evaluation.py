@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.checkpoints import find_checkpoint
+from orchestrator.environments import Adaptation
 from orchestrator.evaluation.plan import EvaluationPlan, evaluation_plans, spaces_of
 from orchestrator.policies import build_policy
 from orchestrator.snapshots.recorded_settings import read_settings
@@ -47,7 +48,7 @@ def evaluate_checkpoint(
     plans = [replace(plan, episodes=episodes) for plan in plans]
     if deterministic is not None:
         plans = [replace(plan, deterministic=deterministic) for plan in plans]
-    spaces = spaces_of(config.environment, config.collection.environment_options)
+    spaces = spaces_of(config.environment, config.collection.environment_options, Adaptation.of(config))
     policy = build_policy(config.policy, spaces, config.seed, config.learning.discount)
     counters = {name: checkpoint.manifest[name] for name in ("epoch", "agent_step")}
     reports: list[dict[str, Any]] = []

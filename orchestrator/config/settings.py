@@ -156,6 +156,8 @@ class PolicyConfig:
     """Nonlinearity between the hidden layers."""
     lstm_size: Count = 64
     """Width of the LSTM's recurrent state."""
+    box_actions: Annotated[Literal["clip", "squash"], CalledElsewhere("squash_output")] = "clip"
+    """How numbers become actions of a Box: clipped to its bounds, or squashed into them by a tanh or softplus."""
     normalize_observations: bool = False
     """Normalize observations (not images) by their running mean and standard deviation."""
     normalize_rewards: bool = False

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from state.lazy_names import lazy_names
 
 if TYPE_CHECKING:
+    from orchestrator.environments.adaptation import Adaptation as Adaptation
     from orchestrator.environments.make import make_vector as make_vector
     from orchestrator.environments.options import problem_with_options as problem_with_options
     from orchestrator.environments.registry import check_environment as check_environment

@@ -12,6 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from orchestrator.config.error import shown
 from orchestrator.config.own_code import place_of
+from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.native import NativeEnvironment
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
 from orchestrator.environments.serial import SerialEnvironment, close_all
@@ -23,9 +24,13 @@ Mode = Literal["auto", "native", "sync"]
 
 
 def make_vector(
-    environment: str, count: int, options: Mapping[str, object] | None = None, mode: Mode = "auto"
+    environment: str,
+    count: int,
+    options: Mapping[str, object] | None = None,
+    mode: Mode = "auto",
+    adaptation: Adaptation = NO_ADAPTATION,
 ) -> VectorEnvironment:
-    """`count` copies of `environment`, each made with `options` as keyword arguments.
+    """`count` copies of `environment`, each made with `options` as keyword arguments, and adapted to the agent.
 
     "native" takes the environment's own vectorized form, "sync" steps single ones in order, and "auto" is native
     where a form in numpy exists and takes the options. Raises InvalidEnvironment naming the environment for one that
@@ -36,14 +41,14 @@ def make_vector(
     found = find(environment)
     keywords = dict(options or {})
     if mode == "native":
-        return _make_native(environment, found, count, keywords)
+        return _make_native(environment, found, count, keywords, adaptation)
     if mode == "auto" and _has_numpy_form(found):
         try:
-            return _make_native(environment, found, count, keywords)
+            return _make_native(environment, found, count, keywords, adaptation)
         except InvalidEnvironment:
             # The vectorized form may know fewer options; if the single one fails too, its reason is the better.
             pass
-    return _make_serial(environment, found, count, keywords)
+    return _make_serial(environment, found, count, keywords, adaptation)
 
 
 def make_single(environment: str, options: Mapping[str, object]) -> gymnasium.Env[Any, Any]:
@@ -59,7 +64,11 @@ def _has_numpy_form(found: EnvSpec | EnvironmentFunction) -> bool:
 
 
 def _make_native(
-    environment: str, found: EnvSpec | EnvironmentFunction, count: int, options: dict[str, Any]
+    environment: str,
+    found: EnvSpec | EnvironmentFunction,
+    count: int,
+    options: dict[str, Any],
+    adaptation: Adaptation,
 ) -> VectorEnvironment:
     if not isinstance(found, EnvSpec) or found.vector_entry_point is None:
         raise InvalidEnvironment(
@@ -74,20 +83,24 @@ def _make_native(
         raise _cannot_make(environment, found, options, error) from error
     try:
         _check_spaces(environment, vector, "single_")
-        return NativeEnvironment(environment, vector)
+        return NativeEnvironment(environment, vector, adaptation)
     except BaseException:
         vector.close()
         raise
 
 
 def _make_serial(
-    environment: str, found: EnvSpec | EnvironmentFunction, count: int, options: dict[str, Any]
+    environment: str,
+    found: EnvSpec | EnvironmentFunction,
+    count: int,
+    options: dict[str, Any],
+    adaptation: Adaptation,
 ) -> VectorEnvironment:
     copies: list[gymnasium.Env[Any, Any]] = []
     try:
         while len(copies) < count:
             copies.append(_make_one(environment, found, options))
-        return SerialEnvironment(environment, copies)
+        return SerialEnvironment(environment, copies, adaptation)
     except BaseException:
         close_all(copies)
         raise

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.capture import EnvironmentState
 from orchestrator.environments.observations import ObservationReader
 from orchestrator.environments.returned import (
@@ -41,7 +42,9 @@ class NativeEnvironment(VectorEnvironment):
 
     native: ClassVar[bool] = True
 
-    def __init__(self, name: str, environment: VectorEnv[Any, Any, Any]) -> None:
+    def __init__(
+        self, name: str, environment: VectorEnv[Any, Any, Any], adaptation: Adaptation = NO_ADAPTATION
+    ) -> None:
         super().__init__(
             name, environment.num_envs, environment.single_observation_space, environment.single_action_space
         )
@@ -56,7 +59,7 @@ class NativeEnvironment(VectorEnvironment):
         self._environment = environment
         self._state = EnvironmentState([environment])
         self._space_seeds = SpaceSeeds([environment])
-        self._to_environment = ActionConverter(environment.single_action_space)
+        self._to_environment = ActionConverter(environment.single_action_space, squash=adaptation.squash)
         self._reader = ObservationReader(environment.single_observation_space, self.warn)
         self._all_valid = np.ones(self.count, np.bool_)
         self._resetting: Array | None = None
@@ -134,9 +137,8 @@ class NativeEnvironment(VectorEnvironment):
             )
         finals = {key: array.copy() for key, array in arrays_of(observation).items()}
         for index in np.flatnonzero(ended):
-            row = {key: given[key][index] for key in given} if isinstance(given, Mapping) else given[index]
             try:
-                final = self._reader.read(row)
+                final = self._reader.read(_entry(given, int(index)))
             except WrongReturn as error:
                 raise EnvironmentFailed(
                     f"environment {self.name!r}: step {self._steps} gave the final_obs of copy {index} {error}"
@@ -167,6 +169,13 @@ class NativeEnvironment(VectorEnvironment):
             f"copy {error.place[0]} of {self.count}" if isinstance(error, OutOfRange) else f"its {self.count} copies"
         )
         return EnvironmentFailed(f"environment {self.name!r}: {what}{when} of {copies} {came}")
+
+
+def _entry(batch: Any, index: int) -> Any:
+    """The observation of the copy `index` in a batch of them, in which Dicts and Tuples may hold the batch's arrays."""
+    if isinstance(batch, Mapping):
+        return {key: _entry(part, index) for key, part in cast("Mapping[Any, Any]", batch).items()}
+    return tuple(_entry(part, index) for part in batch) if isinstance(batch, tuple) else batch[index]
 
 
 def _row(infos: Mapping[str, Any], index: int) -> dict[str, object]:

@@ -3,7 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,10 +13,13 @@ from orchestrator.environments.returned import Warn, WrongReturn, exact, narrow,
 from orchestrator.environments.spaces import (
     Array,
     ObservationArrays,
+    Path,
     Space,
     agent_dtype,
     agent_parts,
+    inner_spaces,
     observation_of,
+    of_key,
     start_of,
 )
 
@@ -34,23 +37,16 @@ class ObservationReader:
     """
 
     def __init__(self, space: Space, warn: Warn) -> None:
-        self.parts = {name: ObservationPart(name, key, leaf, warn) for name, (key, leaf) in agent_parts(space).items()}
+        parts = agent_parts(space)
+        self.parts = {name: ObservationPart(path, leaf, warn) for name, (path, leaf) in parts.items()}
         self._only = self.parts.get("")
-        self._warn = warn
+        self._whole = _Branch(space, (), {path: name for name, (path, _) in parts.items()}, warn)
 
     def values(self, observation: Any) -> Mapping[str, Any]:
-        """The values of the parts of a Dict's observation, not checked yet, by the agent's keys."""
-        if not isinstance(observation, Mapping):
-            raise WrongReturn(f"a {type(observation).__name__} as the observation, expected a dict; {_CURE}")
-        given = cast("Mapping[Any, Any]", observation)
-        missing = [part.key for part in self.parts.values() if part.key not in given]
-        if missing:
-            raise WrongReturn(f"an observation without the keys {missing}, which its space has; {_CURE}")
-        if len(given) > len(self.parts):
-            known = {part.key for part in self.parts.values()}
-            more = [key for key in given if key not in known]
-            self._warn("observation keys", f"returns observations with the keys {more}, which its space lacks")
-        return {name: given[part.key] for name, part in self.parts.items()}
+        """The values of the parts of a Dict's or Tuple's observation, not checked yet, by the agent's keys."""
+        values: dict[str, Any] = {}
+        self._whole.take_apart(observation, values)
+        return values
 
     def read(self, observation: Any, *leading: int) -> ObservationArrays:
         """An observation, or a batch of them with the dimensions `leading`, for the agent; may share its memory."""
@@ -60,11 +56,57 @@ class ObservationReader:
         return observation_of({name: part.read(values[name], leading) for name, part in self.parts.items()})
 
 
-class ObservationPart:
-    """One array of an observation: the value of one `key`, or all of it where the space is not a Dict."""
+class _Branch:
+    """A Dict or Tuple at `path` of an observation, whose leaves have the `names`."""
 
-    def __init__(self, name: str, key: Any, space: Space, warn: Warn) -> None:
-        self.key = key
+    def __init__(self, space: Space, path: Path, names: Mapping[Path, str], warn: Warn) -> None:
+        self._is_dict = isinstance(space, spaces.Dict)
+        self._of_key = of_key(path)
+        self._warn = warn
+        inner = dict(inner_spaces(space))
+        self._keys = tuple(inner)
+        below = {key: (*path, key) for key in self._keys}
+        self._leaves = [(names[place], key) for key, place in below.items() if place in names]
+        self._branches = [
+            (_Branch(inner[key], place, names, warn), key) for key, place in below.items() if place not in names
+        ]
+
+    def take_apart(self, given: Any, values: dict[str, Any]) -> None:
+        """Add the values of all leaves to `values`, by their names. Raises WrongReturn."""
+        self._check(given)
+        for name, key in self._leaves:
+            values[name] = given[key]
+        for branch, key in self._branches:
+            branch.take_apart(given[key], values)
+
+    def _check(self, given: Any) -> None:
+        kind = type(given).__name__
+        if not self._is_dict:
+            sequence = isinstance(given, (tuple, list, np.ndarray))
+            if not sequence or len(cast("Sequence[Any]", given)) != len(self._keys):
+                found = f"a {kind} of {len(cast('Sequence[Any]', given))}" if sequence else f"a {kind}"
+                raise WrongReturn(
+                    f"{found} as the observation{self._of_key}, expected a tuple of {len(self._keys)}; {_CURE}"
+                )
+            return
+        if not isinstance(given, Mapping):
+            raise WrongReturn(f"a {kind} as the observation{self._of_key}, expected a dict; {_CURE}")
+        mapping = cast("Mapping[Any, Any]", given)
+        missing = [key for key in self._keys if key not in mapping]
+        if missing:
+            raise WrongReturn(f"an observation without the keys {missing}{self._of_key}, which its space has; {_CURE}")
+        if len(mapping) > len(self._keys):
+            more = [key for key in mapping if key not in self._keys]
+            self._warn(
+                f"observation keys{self._of_key}",
+                f"returns observations with the keys {more}{self._of_key}, which its space lacks",
+            )
+
+
+class ObservationPart:
+    """One array of an observation: the value at its `path`, or all of it where the space has no parts."""
+
+    def __init__(self, path: Path, space: Space, warn: Warn) -> None:
         self.shape = tuple(space.shape or ())
         self.dtype = np.dtype(agent_dtype(space))
         start = start_of(space)
@@ -72,7 +114,7 @@ class ObservationPart:
         self.start = None if start is None else np.asarray(start).astype(np.int64)
         self._read_as = np.dtype(np.uint64) if start is not None and space.dtype == np.uint64 else self.dtype
         self._cure = _CURE_OF_UINT64 if space.dtype == np.uint64 and start is None else _CURE
-        self._of_key = f" of key {key!r}" if name else ""
+        self._of_key = of_key(path)
         self.about = f"the observation{self._of_key}"
         self._warn = warn
         own = np.dtype(space.dtype)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import gymnasium
 import numpy as np
 
+from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.capture import EnvironmentState
 from orchestrator.environments.observations import ObservationReader, ObservationRows
 from orchestrator.environments.returned import (
@@ -40,7 +41,9 @@ class SerialEnvironment(VectorEnvironment):
     native: ClassVar[bool] = False
     same_step = True
 
-    def __init__(self, name: str, environments: Sequence[gymnasium.Env[Any, Any]]) -> None:
+    def __init__(
+        self, name: str, environments: Sequence[gymnasium.Env[Any, Any]], adaptation: Adaptation = NO_ADAPTATION
+    ) -> None:
         first = environments[0]
         super().__init__(name, len(environments), first.observation_space, first.action_space)
         for index, environment in enumerate(environments):
@@ -56,7 +59,8 @@ class SerialEnvironment(VectorEnvironment):
         self._environments = tuple(environments)
         self._state = EnvironmentState(environments)
         self._space_seeds = SpaceSeeds(environments)
-        self._to_environment = ActionConverter(first.action_space)
+        self._to_environment = ActionConverter(first.action_space, squash=adaptation.squash)
+        self._scalar_box = isinstance(first.action_space, gymnasium.spaces.Box) and not first.action_space.shape
         reader = ObservationReader(first.observation_space, self.warn)
         self._observations = ObservationRows(reader, self.count)
         self._final_observations = ObservationRows(reader, self.count)
@@ -85,6 +89,8 @@ class SerialEnvironment(VectorEnvironment):
         index = 0
         self._steps += 1
         converted = self._to_environment(actions)
+        if self._scalar_box:
+            converted = [np.asarray(action) for action in converted]  # numpy's numbers are no arrays
         fields = self._given_fields
         # Every line below runs once per agent step: the usual types are recognized here, all others elsewhere.
         for index, environment in enumerate(self._environments):

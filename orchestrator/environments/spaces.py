@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,20 @@ Space = gymnasium.Space[Any]
 Array = NDArray[Any]
 ObservationArrays = Array | dict[str, Array]
 """A batch of observations: one array `[n, ...]`, or one per key of a Dict space."""
+Path = tuple[Any, ...]
+"""The keys of Dicts and the places in Tuples that lead to a part of an observation."""
 
-_SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, or a Dict of those"
-_SUPPORTED_ACTIONS = "Discrete, MultiDiscrete with one axis, or Box of numbers"
+_SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiDiscrete, MultiBinary, and Dicts and Tuples of those"
+_SUPPORTED_ACTIONS = "Discrete, MultiDiscrete, MultiBinary, and Box of numbers"
+_OBSERVED_INSTEAD = {
+    spaces.Text: "give the text as numbers, such as a MultiDiscrete with one choice of a character for each place",
+    spaces.Graph: "give nodes and edges as Boxes of the largest size, with a MultiBinary that says which there are",
+    spaces.Sequence: "give a Box of the greatest length, with a Discrete that says how many entries count",
+    spaces.OneOf: "give a Dict of all alternatives, with a Discrete that says which one counts",
+}
 _WRAP = "wrap the environment in one that converts (gymnasium.wrappers has some)"
-_SINGLE = ""  # the key of the only array of a space that is not a Dict
+_JOIN = "make it one MultiDiscrete or one Box, and take that apart in a gymnasium.wrappers.TransformAction"
+_SINGLE = ""  # the key of the only array of a space that is neither a Dict nor a Tuple
 
 # What torch has no type for.
 _AGENT_INTEGERS = {"uint16": "int32", "uint32": "int64", "uint64": "int64"}
@@ -40,51 +50,74 @@ class ArraySpec:
 
 
 def agent_observation_space(space: Space, environment: str) -> Space:
-    """The space of the observations that agents get: floats are float32, what is discrete begins at 0, keys are texts.
+    """The space of the observations that agents get: floats are float32, what is discrete begins at 0, and Dicts and
+    Tuples within each other are one Dict, whose keys are their paths as texts ("eyes/left", "0").
 
     Raises InvalidEnvironment naming the `environment`, its space and what is supported.
     """
-    if not isinstance(space, spaces.Dict):
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
         return _agent_leaf(space, environment, "")
     parts = agent_parts(space)
     if not parts:
+        kind = type(space).__name__
         raise InvalidEnvironment(
-            f"environment {environment!r} has an empty Dict as its observation space; give it a key"
+            f"environment {environment!r} has an empty {kind} as its observation space; give it a part"
         )
-    if len(parts) < len(space.spaces) or _SINGLE in parts:
+    paths = [path for path, _ in _leaves(space)]
+    if len(parts) < len(paths) or _SINGLE in parts:
         raise InvalidEnvironment(
-            f"environment {environment!r} has the keys {list(space.spaces)} in its observation space; expected keys"
-            " that are different as texts, and none that is empty"
+            f"environment {environment!r} has the keys {[path[0] if len(path) == 1 else path for path in paths]} in its"
+            " observation space; expected keys that are different as texts (those within each other joined by /), and"
+            " none that is empty"
         )
-    return spaces.Dict(
-        {name: _agent_leaf(leaf, environment, f" of key {key!r}") for name, (key, leaf) in parts.items()}
-    )
+    return spaces.Dict({name: _agent_leaf(leaf, environment, of_key(path)) for name, (path, leaf) in parts.items()})
 
 
 def agent_action_space(space: Space, environment: str) -> Space:
-    """The space of the actions that agents take: Box is float32 (also of integers), what is discrete begins at 0.
+    """The space of the actions that agents take: Box is float32 (also of integers), what is discrete begins at 0, and
+    what consists of several choices or bits has one axis.
 
     Raises InvalidEnvironment naming the `environment`, its space and what is supported.
     """
-    one_axis = not isinstance(space, spaces.MultiDiscrete) or space.nvec.ndim == 1
-    numbers = not isinstance(space, spaces.Box) or np.issubdtype(space.dtype, np.number)
-    if not isinstance(space, (spaces.Discrete, spaces.MultiDiscrete, spaces.Box)) or not one_axis or not numbers:
-        raise InvalidEnvironment(
-            f"environment {environment!r} has the action space {space}, which is not supported;"
-            f" supported are {_SUPPORTED_ACTIONS}; {_WRAP}"
-        )
-    return _float_box(space) if isinstance(space, spaces.Box) else _agent_leaf(space, environment, "")
+    match space:
+        case spaces.Discrete():
+            return spaces.Discrete(int(space.n))
+        case spaces.MultiDiscrete():
+            return spaces.MultiDiscrete(space.nvec.flatten())
+        case spaces.MultiBinary():
+            return spaces.MultiBinary(math.prod(space.shape))
+        case spaces.Box() if np.issubdtype(space.dtype, np.number):
+            return _float_box(space)
+        case _:
+            kind, cure = type(space).__name__, _WRAP
+            if isinstance(space, spaces.Box):
+                kind, cure = f"Box of {space.dtype}", "make it a MultiBinary"
+            elif isinstance(space, (spaces.Dict, spaces.Tuple)):
+                cure = _JOIN
+            raise _not_supported("action", space, environment, "", kind, _SUPPORTED_ACTIONS, cure)
 
 
-def agent_parts(space: Space) -> dict[str, tuple[Any, Space]]:
-    """The environment's key and space of each array of an observation, by the agent's key.
+def agent_parts(space: Space) -> dict[str, tuple[Path, Space]]:
+    """The path in the environment's observation and the space of each array of an observation, by the agent's key.
 
-    Agents' keys are texts, as names of experience fields must be: str() of the environment's. Where the space is not a
-    Dict, there is one array with the key "".
+    Agents' keys are texts, as names of experience fields must be: str() of the environment's, joined by "/". Where the
+    space is neither a Dict nor a Tuple, there is one array with the key "".
     """
-    if not isinstance(space, spaces.Dict):
-        return {_SINGLE: (_SINGLE, space)}
-    return {str(key): (key, leaf) for key, leaf in space.spaces.items()}
+    return {"/".join(map(str, path)): (path, leaf) for path, leaf in _leaves(space)}
+
+
+def inner_spaces(space: Space) -> Iterable[tuple[Any, Space]]:
+    """The spaces in a Dict or Tuple, by key or place; nothing in others."""
+    if isinstance(space, spaces.Dict):
+        return space.spaces.items()
+    return enumerate(space.spaces) if isinstance(space, spaces.Tuple) else ()
+
+
+def of_key(path: Path) -> str:
+    """What names a part of an observation in a message: " of key 'eyes/left'", and nothing for the whole."""
+    if not path:
+        return ""
+    return f" of key {path[0] if len(path) == 1 else '/'.join(map(str, path))!r}"
 
 
 def array_specs(space: Space) -> dict[str, ArraySpec]:
@@ -107,10 +140,12 @@ class ActionConverter:
     """Turns a batch of agents' actions into actions that are in the environment's own space: offset, or of its dtype
     (rounded where that is of integers) and clipped to its bounds.
 
-    They have separate memory: environments may change the actions that they are given, or keep them.
+    With `squash`, any number is first mapped into the bounds of a Box, by a tanh where there are two, by a softplus
+    where there is one. They have separate memory: environments may change the actions that they are given, or keep
+    them.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, *, squash: bool = False) -> None:
         self._offset = start_of(space)
         self._dtype = np.dtype(space.dtype)
         self._shape = tuple(space.shape or ())
@@ -119,10 +154,14 @@ class ActionConverter:
         if isinstance(space, spaces.Box):
             self._low = space.low if np.isfinite(space.low).any() else None
             self._high = space.high if np.isfinite(space.high).any() else None
+        bounded = self._low is not None or self._high is not None
+        self._squash = _Squashing(space) if squash and bounded and isinstance(space, spaces.Box) else None
 
     def __call__(self, actions: Array) -> Array:
         if actions.shape[1:] != self._shape:
             actions = actions.reshape(len(actions), *self._shape)
+        if self._squash is not None:
+            actions = self._squash(actions)
         if self._dtype.kind in "iu" and self._low is not None and self._high is not None:
             return self._rounded(actions, self._low, self._high)
         if self._offset is not None:
@@ -147,6 +186,32 @@ class ActionConverter:
         return result
 
 
+class _Squashing:
+    """Any numbers as numbers within the bounds of a Box, in their order; float64."""
+
+    def __init__(self, space: spaces.Box) -> None:
+        below, above = np.isfinite(space.low), np.isfinite(space.high)
+        self._low, self._high = (
+            np.where(finite, bound, 0).astype(np.float64) for finite, bound in ((below, space.low), (above, space.high))
+        )
+        self._both, self._below, self._above = below & above, below & ~above, above & ~below
+
+    def __call__(self, numbers: Array) -> Array:
+        numbers = numbers.astype(np.float64)
+        share = 0.5 * np.tanh(numbers) + 0.5
+        # Not low + share * (high - low), which can be infinite.
+        result = np.where(self._both, self._low * (1.0 - share) + self._high * share, numbers)
+        result = np.where(self._below, self._low + np.logaddexp(0.0, numbers), result)
+        return np.where(self._above, self._high - np.logaddexp(0.0, -numbers), result)
+
+
+def _leaves(space: Space, path: Path = ()) -> Iterator[tuple[Path, Space]]:
+    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
+        yield path, space
+    for key, inner in inner_spaces(space):
+        yield from _leaves(inner, (*path, key))
+
+
 def _agent_leaf(space: Space, environment: str, where: str) -> Space:
     match space:
         case spaces.Box() if np.issubdtype(space.dtype, np.floating):
@@ -165,10 +230,18 @@ def _agent_leaf(space: Space, environment: str, where: str) -> Space:
         case spaces.MultiBinary():
             return spaces.MultiBinary(space.n)
         case _:
-            raise InvalidEnvironment(
-                f"environment {environment!r} has the observation space {space}{where}, which is not supported;"
-                f" supported are {_SUPPORTED_OBSERVATIONS}; {_WRAP}"
-            )
+            kind = type(space).__name__
+            cure = next((cure for known, cure in _OBSERVED_INSTEAD.items() if isinstance(space, known)), _WRAP)
+            raise _not_supported("observation", space, environment, where, kind, _SUPPORTED_OBSERVATIONS, cure)
+
+
+def _not_supported(
+    role: str, space: Space, environment: str, where: str, kind: str, supported: str, cure: str
+) -> InvalidEnvironment:
+    return InvalidEnvironment(
+        f"environment {environment!r} has the {role} space {space}{where}, and {kind} is not supported; supported are"
+        f" {supported}: {cure}"
+    )
 
 
 def _float_box(space: spaces.Box) -> spaces.Box:

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orchestrator.environments import InvalidEnvironment, VectorEnvironment, make_vector
+from orchestrator.environments import Adaptation, InvalidEnvironment, VectorEnvironment, make_vector
+from orchestrator.environments.adaptation import NO_ADAPTATION
 from orchestrator.environments.compatibility import space_differences
 from orchestrator.evaluation.evaluator import EpisodeScores, evaluate
 from orchestrator.policies import Spaces
@@ -50,6 +51,7 @@ class EvaluationPlan:
     seed: int
     deterministic: bool
     options: Mapping[str, object] = field(default_factory=dict[str, object])
+    adaptation: Adaptation = NO_ADAPTATION
     category: str = "training"
     name: str = ""
     """Empty: that of the environment."""
@@ -66,7 +68,7 @@ class EvaluationPlan:
         """
         # New copies each time: what an environment keeps besides its seed would carry over into the scores.
         copies = min(self.copies, self.episodes)
-        environment = make_vector(self.environment, copies, self.options, "sync")
+        environment = make_vector(self.environment, copies, self.options, "sync", self.adaptation)
         with closed_in_any_case(self.environment, environment):
             check_spaces(policy.spaces, environment)
             return evaluate(policy, [environment], self.episodes, [self.seed], self.deterministic)[0]
@@ -88,6 +90,7 @@ def evaluation_plans(config: TrainerConfig) -> tuple[EvaluationPlan, ...]:
         seed=settings.seed,
         deterministic=settings.deterministic,
         options=config.collection.environment_options,
+        adaptation=Adaptation.of(config),
     )
     if not settings.tasks:
         return (training,)
@@ -100,9 +103,9 @@ def evaluation_plans(config: TrainerConfig) -> tuple[EvaluationPlan, ...]:
     return tuple(plans)
 
 
-def spaces_of(environment: str, options: Mapping[str, object]) -> Spaces:
+def spaces_of(environment: str, options: Mapping[str, object], adaptation: Adaptation = NO_ADAPTATION) -> Spaces:
     """What an agent sees and does in an environment. Makes one. Raises InvalidEnvironment."""
-    vector = make_vector(environment, 1, options, "sync")
+    vector = make_vector(environment, 1, options, "sync", adaptation)
     with closed_in_any_case(environment, vector):
         return Spaces(vector.observation_space, vector.action_space)
 

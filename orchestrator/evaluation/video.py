@@ -38,7 +38,7 @@ def record_episode(policy: Policy, plan: EvaluationPlan, path: Path) -> None:
         with ExitStack() as cleanup:
             cleanup.enter_context(closed_in_any_case(plan.environment, single))
             recorder = RecordVideo(single, str(Path(folder) / "videos"), episode_trigger=lambda episode: episode == 0)
-            environment = SerialEnvironment(plan.environment, [recorder])
+            environment = SerialEnvironment(plan.environment, [recorder], plan.adaptation)
             cleanup.enter_context(closed_in_any_case(plan.environment, environment))
             check_spaces(policy.spaces, environment)
             evaluate(policy, [environment], 1, [plan.seed], plan.deterministic, limit=VIDEO_STEPS)

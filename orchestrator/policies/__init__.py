@@ -8,6 +8,7 @@ from state.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from orchestrator.policies.distributions import ActionDistribution as ActionDistribution
+    from orchestrator.policies.distributions import Bernoulli as Bernoulli
     from orchestrator.policies.distributions import Categorical as Categorical
     from orchestrator.policies.distributions import DiagonalGaussian as DiagonalGaussian
     from orchestrator.policies.distributions import MultiCategorical as MultiCategorical

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.environments.spaces import ObservationArrays
-from orchestrator.policies.distributions import ActionDistribution, DiagonalGaussian
+from orchestrator.policies.distributions import ActionDistribution, Bernoulli, DiagonalGaussian
 from orchestrator.policies.network import Observation, copied, one_step
 from orchestrator.policies.policy import Policy
 from state.error import OrchestratorError
@@ -89,6 +89,8 @@ def check_defined(
     numbers = ", ".join(f"{number:.4g}" for number in row[:_SHOWN].tolist()) + (", ..." if len(row) > _SHOWN else "")
     if isinstance(distribution, DiagonalGaussian):
         expected = "finite means and log standard deviations"
+    elif isinstance(distribution, Bernoulli):
+        expected = "finite logits"
     else:
         expected = "logits, of which -inf forbids a choice, but not every one; look at the mask, and for NaN before it"
     raise PolicyFailed(

@@ -155,6 +155,43 @@ class MultiCategorical:
 
 
 @dataclass(frozen=True, slots=True)
+class Bernoulli:
+    """Independent bits, for `MultiBinary`; the parameters are the logits of 1, which must be finite."""
+
+    parameters: int
+
+    @property
+    def action_shape(self) -> tuple[int, ...]:
+        return (self.parameters,)
+
+    @property
+    def action_dtype(self) -> torch.dtype:
+        return torch.int64
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator | None = None) -> Tensor:
+        # The difference of two choices' noise: a bit is the choice of 0, with the log-probability 0, or 1.
+        one, other = _gumbel((2, *shape, self.parameters), generator)
+        return one.sub_(other)
+
+    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+        return self.mode(torch.add(parameters, noise))
+
+    def mode(self, parameters: Tensor) -> Tensor:
+        return (parameters > 0).long()
+
+    def log_prob(self, parameters: Tensor, action: Tensor) -> Tensor:
+        return (action * parameters - F.softplus(parameters)).sum(-1)
+
+    def log_prob_and_entropy(self, parameters: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        normalizer = F.softplus(parameters)
+        entropy = (normalizer - parameters.sigmoid() * parameters).sum(-1)
+        return (action * parameters - normalizer).sum(-1), entropy
+
+    def defined(self, parameters: Tensor) -> Tensor:
+        return parameters.isfinite().all(-1)
+
+
+@dataclass(frozen=True, slots=True)
 class DiagonalGaussian:
     """Independent normal numbers, for `Box`; the parameters are the means, then the log standard deviations.
 
@@ -212,12 +249,14 @@ def distribution_for(action_space: gymnasium.Space[Any]) -> ActionDistribution:
             return Categorical(int(action_space.n))
         case spaces.MultiDiscrete() if action_space.nvec.ndim == 1:
             return MultiCategorical(tuple(int(size) for size in action_space.nvec))
+        case spaces.MultiBinary():
+            return Bernoulli(math.prod(action_space.shape))
         case spaces.Box() if np.issubdtype(action_space.dtype, np.number):
             return DiagonalGaussian(math.prod(action_space.shape))
         case _:
             raise ValueError(
                 f"the action space {action_space} is not supported; supported are Discrete, MultiDiscrete with one"
-                " axis, and Box of numbers"
+                " axis, MultiBinary, and Box of numbers"
             )
 
 

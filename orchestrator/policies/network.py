@@ -56,8 +56,8 @@ class Spaces:
 
     @property
     def action_parameters(self) -> int:
-        """Numbers that a network must give per action: choices of a Discrete, all choices of a MultiDiscrete, mean
-        and log standard deviation of each number of a Box."""
+        """Numbers that a network must give per action: choices of a Discrete, all choices of a MultiDiscrete, bits of a
+        MultiBinary, mean and log standard deviation of each number of a Box."""
         return distribution_for(self.action).parameters
 
 

@@ -97,17 +97,16 @@ def test_a_constructor_that_fails_is_reported_with_name_and_options(
     assert caught.match(f"^environment '{name}'")
 
 
-@pytest.mark.parametrize("action", ["multibinary"])
-def test_an_unsupported_action_space_is_named_with_what_is_supported(action: str) -> None:
-    message = r"action space MultiBinary\(3\), which is not supported; supported are Discrete, MultiDiscrete"
+def test_an_unsupported_action_space_is_named_with_what_is_supported() -> None:
+    message = r"action space Text\(.*, and Text is not supported; supported are Discrete, MultiDiscrete"
     with pytest.raises(InvalidEnvironment, match=message):
-        make_vector("tests.environments:make_wandering", 1, {"action": action})
+        make_vector("tests.environments:make_wandering", 1, {"action": "text"})
 
 
 def test_an_unsupported_observation_space_is_named_with_what_is_supported() -> None:
-    message = r"observation space Tuple\(.*which is not supported; supported are Box, Discrete"
+    message = r"observation space Text\(.*, and Text is not supported; supported are Box, Discrete"
     with pytest.raises(InvalidEnvironment, match=message):
-        make_vector("tests.environments:make_wandering", 1, {"observation": "tuple"})
+        make_vector("tests.environments:make_wandering", 1, {"observation": "text"})
 
 
 def test_modes_choose_how_copies_are_stepped() -> None:

@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 from orchestrator.policies import (
     ActionDistribution,
+    Bernoulli,
     Categorical,
     DiagonalGaussian,
     MultiCategorical,
@@ -53,6 +54,31 @@ def test_a_multi_categorical_is_the_sum_of_categoricals_of_different_sizes(leadi
     torch.testing.assert_close(log_prob, expected)
     torch.testing.assert_close(entropy, torch.stack([part.entropy() for part in parts]).sum(0))
     torch.testing.assert_close(distribution.log_prob(parameters, action), expected)
+
+
+@pytest.mark.parametrize("leading", LEADING)
+def test_bits_are_the_sum_of_torchs_bernoullis(leading: tuple[int, ...]) -> None:
+    distribution = Bernoulli(4)
+    parameters = random_parameters(distribution, leading, spread=9.0).requires_grad_()
+    action = sampled(distribution, parameters.detach())
+    assert action.shape == (*leading, 4)
+    reference = torch.distributions.Bernoulli(logits=parameters)
+    log_prob, entropy = distribution.log_prob_and_entropy(parameters, action)
+    torch.testing.assert_close(log_prob, reference.log_prob(action.double()).sum(-1))
+    torch.testing.assert_close(entropy, reference.entropy().sum(-1))
+    torch.testing.assert_close(distribution.log_prob(parameters, action), log_prob)
+    (gradient,) = torch.autograd.grad((log_prob + entropy).sum(), parameters)
+    expected = (reference.log_prob(action.double()) + reference.entropy()).sum()
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, parameters)[0])
+
+
+def test_bits_are_drawn_with_their_probabilities() -> None:
+    distribution = Bernoulli(3)
+    parameters = torch.tensor([-1.0, 0.0, 2.0]).expand(40_000, 3)
+    share = sampled(distribution, parameters).float().mean(0)
+    torch.testing.assert_close(share, parameters[0].sigmoid(), atol=0.01, rtol=0.0)
+    assert distribution.mode(torch.tensor([-1.0, 0.5, 2.0])).tolist() == [0, 1, 1]
+    assert distribution.defined(torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, np.nan]])).tolist() == [True, False]
 
 
 @pytest.mark.parametrize("leading", LEADING)
@@ -199,8 +225,8 @@ def test_every_supported_action_space_has_its_distribution(
 
 @pytest.mark.parametrize(
     "space",
-    [spaces.MultiBinary(3), spaces.Box(0, 1, (2,), np.bool_), spaces.MultiDiscrete([[2, 3]]), spaces.Text(3)],
+    [spaces.Box(0, 1, (2,), np.bool_), spaces.MultiDiscrete([[2, 3]]), spaces.Text(3)],
 )
 def test_an_unsupported_action_space_is_an_error_that_says_what_is_supported(space: gymnasium.Space[object]) -> None:
-    with pytest.raises(ValueError, match="supported are Discrete, MultiDiscrete with one axis, and Box of numbers"):
+    with pytest.raises(ValueError, match="supported are Discrete, MultiDiscrete with one axis, MultiBinary, and Box"):
         distribution_for(space)

@@ -1,0 +1,25 @@
+"""What the settings put between an environment and its agent, in training and evaluation alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.config.settings import TrainerConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adaptation:
+    """How copies of an environment are adapted to the agent."""
+
+    squash: bool = False
+    """Whether an agent's numbers are squashed into the bounds of a Box, instead of clipped."""
+
+    @classmethod
+    def of(cls, config: TrainerConfig) -> Adaptation:
+        """What a run's settings say."""
+        return cls(squash=config.policy.box_actions == "squash")
+
+
+NO_ADAPTATION = Adaptation()
