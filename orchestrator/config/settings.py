@@ -86,8 +86,10 @@ class LearningConfig:
     """Whether minibatches hold single steps or whole segments; auto: segments for LSTM, V-trace and prioritization."""
     learning_rate: Annotated[Positive, CalledElsewhere("lr")] = 2.5e-3
     """Initial step size of Adam."""
-    learning_rate_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the learning rate falls to 0 over the run's agent steps; constant: it does not."""
+    learning_rate_schedule: Literal["constant", "linear", "cosine", "adaptive"] = "constant"
+    """linear, cosine: falls to 0 over the run's agent steps; adaptive: by `learning_rate_kl`; constant: stays."""
+    learning_rate_kl: Positive = 0.01
+    """adaptive: KL divergence of an epoch, in nats; below half of it the rate rises again, above twice it falls."""
     adam_betas: Annotated[tuple[float, float], _DECAY_RATES] = (0.9, 0.999)
     """Decay rates of Adam's two running moments."""
     adam_eps: Positive = 1e-5

@@ -17,6 +17,7 @@ from orchestrator.collection.experience_fields import observation_arrays
 from orchestrator.learning.batch import read_batch
 from orchestrator.learning.gradients import GradientCheck
 from orchestrator.learning.learner_state import LearnerMemory, Unsaved
+from orchestrator.learning.learning_rate import LearningRate
 from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
 from orchestrator.learning.minibatches import Draw, SegmentDraws, StepDraws
 from orchestrator.learning.optimization import Optimization
@@ -71,10 +72,9 @@ class Learner:
         )
         self._on_mb_end = self._losses.overriding("on_mb_end")
         self._generator = torch.Generator(self._device).manual_seed(run.seed)
+        self._learning_rate = LearningRate(config.learning_rate, config.learning_rate_schedule, config.learning_rate_kl)
         self._optimization = Optimization(
             self.arena,
-            learning_rate=config.learning_rate,
-            schedule=config.learning_rate_schedule,
             betas=config.adam_betas,
             eps=config.adam_eps,
             weight_decay=config.weight_decay,
@@ -90,6 +90,7 @@ class Learner:
             self.policy,
             self._losses,
             self._optimization,
+            self._learning_rate,
             self.arena.layout,
             self._generator,
             own_process=own_process,
@@ -189,9 +190,9 @@ class Learner:
 
         self._losses.begin_epoch()
         self._gradients.begin_epoch(epoch, losses)
-        rate = self._optimization.begin_epoch(
-            request.steps_before / self._plan.config.total_agent_steps, request.learning_rate_scale
-        )
+        progress = request.steps_before / self._plan.config.total_agent_steps
+        rate = self._learning_rate.at(progress, request.learning_rate_scale)
+        self._optimization.begin_epoch(rate)
         draws = (
             SegmentDraws(
                 batch,
@@ -262,6 +263,7 @@ class Learner:
 
         # Also what the callbacks of the training phase have tracked.
         loss_stats |= self._statistics.read()
+        self._learning_rate.learned(loss_stats)
         if self._losses.overriding("on_epoch_end"):
             state = replace(
                 state,
@@ -272,7 +274,7 @@ class Learner:
             )
             self.callback("on_epoch_end", state)
             self.publish(request.publish_to)  # again, since a loss may have changed it
-        warnings = dict(self._gradients.warnings)
+        warnings = {**self._gradients.warnings, **self._learning_rate.warnings}
         learner_state = None
         if request.moments_to is not None:
             learner_state = self.state(request.moments_to)

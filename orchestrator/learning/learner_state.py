@@ -13,6 +13,7 @@ from orchestrator.workers.global_generators import global_generators, set_global
 
 if TYPE_CHECKING:
     from losses import LossSet
+    from orchestrator.learning.learning_rate import LearningRate
     from orchestrator.learning.optimization import Optimization
     from orchestrator.policies import Policy
     from state.policy_snapshot import PolicyLayout
@@ -35,6 +36,8 @@ class LearnerState:
     """None where the learner has no separate process."""
     frozen: tuple[str, ...] | None = None
     """Parameters that have been frozen since the start; None where that is not known."""
+    rate_adaptation: float = 1.0
+    """`LearningRate.adaptation`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class LearnerMemory:
         policy: Policy,
         losses: LossSet,
         optimization: Optimization,
+        learning_rate: LearningRate,
         layout: PolicyLayout,
         generator: torch.Generator,
         *,
@@ -60,6 +64,7 @@ class LearnerMemory:
         self._policy = policy
         self._losses = losses
         self._optimization = optimization
+        self._learning_rate = learning_rate
         self._learned_names = {spec.name for spec in layout.learned}
         self._generator = generator
         self._own_process = own_process
@@ -80,6 +85,7 @@ class LearnerMemory:
             reward_carry=carry,
             global_generators=global_generators() if self._own_process else None,
             frozen=tuple(name for name, parameter in self._learned() if not parameter.requires_grad),
+            rate_adaptation=self._learning_rate.adaptation,
         )
 
     def restore(self, memory: torch.Tensor, state: LearnerState) -> None:
@@ -93,6 +99,7 @@ class LearnerMemory:
         if state.frozen is not None:
             for name, parameter in self._learned():
                 parameter.requires_grad_(name not in state.frozen)
+        self._learning_rate.adaptation = state.rate_adaptation
         if self._own_process and state.global_generators is not None:
             set_global_generators(state.global_generators)
 

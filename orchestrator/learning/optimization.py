@@ -1,4 +1,4 @@
-"""One optimizer step: clipped gradients, a guard against NaN that never waits for the device, the learning rate."""
+"""One optimizer step: clipped gradients, a guard against NaN that never waits for the device."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import torch
 from torch.optim.adamw import adamw
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names for Adam's, in the order in which a checkpoint has them
-RateSchedule: TypeAlias = Literal["constant", "linear", "cosine"]
 
 
 class NonFiniteLossError(OrchestratorError, RuntimeError):
@@ -48,8 +47,6 @@ class Optimization:
         self,
         arena: ParameterArena,
         *,
-        learning_rate: float,
-        schedule: RateSchedule,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
@@ -58,8 +55,6 @@ class Optimization:
         losses: int,
     ) -> None:
         self._arena = arena
-        self._learning_rate = learning_rate
-        self._schedule: RateSchedule = schedule
         self._max_grad_norm = max_grad_norm
         self._gradients = arena.attach_gradients()
         specs = arena.layout.learned
@@ -83,20 +78,19 @@ class Optimization:
             eps=eps,
             weight_decay=weight_decay,
         )
-        self._rate = learning_rate
+        self._rate = 0.0
         # One row per minibatch: the losses, then the gradient's norm (of the step that the minibatch ended).
         self._log = torch.zeros(max_minibatches, losses + 1, device=arena.memory.device)
         self._logged = 0
         self._first_of_step = 0
 
-    def begin_epoch(self, progress: float, scale: float = 1.0) -> float:
-        """Set the learning rate to `scale` times that of a run that is `progress` (0 to 1) through; returns it."""
+    def begin_epoch(self, rate: float) -> None:
+        """Step with the learning rate `rate` from now on."""
         self._logged = self._first_of_step = 0
         self._log.zero_()
-        self._rate = self._learning_rate * schedule_factor(self._schedule, progress) * scale
+        self._rate = rate
         self._arena.adopt()
         self._arena.zero_gradients()
-        return self._rate
 
     def backward(self, total: torch.Tensor, components: torch.Tensor, share: float) -> None:
         """Add `share` of a minibatch's gradient to the step in preparation."""
@@ -187,13 +181,3 @@ class Optimization:
                 )
                 runs.append(_Run(parameter, gradient, (moments[0], moments[1]), step))
         return runs
-
-
-def schedule_factor(schedule: RateSchedule, progress: float) -> float:
-    """What the learning rate is multiplied with when `progress` (0 to 1) of the run is done."""
-    progress = min(max(progress, 0.0), 1.0)
-    if schedule == "linear":
-        return 1.0 - progress
-    if schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * progress))
-    return 1.0

@@ -172,7 +172,8 @@ def changes_on_resume(resume: ResumePoint, config: TrainerConfig, *, why_new: st
         yield f"without a folder ({PATH.run_dir}): it saves no checkpoints and writes no metrics"
     if config.device != before.device:
         yield f"on device {config.device!r} instead of {before.device!r}: results may differ in the last digits"
-    if config.total_agent_steps != before.total_agent_steps and config.learning.learning_rate_schedule != "constant":
+    falls = config.learning.learning_rate_schedule in ("linear", "cosine")
+    if config.total_agent_steps != before.total_agent_steps and falls:
         yield (
             f"to {config.total_agent_steps} agent steps instead of {before.total_agent_steps}: "
             f"the {config.learning.learning_rate_schedule} learning-rate schedule is stretched accordingly"

@@ -156,6 +156,7 @@ def capture_cost() -> float:
 
     from losses import LossSet, ppo_losses
     from orchestrator.learning.learner_state import LearnerMemory
+    from orchestrator.learning.learning_rate import LearningRate
     from orchestrator.learning.optimization import Optimization
     from state.parameter_arena import ParameterArena
     from state.shared_memory import SharedBuffer
@@ -168,8 +169,6 @@ def capture_cost() -> float:
     arena = ParameterArena(policy)
     optimization = Optimization(
         arena,
-        learning_rate=1e-3,
-        schedule="constant",
         betas=(0.9, 0.999),
         eps=1e-8,
         weight_decay=0.0,
@@ -177,10 +176,12 @@ def capture_cost() -> float:
         max_minibatches=4,
         losses=1,
     )
-    optimization.begin_epoch(0)
+    optimization.begin_epoch(1e-3)
     optimization.backward(policy.weight.square().mean(), torch.zeros(1), 1.0)
     optimization.step()
-    learner = LearnerMemory(policy, LossSet(ppo_losses()), optimization, torch.Generator(), own_process=True)
+    rate = LearningRate(1e-3, "constant", target=0.01)
+    losses = LossSet(ppo_losses())
+    learner = LearnerMemory(policy, losses, optimization, rate, arena.layout, torch.Generator(), own_process=True)
     nbytes = optimization.moments_nbytes
     memory = torch.from_numpy(np.frombuffer(SharedBuffer.create(nbytes).map_shared(), np.uint8, count=nbytes))
     seconds: list[float] = []

@@ -42,6 +42,7 @@ def wandering(**options: str) -> dict[str, Any]:
         pytest.param({"learning": dataclasses.replace(LEARNING, shuffle="segments")}, id="segments"),
         pytest.param({"learning": dataclasses.replace(LEARNING, accumulate_minibatches=2)}, id="accumulation"),
         pytest.param({"learning": dataclasses.replace(LEARNING, learning_rate_schedule="cosine")}, id="cosine"),
+        pytest.param({"learning": dataclasses.replace(LEARNING, learning_rate_schedule="adaptive")}, id="adaptive"),
         pytest.param({"collectors": 2}, id="two collectors"),
         pytest.param(wandering(observation="image") | {"collectors": 2, "staleness": 2}, id="images, two"),
     ],

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator.learning.optimization import Optimization, RateSchedule, schedule_factor
+from orchestrator.learning.optimization import Optimization
 from state.parameter_arena import ParameterArena
 
 
@@ -15,11 +15,9 @@ def network() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
 
 
-def optimization(module: nn.Module, max_grad_norm: float = 0.5, schedule: RateSchedule = "constant") -> Optimization:
+def optimization(module: nn.Module, max_grad_norm: float = 0.5) -> Optimization:
     return Optimization(
         ParameterArena(module),
-        learning_rate=0.01,
-        schedule=schedule,
         betas=(0.9, 0.999),
         eps=1e-5,
         weight_decay=0.0,
@@ -42,7 +40,7 @@ def test_clipped_steps_equal_torchs_own_clipping_and_adam(max_grad_norm: float) 
     ours, reference = network(), network()
     opt = optimization(ours, max_grad_norm)
     adam = torch.optim.Adam(reference.parameters(), lr=0.01, eps=1e-5)
-    opt.begin_epoch(0.0)
+    opt.begin_epoch(0.01)
     for step in range(6):
         x = torch.randn(16, 3, generator=torch.Generator().manual_seed(step))
         backward(opt, ours(x).square().mean())
@@ -58,8 +56,8 @@ def test_gradients_of_several_minibatches_make_one_step() -> None:
     whole, parts = network(), network()
     x = torch.randn(16, 3)
     one, several = optimization(whole), optimization(parts)
-    one.begin_epoch(0.0)
-    several.begin_epoch(0.0)
+    one.begin_epoch(0.01)
+    several.begin_epoch(0.01)
     backward(one, whole(x).square().mean())
     one.step()
     for half in x.chunk(2):
@@ -75,7 +73,7 @@ def test_frozen_parameters_and_gradients_set_to_none_are_as_with_torchs_own_adam
     ours, reference = network(), network()
     opt = optimization(ours, math.inf)
     adam = torch.optim.Adam(reference.parameters(), lr=0.01, eps=1e-5)
-    opt.begin_epoch(0.0)
+    opt.begin_epoch(0.01)
     for step in range(24):
         for module in (ours, reference):
             module[0].weight.requires_grad_(step not in range(3, 9))
@@ -96,13 +94,13 @@ def test_frozen_parameters_and_gradients_set_to_none_are_as_with_torchs_own_adam
         opt.step()
         adam.step()
         if step % 8 == 7:
-            opt.begin_epoch(0.0)  # the log has 8 rows
+            opt.begin_epoch(0.01)  # the log has 8 rows
             if resumed:
                 memory, steps = moments(opt)
                 ours.requires_grad_(True)  # as a network is when it is made anew
                 opt = optimization(ours, math.inf)
                 opt.read_moments(memory, steps.tolist())
-                opt.begin_epoch(0.0)
+                opt.begin_epoch(0.01)
     torch.testing.assert_close(weights(ours), weights(reference))
 
 
@@ -110,7 +108,7 @@ def test_a_checkpoint_with_one_step_count_for_all_parameters_is_understood() -> 
     one, two = network(), network()
     first, second = optimization(one), optimization(two)
     for opt, module in ((first, one), (second, two)):
-        opt.begin_epoch(0.0)
+        opt.begin_epoch(0.01)
         backward(opt, module(torch.ones(2, 3)).square().mean())
         opt.step()
     memory, steps = moments(first)
@@ -131,7 +129,7 @@ def moments(opt: Optimization) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_step_that_is_not_finite_leaves_weights_and_moments_as_they_were(poison: float) -> None:
     module = network()
     opt = optimization(module)
-    opt.begin_epoch(0.0)
+    opt.begin_epoch(0.01)
     x = torch.randn(16, 3)
     backward(opt, module(x).square().mean())
     opt.step()
@@ -149,7 +147,7 @@ def test_a_step_that_is_not_finite_leaves_weights_and_moments_as_they_were(poiso
 def test_the_log_has_the_losses_and_the_gradient_norm() -> None:
     module, reference = network(), network()
     opt = optimization(module)
-    opt.begin_epoch(0.0)
+    opt.begin_epoch(0.01)
     x = torch.randn(16, 3)
     backward(opt, module(x).square().mean())
     opt.step()
@@ -163,7 +161,7 @@ def test_state_goes_on_where_it_was_saved() -> None:
     first, second = network(), network()
     one = optimization(first)
     x = torch.randn(16, 3)
-    one.begin_epoch(0.0)
+    one.begin_epoch(0.01)
     backward(one, first(x).square().mean())
     one.step()
     two = optimization(second)
@@ -171,22 +169,7 @@ def test_state_goes_on_where_it_was_saved() -> None:
     memory, steps = moments(one)
     two.read_moments(memory, steps.tolist())
     for module, opt in ((first, one), (second, two)):
-        opt.begin_epoch(0.5)
+        opt.begin_epoch(0.01)
         backward(opt, module(x).square().mean())
         opt.step()
     assert torch.equal(weights(first), weights(second))
-
-
-@pytest.mark.parametrize(
-    ("schedule", "progress", "factor"),
-    [
-        ("constant", 0.7, 1.0),
-        ("linear", 0.25, 0.75),
-        ("linear", 2.0, 0.0),
-        ("cosine", 0.5, 0.5),
-        ("cosine", 1.0, 0.0),
-    ],
-)
-def test_the_learning_rate_follows_its_schedule(schedule: RateSchedule, progress: float, factor: float) -> None:
-    assert schedule_factor(schedule, progress) == pytest.approx(factor)
-    assert optimization(network(), schedule=schedule).begin_epoch(progress) == pytest.approx(0.01 * factor)
