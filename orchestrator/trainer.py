@@ -21,7 +21,7 @@ from orchestrator.config.settings import TrainerConfig
 from orchestrator.config.trust import check_trust
 from orchestrator.hooks.engine import check_hooks
 from orchestrator.hooks.function_hook import EventDecorator
-from orchestrator.hooks.included.defaults import default_hooks
+from orchestrator.hooks.included.defaults import default_hooks, named_hooks
 from orchestrator.hooks.runner import HookFailed
 from orchestrator.learning.default_losses import default_losses
 from orchestrator.loop.ctrl_c import cancelled_by_ctrl_c
@@ -62,7 +62,8 @@ class Trainer:
 
     `trust_code` says whose code may run (environments, networks, losses and sinks that settings name): by default that
     of `config` and of a run on this machine, but not that of settings from a URI; True: also that; False: no code of
-    anybody's, for a service whose `config` comes with a request. What is given as an object always may.
+    anybody's, for a service whose `config` comes with a request. What is given as an object always may, and so may what
+    installed packages give names to.
 
     Raises CheckpointError, ConfigurationError, HookConfigurationError or ValueError for what can be known to be wrong
     with settings, losses and hooks without importing an environment. What that shows, such as the name of an
@@ -92,12 +93,12 @@ class Trainer:
             self.config = replace(self.config, staleness=resume.config.staleness)
         if trust_code is False:
             check_trust(self.config, "a request")
-        given = None if self._losses is None else self._losses.losses
-        if has_problems(self.config, losses=given):
+        if has_problems(self.config, losses=None if self._losses is None else self._losses.losses):
             self._check_config()
         self.config = with_pinned_weights(_settled(self.config), None if resume is None else resume.config)
         resumed = None if resume is None else resume.checkpoint.path
-        self.hooks: list[Hook] = [*default_hooks(self.config, resumed, hooks), *hooks]
+        given = [*named_hooks(self.config), *hooks]
+        self.hooks: list[Hook] = [*default_hooks(self.config, resumed, given), *given]
         check_hooks(self.hooks)
 
     def __repr__(self) -> str:

@@ -14,13 +14,12 @@ from orchestrator.checks.imports import (
     own_loss_classes,
     sink_problems,
 )
-from orchestrator.config.annotations import FUNCTION
 from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.fields import problems_of
 from orchestrator.config.paths import PATH, problem_with
 from orchestrator.config.reads import Problems, reads
 from orchestrator.config.run_folder import folder_problems
-from orchestrator.config.settings import TrainerConfig
+from orchestrator.config.settings import LOSSES, TrainerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -61,7 +60,7 @@ def check_config(
 def has_problems(config: TrainerConfig, *, losses: Sequence[Loss] | None = None) -> bool:
     """Whether `check_config` will raise, as far as that can be known without importing anything."""
     problems = _settings_problems(config, ())
-    if not problems and (losses is not None or not any(map(FUNCTION.fullmatch, config.losses.names))):
+    if not problems and (losses is not None or set(config.losses.names) <= set(LOSSES)):
         problems.check(_own_minibatches, config, losses)
         problems.check(_own_staleness, config, losses)
     return bool(problems)

@@ -11,7 +11,9 @@ from orchestrator.config.error import Problem, nearest
 from orchestrator.config.fields import fits, leaves, notes
 from orchestrator.config.own_code import OwnCodeError, check_parameters, import_function
 from orchestrator.config.paths import PATH, problem_with
+from orchestrator.config.plugins import code_named, plugin_names
 from orchestrator.config.reads import reads
+from orchestrator.config.settings import LOSSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,16 +87,17 @@ def own_code_problems(config: TrainerConfig) -> Iterator[Problem]:
 def _name_problems(path: str, name: str, code: NamesCode) -> Iterator[Problem]:
     if name in code.known:
         return
-    if FUNCTION.fullmatch(name):
+    if FUNCTION.fullmatch(name) or name in plugin_names(code.kind):
         try:
-            check_parameters(import_function(name), name, code.arguments)
+            function = code_named(name, code.kind)
+            check_parameters(import_function(function), function, code.arguments)
             return
         except OwnCodeError as fault:
             expected, cure = "package.module:function that can be called", str(fault)
-    elif code.known:
-        expected = f"one of {', '.join(code.known)}, or package.module:function"
-        of_family = [one for one in code.known if one.startswith(f"{name}_")]
-        cure = f"write {' and '.join(of_family)}" if of_family else nearest(name, code.known)
+    elif known := (*code.known, *plugin_names(code.kind)):
+        expected = f"one of {', '.join(known)}, or package.module:function"
+        of_family = [one for one in known if one.startswith(f"{name}_")]
+        cure = f"write {' and '.join(of_family)}" if of_family else nearest(name, known)
         cure += " (code of your own is named package.module:function)"
     else:
         expected, cure = "package.module:function", f"leave it out, or name {code.function}"
@@ -127,8 +130,10 @@ def sink_problems(config: TrainerConfig) -> Iterator[Problem]:
 
 def own_loss_classes(config: TrainerConfig) -> Iterator[type[Loss]]:
     """Losses named by their class: these say of themselves what they need before they are made."""
-    for name in filter(FUNCTION.fullmatch, config.losses.names):
+    for name in config.losses.names:
+        if name in LOSSES:
+            continue
         with contextlib.suppress(OwnCodeError):
-            target = import_function(name)
+            target = import_function(code_named(name, "losses"))
             if isinstance(target, type) and hasattr(target, "corrects_staleness"):
                 yield cast("type[Loss]", target)

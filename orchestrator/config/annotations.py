@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 """`package.module:function`, the way to name code of one's own."""
+Kind: TypeAlias = Literal["environments", "networks", "losses", "hooks", "sinks"]
+"""What code that settings name may be."""
 _SEED_END = 2**31  # the narrowest of what environments take as a seed
 
 
@@ -26,8 +28,10 @@ class Admits:
 
 @dataclass(frozen=True, slots=True)
 class NamesCode:
-    """The setting names code: one of the `known` names, or `package.module:function`."""
+    """The setting names code: one of the `known` names, one that an installed package gives to code of this `kind`, or
+    `package.module:function`."""
 
+    kind: Kind
     known: tuple[str, ...] = ()
     function: str = "a function"
     """What such a function is, to be named where nothing is known."""

@@ -44,6 +44,7 @@ _WIDTHS = each("widths of at least 1", lambda width: width >= 1)
 _EACH_ONCE = Admits("at least one loss, and each once", lambda names: 0 < len(names) == len(set(names)))
 _NAME, _WEIGHTS = named("a name"), named("a run's folder, a checkpoint, or the URI of one")
 _PORT = Admits("0 (any free one) to 65535", lambda port: 0 <= port < 65536)
+_HOOK, _SINK = (f"a function without arguments that returns a {what}" for what in ("hook", "sink"))
 _PATH = Admits("a path that can be written as text", lambda path: path is None or is_text(str(path)))
 _DEVICE = Admits(
     "auto, cpu, cuda, cuda:<index> or mps",
@@ -123,7 +124,7 @@ class LearningConfig:
 class LossesConfig:
     """What the learner minimizes: the losses and their coefficients."""
 
-    names: Annotated[tuple[str, ...], _EACH_ONCE, NamesCode(LOSSES)] = ("ppo_actor", "ppo_critic")
+    names: Annotated[tuple[str, ...], _EACH_ONCE, NamesCode("losses", LOSSES)] = ("ppo_actor", "ppo_critic")
     """Losses to add up: ppo_actor, ppo_critic, vtrace_actor, vtrace_critic, or package.module:function."""
     clip: Annotated[Positive, CalledElsewhere("clip_range", "clip_coef", "clip_epsilon")] = 0.2
     """PPO: how far the probability ratio may move from 1 before the objective stops rewarding it."""
@@ -150,7 +151,7 @@ class LossesConfig:
 class PolicyConfig:
     """The policy network and the normalization around it."""
 
-    network: Annotated[str, NamesCode(NETWORKS, arguments=1)] = "auto"
+    network: Annotated[str, NamesCode("networks", NETWORKS, arguments=1)] = "auto"
     """mlp, cnn, lstm, package.module:function (called with the spaces), or auto: cnn for images, otherwise mlp."""
     hidden_sizes: Annotated[tuple[int, ...], _WIDTHS, Formerly("hidden")] = (64, 64)
     """Widths of the hidden layers."""
@@ -258,7 +259,7 @@ class MetricsConfig:
     """Address at which metrics are served; the default is reachable only from this machine."""
     prometheus_port: Annotated[int, _PORT] = 9464
     """Port at which metrics are served (0: a free one, which the log names)."""
-    sinks: Annotated[tuple[str, ...], NamesCode(function="a function without arguments that returns a sink")] = ()
+    sinks: Annotated[tuple[str, ...], NamesCode("sinks", function=_SINK)] = ()
     """Your own sinks: package.module:function, called without arguments, that returns a sink."""
     weight_norm_every: Count = 10
     """Epochs between computations of the norm of the policy's weights."""
@@ -285,6 +286,8 @@ class TrainerConfig:
     """Age of the collecting policy in epochs of learning (0: they alternate; auto: what hides collection, up to 1)."""
     device: Annotated[str, _DEVICE, NO_CODE, MAY_CHANGE] = "auto"
     """Device of the learner: cpu, cuda, cuda:<index>, mps, or auto: cuda if available, otherwise cpu."""
+    hooks: Annotated[tuple[str, ...], NamesCode("hooks", function=_HOOK), MAY_CHANGE] = ()
+    """Your own hooks: package.module:function, called without arguments, that returns a hook."""
     collection: CollectionConfig = field(default_factory=CollectionConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)

@@ -9,7 +9,8 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from orchestrator.config.error import nearest
-from orchestrator.config.own_code import OwnCodeError, function_in, import_module, place_of
+from orchestrator.config.own_code import OwnCodeError, function_in, import_function, import_module, place_of
+from orchestrator.config.plugins import code_named, plugin_names
 from orchestrator.environments.spaces import InvalidEnvironment
 from state.user_code import described, is_signal
 
@@ -23,15 +24,19 @@ _DISTRIBUTION = "async-rl-orchestrator"
 
 
 def find(environment: str) -> EnvSpec | EnvironmentFunction:
-    """What `environment` names: a gymnasium id, "module:id", or "package.module:function".
+    """What `environment` names: a gymnasium id, a name that an installed package gives, "module:id", or
+    "package.module:function".
 
     Raises InvalidEnvironment saying what is unknown, with the nearest names there are.
     """
     module_name, colon, name = environment.rpartition(":")
     if not colon:
         _import_namespace(environment)
-        return _registered(environment, environment)
+        if environment in gymnasium.registry or environment not in plugin_names("environments"):
+            return _registered(environment, environment)
     try:
+        if not colon:
+            return import_function(code_named(environment, "environments"))
         module = import_module(module_name)
         if name not in gymnasium.registry and all(part.isidentifier() for part in name.split(".")):
             return function_in(module, name)
@@ -77,8 +82,9 @@ def missing_package(environment: str, error: ImportError | gymnasium.error.Depen
 def _registered(name: str, environment: str) -> EnvSpec:
     spec = gymnasium.registry.get(name)
     if spec is None:
+        known = [*plugin_names("environments"), *gymnasium.registry]
         raise InvalidEnvironment(
-            f"environment {environment!r} is not registered with gymnasium: {nearest(name, gymnasium.registry)}"
+            f"environment {environment!r} is not registered with gymnasium: {nearest(name, known)}"
             " (an environment of your own is named 'package.module:function')"
         )
     return spec

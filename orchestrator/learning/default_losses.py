@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from losses import LearnerCallback, Loss, ppo_losses, vtrace_losses
 from orchestrator.config.own_code import call_function
+from orchestrator.config.plugins import code_named
 from state.user_code import user_code
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def default_losses(config: TrainerConfig) -> tuple[LearnerCallback, ...]:
-    """The losses named in `config.losses.names`; a `package.module:function` returns one loss or several, or a
+    """The losses named in `config.losses.names`; a function that is named there returns one loss or several, or a
     `LearnerCallback`.
 
     Raises OwnCodeError when it fails, TypeError when it returns something else.
@@ -47,7 +48,7 @@ def default_losses(config: TrainerConfig) -> tuple[LearnerCallback, ...]:
 
 
 def _own(name: str) -> list[LearnerCallback]:
-    made: Any = call_function(name)
+    made: Any = call_function(code_named(name, "losses"))
     with user_code(name):  # which may be a generator
         losses = cast("list[object]", list(made) if isinstance(made, Iterable) else [made])
     for loss in losses:

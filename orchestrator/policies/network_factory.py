@@ -12,8 +12,9 @@ from gymnasium import spaces as gymnasium_spaces
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from orchestrator.config.error import nearest
 from orchestrator.config.own_code import OwnCodeError, import_function, place_of
+from orchestrator.config.plugins import code_named
+from orchestrator.config.settings import NETWORKS
 from orchestrator.policies.cnn import CNN, has_images
 from orchestrator.policies.lstm import LSTM
 from orchestrator.policies.mlp import MLP
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from orchestrator.config.settings import PolicyConfig
 
-_NAMES = ("auto", "mlp", "cnn", "lstm")
 _BATCH, _TIME = 2, 3
 
 
@@ -48,13 +48,8 @@ def make_network(config: PolicyConfig, spaces: Spaces) -> nn.Module:
             return CNN(spaces)
         case "lstm":
             return LSTM(spaces, config.hidden_sizes, config.activation, config.lstm_size)
-        case _ if ":" in name:
-            return _own_network(name, spaces)
         case _:
-            raise NetworkError(
-                f"there is no network {name!r}: {nearest(name, _NAMES)}; one of your own is named"
-                " 'package.module:function'"
-            )
+            return _own_network(name, spaces)
 
 
 def check_network(network: nn.Module, spaces: Spaces, name: str) -> None:
@@ -298,7 +293,7 @@ def _zeros(space: gymnasium.Space[Any], leading: tuple[int, ...]) -> Observation
 
 def _own_network(name: str, spaces: Spaces) -> nn.Module:
     try:
-        network = import_function(name)(spaces)
+        network = import_function(code_named(name, "networks", NETWORKS))(spaces)
     except OwnCodeError as error:
         raise NetworkError(f"the network {name!r} cannot be imported: {error}") from error
     except NetworkError:

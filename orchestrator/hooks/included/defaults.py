@@ -9,7 +9,9 @@ from orchestrator.checkpoints import CheckpointFolder, retention_of
 from orchestrator.config.error import shown
 from orchestrator.config.fields import leaves
 from orchestrator.config.own_code import call_function
+from orchestrator.config.plugins import code_named
 from orchestrator.evaluation.plan import evaluation_plans
+from orchestrator.hooks.hook import Hook
 from orchestrator.hooks.included.best_metric import check_best_metric
 from orchestrator.hooks.included.checkpoint import CheckpointHook
 from orchestrator.hooks.included.evaluation import EvaluationHook
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.config.settings import TrainerConfig
-    from orchestrator.hooks.hook import Hook
 
 
 def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Sequence[Hook] = ()) -> list[Hook]:
@@ -121,10 +122,24 @@ def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:
     if settings.prometheus:
         sinks.append(Prometheus(host=settings.prometheus_host, port=settings.prometheus_port))
     for name in settings.sinks:
-        sink = call_function(name)
+        sink = call_function(code_named(name, "sinks"))
         check_sink(sink, name)
         sinks.append(cast("Sink", sink))
     return tuple(sinks)
+
+
+def named_hooks(config: TrainerConfig) -> list[Hook]:
+    """The hooks that `config.hooks` names.
+
+    Raises OwnCodeError for a function that can't be had or fails, TypeError where one returns no hook.
+    """
+    hooks: list[Hook] = []
+    for name in config.hooks:
+        hook = call_function(code_named(name, "hooks"))
+        if not isinstance(hook, Hook):
+            raise TypeError(f"{name} must return a Hook, not {shown(hook)}")
+        hooks.append(hook)
+    return hooks
 
 
 def _settings(config: TrainerConfig) -> Mapping[str, object]:
