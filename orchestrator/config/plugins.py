@@ -36,10 +36,9 @@ def code_named(name: str, kind: Kind, known: Iterable[str] = ()) -> str:
     values = {point.value: _package(point) for point in points if point.name == name}
     if not values:
         others = [*known, *sorted({point.name for point in points})]
-        hint = f"{nearest(name, others)} " if others else ""
-        raise OwnCodeError(
-            f"there is no {name!r} among the {kind}: {hint}(code of your own is named package.module:function)"
-        )
+        hint = f"{nearest(name, others)}; " if others else ""
+        what = {"losses": "loss"}.get(kind, kind[:-1])
+        raise OwnCodeError(f"there is no {what} {name!r}: {hint}one of your own is named 'package.module:function'")
     if len(values) > 1:
         packages = " and ".join(values.values())
         raise OwnCodeError(

@@ -293,7 +293,11 @@ def _zeros(space: gymnasium.Space[Any], leading: tuple[int, ...]) -> Observation
 
 def _own_network(name: str, spaces: Spaces) -> nn.Module:
     try:
-        network = import_function(code_named(name, "networks", NETWORKS))(spaces)
+        function = code_named(name, "networks", NETWORKS)
+    except OwnCodeError as error:
+        raise NetworkError(str(error)) from error
+    try:
+        network = import_function(function)(spaces)
     except OwnCodeError as error:
         raise NetworkError(f"the network {name!r} cannot be imported: {error}") from error
     except NetworkError:
