@@ -4,6 +4,10 @@ seeds, and for variants of the settings side by side.
     python scripts/bench/learning.py --tasks lunar_lander acrobot_defaults --seeds 1 2 3 4 5 \
         --vary staleness=0 staleness=0.25 staleness=1 --results /tmp/learning.jsonl
 
+`--peer` adds stable-baselines3's PPO with its zoo's settings where the zoo has some, for as many agent steps (needs the
+`bench` dependency group); `--picture FILE.svg` draws the curves: medians over seeds, and the band between the worst and
+the best seed.
+
 Tasks train with the presets of the package, those called `..._defaults` with the defaults; lunar_lander needs the
 `box2d` extra and half_cheetah the `mujoco` extra. `--vary` compares settings: each word is a variant, several settings
 of one are joined by commas (`staleness=1,learning.refresh=false`). Every training is a line in the `--results` file,
@@ -18,7 +22,9 @@ the edge of the statistical precipice").
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import statistics
 import sys
 from dataclasses import dataclass, replace
@@ -29,14 +35,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import describe_machine, in_subprocess, spread
+from zoo import ZOO
+from zoo import curve as peer_curve
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from orchestrator import TrainerConfig
 
 MIN_EPISODES = 100
 CURVE_POINTS = 60
+PEER = "stable-baselines3"
 RESAMPLES = 2000
 
 
@@ -55,6 +64,10 @@ class Task:
     """Agent steps of a training (None: those of the preset)."""
     network: str | None = None
     """Instead of the preset's (None: its own)."""
+
+    def score(self, final: float | None) -> float:
+        """A mean return on the scale from what random actions get, 0, to the threshold, 1."""
+        return 0.0 if final is None else (final - self.random) / (self.threshold - self.random)
 
 
 MEMORY = "orchestrator.environments.memory:make"
@@ -125,9 +138,57 @@ def train(task: Task, seed: int, variant: str, to_threshold: bool) -> dict[str, 
                         run.stop("learned")
 
     anyio.run(main)
-    _, result["total_seconds"], result["final"] = curve[-1]
+    return result | ending(curve)
+
+
+def train_peer(task: Task, seed: int, steps: int, to_threshold: bool) -> dict[str, Any]:
+    """As `train`, by stable-baselines3."""
+    points = peer_curve(task.environment, seed, steps, until=task.threshold if to_threshold else math.inf)
+    # Its mean is of the last 100 episodes, too, from fewer at the beginning.
+    learned = next((point for point in points if point[2] is not None and point[2] >= task.threshold), (None, None))
+    return {"steps": learned[0], "seconds": learned[1]} | ending(points)
+
+
+def ending(curve: Sequence[tuple[int, float, float | None]]) -> dict[str, Any]:
+    """What the last point of a curve says, and some of its points."""
     chosen = np.unique(np.linspace(0, len(curve) - 1, CURVE_POINTS).round().astype(int))
-    return result | {"curve": [curve[index] for index in chosen]}
+    _, seconds, final = curve[-1]
+    return {"final": final, "total_seconds": seconds, "curve": [curve[index] for index in chosen]}
+
+
+def draw(file: Path, results: Mapping[tuple[str, int, str], dict[str, Any]], names: Sequence[str]) -> None:
+    """The curves of all tasks as one picture, over agent steps above and over seconds below."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "curves"
+    from matplotlib import pyplot as plt
+
+    tasks = list(dict.fromkeys(name for name, _, _ in results))
+    figure, rows = plt.subplots(2, len(tasks), figsize=(3.2 * len(tasks), 5.2), squeeze=False, layout="constrained")
+    for column, name in enumerate(tasks):
+        for row, (axis, unit) in enumerate((("agent steps", 0), ("seconds of training", 1))):
+            plot = rows[row][column]
+            for place, variant in enumerate(names):
+                curves = [one["curve"] for (task, _, own), one in results.items() if (task, own) == (name, variant)]
+                if not curves:
+                    continue
+                grid = np.linspace(0, statistics.median(curve[-1][unit] for curve in curves), 120)
+                known = [np.array([point for point in curve if point[2] is not None], float) for curve in curves]
+                lines = np.array([np.interp(grid, one[:, unit], one[:, 2], left=np.nan) for one in known])
+                seen = ~np.isnan(lines).any(axis=0)
+                color = f"C{place}"
+                plot.plot(grid[seen], np.median(lines[:, seen], axis=0), color=color, label=variant or "ours")
+                low, high = lines[:, seen].min(axis=0), lines[:, seen].max(axis=0)
+                plot.fill_between(grid[seen], low, high, color=color, alpha=0.15, linewidth=0)
+            plot.axhline(TASKS[name].threshold, color="gray", linewidth=0.8, linestyle=":")
+            plot.set_xlabel(axis)
+            plot.spines[["top", "right"]].set_visible(False)
+        rows[0][column].set_title(name.replace("_", " "))
+        rows[0][column].set_ylim(bottom=TASKS[name].random)
+    rows[0][0].legend(frameon=False, fontsize="small")
+    figure.supylabel("mean return of the last 100 episodes")
+    figure.savefig(file, metadata={"Date": None})
 
 
 def report(name: str, results: Sequence[dict[str, Any]]) -> None:
@@ -167,48 +228,66 @@ def main() -> None:
     parser.add_argument("--vary", nargs="+", default=[""], metavar="SETTING=VALUE[,...]", help="variants to compare")
     parser.add_argument("--results", type=Path, help="file of what has been trained (default: remember nothing)")
     parser.add_argument("--to-threshold", action="store_true", help="end each run when it has learned")
+    parser.add_argument("--peer", action="store_true", help="beside stable-baselines3, with its zoo's settings")
+    parser.add_argument("--picture", type=Path, help="draw the curves into this file (SVG)")
     parser.add_argument("--one", nargs=3, metavar=("TASK", "SEED", "VARIANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         name, seed, variant = options.one
-        print(json.dumps(train(TASKS[name], int(seed), variant, options.to_threshold)))
+        task = TASKS[name]
+        if variant == PEER:
+            steps = configured(task, int(seed), "").total_agent_steps
+            print(json.dumps(train_peer(task, int(seed), steps, options.to_threshold)))
+        else:
+            print(json.dumps(train(task, int(seed), variant, options.to_threshold)))
         return
     print(describe_machine())
-    known: dict[tuple[Any, ...], dict[str, Any]] = {}
-    if options.results is not None and options.results.exists():
-        for line in options.results.read_text().splitlines():
-            result = json.loads(line)
-            known[result["task"], result["seed"], result["variant"]] = result
-    for seed in options.seeds:  # so that an interrupted comparison has the same seeds of all
-        for name in options.tasks:
-            for variant in options.vary:
-                if (name, seed, variant) in known:
-                    continue
-                flags = ["--to-threshold"] if options.to_threshold else []
-                result = in_subprocess(__file__, "--one", name, seed, variant, *flags)
-                result = {"task": name, "seed": seed, "variant": variant, **result}
-                known[name, seed, variant] = result
-                print(
-                    "  ".join(f"{key} {_shown(value)}" for key, value in result.items() if key != "curve"), flush=True
-                )
-                if options.results is not None:
-                    with options.results.open("a") as file:
-                        file.write(json.dumps(result) + "\n")
+    variants = [*options.vary, *([PEER] if options.peer else [])]
+    known = train_all(options.tasks, options.seeds, variants, options.results, to_threshold=options.to_threshold)
     for name in options.tasks:
         print(f"{name}: mean return of the last {MIN_EPISODES} episodes >= {TASKS[name].threshold:g}")
-        for variant in options.vary:
-            report(variant, [known[name, seed, variant] for seed in options.seeds])
-    print("interquartile mean of the final returns (0: random, 1: the threshold), 95 % interval")
-    for variant in options.vary:
-        scores = [
-            [
-                (known[name, seed, variant]["final"] - task.random) / (task.threshold - task.random)
-                for seed in options.seeds
-            ]
-            for name, task in ((name, TASKS[name]) for name in options.tasks)
-        ]
-        mean, low, high = overall(scores)
+        for variant in variants:
+            if results := [known[name, seed, variant] for seed in options.seeds if (name, seed, variant) in known]:
+                report(variant, results)
+    shared = [name for name in options.tasks if all((name, options.seeds[0], variant) in known for variant in variants)]
+    print(
+        f"interquartile mean of the final returns (0: random, 1: the threshold), 95 % interval, of {len(shared)} tasks"
+    )
+    for variant in variants if shared else ():
+        mean, low, high = overall(
+            [[TASKS[name].score(known[name, seed, variant]["final"]) for seed in options.seeds] for name in shared]
+        )
         print(f"  {variant or 'as they are':34}  {mean:.3f} ({low:.3f} to {high:.3f})")
+    if options.picture is not None:
+        draw(options.picture, known, variants)
+
+
+def train_all(
+    tasks: Sequence[str], seeds: Sequence[int], variants: Sequence[str], file: Path | None, *, to_threshold: bool
+) -> dict[tuple[str, int, str], dict[str, Any]]:
+    """The results of all trainings by task, seed and variant; those that the file has are not repeated. Tasks that the
+    peer has no settings for are left out."""
+    before: dict[tuple[str, int, str], dict[str, Any]] = {}
+    if file is not None and file.exists():
+        for line in file.read_text().splitlines():
+            result = json.loads(line)
+            before[result["task"], result["seed"], result["variant"]] = result
+    known: dict[tuple[str, int, str], dict[str, Any]] = {}
+    for seed in seeds:  # so that an interrupted comparison has the same seeds of all
+        for name, variant in itertools.product(tasks, variants):
+            key = name, seed, variant
+            if variant == PEER and TASKS[name].environment not in ZOO:
+                continue
+            if key not in before:
+                flags = ["--to-threshold"] if to_threshold else []
+                result = in_subprocess(__file__, "--one", *key, *flags)
+                before[key] = result = {"task": name, "seed": seed, "variant": variant, **result}
+                print("  ".join(f"{of} {_shown(value)}" for of, value in result.items() if of != "curve"), flush=True)
+                if file is not None:
+                    with file.open("a") as lines:
+                        lines.write(json.dumps(result) + "\n")
+            known[key] = before[key]
+    return known
 
 
 def _shown(value: object) -> str:
