@@ -24,7 +24,6 @@ OBSERVATION_SPACES: dict[str, gymnasium.Space[Any]] = {
     "multidiscrete": spaces.MultiDiscrete([3, 2], start=[1, 0]),
     "multibinary": spaces.MultiBinary(4),
     "tuple": spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))),
-    "text": spaces.Text(3),
 }
 
 ACTION_SPACES: dict[str, gymnasium.Space[Any]] = {
@@ -34,7 +33,6 @@ ACTION_SPACES: dict[str, gymnasium.Space[Any]] = {
     "box": spaces.Box(np.array([-0.5, -1.0]), np.array([0.5, np.inf]), dtype=np.float64),
     "grid": spaces.Box(-1.0, 1.0, (2, 2), np.float32),
     "multibinary": spaces.MultiBinary(3),
-    "text": spaces.Text(3),
 }
 
 
@@ -162,6 +160,13 @@ class Faulty(Counting):
 
 def make_wandering(**options: Any) -> Wandering:
     return Wandering(**options)
+
+
+def make_unsupported(role: str) -> Wandering:
+    """Has a space that no agent is told of, for its observations or its actions."""
+    environment = Wandering()
+    setattr(environment, f"{role}_space", spaces.Text(3))
+    return environment
 
 
 def make_counting(**options: Any) -> Counting:

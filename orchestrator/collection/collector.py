@@ -13,6 +13,7 @@ from torch import Tensor
 
 from orchestrator.collection.episodes import EpisodeCounter
 from orchestrator.collection.experience_fields import (
+    ACTION_MASK,
     FOLLOWING_OBSERVATION,
     RECURRENT_STATE,
     experience_fields,
@@ -112,7 +113,7 @@ class Collector:
 
     def spaces(self) -> Spaces:
         """The spaces of the agent's observations and actions."""
-        return Spaces(self._environment.observation_space, self._environment.action_space)
+        return Spaces.of(self._environment)
 
     def prepare(self, spec: ExperienceSpec) -> None:
         """Build the policy that acts; its parameters come with each rollout.
@@ -189,7 +190,7 @@ class Collector:
         "environment" is None for environments whose state cannot be had, "uncaptured" then says why; see `load_state`.
         """
         acting = self._prepared()
-        environment, uncaptured = None, None
+        environment, uncaptured, mask = None, None, self._environment.action_mask
         try:
             environment = self._environment.get_state()
         except NotCapturable as error:
@@ -200,6 +201,7 @@ class Collector:
             "environment": environment,
             "uncaptured": uncaptured,
             "observation": {key: array.copy() for key, array in self._current.items()},
+            "action_mask": None if mask is None else mask.copy(),
             "episode_start": self._episode_start.copy(),
             "episode_returns": self._episodes.returns.copy(),
             "episode_lengths": self._episodes.lengths.copy(),
@@ -229,6 +231,8 @@ class Collector:
         self._rollouts = int(state["rollouts"])
         self._generator.set_state(torch.from_numpy(np.array(state["generator"])))
         self._set_current(observation_of(state["observation"]))
+        if self._environment.action_mask is not None:
+            self._environment.action_mask[...] = state["action_mask"]
         self._episode_start[:] = state["episode_start"]
         self._episodes.returns = np.array(state["episode_returns"])
         self._episodes.lengths = np.array(state["episode_lengths"])
@@ -285,6 +289,10 @@ class Collector:
         environment, rollout, start = self._environment, self._rollout, self._episode_start
         observation, start_tensor = as_tensors(observation_of(self._current)), torch.from_numpy(start)
         recorded = [(slot[observation_field(key)], array) for key, array in self._current.items()]
+        mask, mask_tensor = environment.action_mask, None
+        if mask is not None:
+            recorded.append((slot[ACTION_MASK], mask))
+            mask_tensor = torch.from_numpy(mask)
         distribution = acting.policy.distribution
         noises = distribution.noise((self._plan.config.collection.horizon, self._plan.count), self._generator).unbind(0)
         rollout.begin()
@@ -294,7 +302,7 @@ class Collector:
             for rows, array in recorded:
                 rows[:, time_step] = array
             try:
-                parameters, value = acting.act(observation, start_tensor)
+                parameters, value = acting.act(observation, start_tensor, mask_tensor)
             except BaseException as error:
                 if isinstance(error, Exception):
                     self._check_current(time_step)

@@ -13,6 +13,7 @@ from orchestrator.policies.network import Spaces
 from state.experience import ExperienceSpecError, FieldSpec
 
 OBSERVATION = "observation"
+ACTION_MASK = "action_mask"
 RECURRENT_STATE = "recurrent_state"
 # What the values at the ends of segments and of truncated episodes are values of.
 FOLLOWING_OBSERVATION = "following_observation"
@@ -48,6 +49,8 @@ def experience_fields(spaces: Spaces, state_size: int = 0, *, refreshes: bool = 
     arrays = array_specs(spaces.observation).items()
     fields = [FieldSpec(observation_field(key), spec.shape, spec.dtype.name) for key, spec in arrays]
     fields.append(_action_field(spaces.action))
+    if spaces.masked:
+        fields.append(FieldSpec(ACTION_MASK, (spaces.action_parameters,), "bool"))
     fields.extend(_STEP_FIELDS)
     if state_size:
         fields.append(FieldSpec(RECURRENT_STATE, (state_size,), "float32", per="segment"))

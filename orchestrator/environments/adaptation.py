@@ -16,10 +16,13 @@ class Adaptation:
     squash: bool = False
     """Whether an agent's numbers are squashed into the bounds of a Box, instead of clipped."""
 
+    action_mask: str | None = None
+    """Where the environment says which actions are possible: see `ActionMask`."""
+
     @classmethod
     def of(cls, config: TrainerConfig) -> Adaptation:
         """What a run's settings say."""
-        return cls(squash=config.policy.box_actions == "squash")
+        return cls(squash=config.policy.box_actions == "squash", action_mask=config.action_mask)
 
 
 NO_ADAPTATION = Adaptation()

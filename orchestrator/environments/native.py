@@ -13,10 +13,11 @@ from orchestrator.environments.capture import EnvironmentState
 from orchestrator.environments.observations import ObservationReader
 from orchestrator.environments.returned import (
     OutOfRange,
+    WrongEntry,
     WrongReturn,
     check_info,
     flags_of,
-    reset_observation,
+    reset_parts,
     rewards_of,
     step_parts,
 )
@@ -46,7 +47,11 @@ class NativeEnvironment(VectorEnvironment):
         self, name: str, environment: VectorEnv[Any, Any, Any], adaptation: Adaptation = NO_ADAPTATION
     ) -> None:
         super().__init__(
-            name, environment.num_envs, environment.single_observation_space, environment.single_action_space
+            name,
+            environment.num_envs,
+            environment.single_observation_space,
+            environment.single_action_space,
+            adaptation,
         )
         autoreset = environment.metadata.get("autoreset_mode")
         if autoreset not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
@@ -68,16 +73,19 @@ class NativeEnvironment(VectorEnvironment):
         if seed is not None and self._space_seeds.seed([seed]):
             self._state = EnvironmentState([self._environment])  # to which these seeds are no change
         try:
-            observation = self._reader.read(reset_observation(self._environment.reset(seed=seed)), self.count)
+            raw, infos = reset_parts(self._environment.reset(seed=seed))
+            observation = self._reader.read(raw, self.count)
+            self._read_mask(observation, infos, None)
         except BaseException as error:
             if is_signal(error):
                 raise
             raise self._failed("reset", error) from error
         self._resetting = None
-        return observation
+        return self._without_mask(observation)
 
     def step(self, actions: Array) -> Step:
         self._steps += 1
+        self._check_allowed(actions)
         try:
             raw, gain, done, cut, infos = step_parts(self._environment.step(self._to_environment(actions)))
             observation = self._reader.read(raw, self.count)
@@ -106,13 +114,26 @@ class NativeEnvironment(VectorEnvironment):
             accumulate_rollout_stats(self._episode_infos(infos, ended), stats)
         if not self.same_step:
             self._resetting = ended if any_ended else None
+        try:
+            self._read_mask(observation, infos, self._resetting)
+        except WrongReturn as error:
+            raise self._failed("step", error) from error
         if self._fields:
             self._read_fields(infos, valid, ended)
             try:
                 self._finish_fields()
             except OutOfRange as error:
                 raise self._failed("step", error) from None
-        return Step(observation, reward, terminated, truncated, valid, final_observation, stats, self._fields)
+        return Step(
+            self._without_mask(observation),
+            reward,
+            terminated,
+            truncated,
+            valid,
+            final_observation,
+            stats,
+            self._fields,
+        )
 
     def get_state(self) -> dict[str, object]:
         resetting = None if self._resetting is None else self._resetting.copy()
@@ -145,7 +166,17 @@ class NativeEnvironment(VectorEnvironment):
                 ) from error
             for key, array in arrays_of(final).items():
                 finals[key][index] = array
-        return observation_of(finals)
+        return self._without_mask(observation_of(finals))
+
+    def _read_mask(self, observation: ObservationArrays, infos: Mapping[str, Any], idle: Array | None) -> None:
+        """Copies that are `idle` are only reset in the next step. Raises WrongReturn."""
+        mask = self._mask
+        if mask is None:
+            return
+        if mask.key_of_info is not None:
+            for index in range(self.count):
+                mask.write(index, _row_at(infos, mask.key_of_info, index), infos)
+        mask.finish(arrays_of(observation), idle)
 
     def _last_infos(self, infos: Mapping[str, Any]) -> Mapping[str, Any]:
         """The infos that belong to the last step of the episodes that ended in it."""
@@ -166,7 +197,7 @@ class NativeEnvironment(VectorEnvironment):
         when = f" {self._steps}" if what == "step" else f" after step {self._steps}" if self._steps else ""
         came = f"returned {error}" if isinstance(error, WrongReturn) else f"failed with {described(error)}"
         copies = (
-            f"copy {error.place[0]} of {self.count}" if isinstance(error, OutOfRange) else f"its {self.count} copies"
+            f"copy {error.place[0]} of {self.count}" if isinstance(error, WrongEntry) else f"its {self.count} copies"
         )
         return EnvironmentFailed(f"environment {self.name!r}: {what}{when} of {copies} {came}")
 

@@ -23,14 +23,22 @@ class WrongReturn(ValueError):
     """Says what an environment returned, what is expected instead, and what to do; continues "returned"."""
 
 
-class OutOfRange(WrongReturn):
-    """A finite number that becomes infinite in fewer digits, at `place` in the array that was converted."""
+class WrongEntry(WrongReturn):
+    """Something wrong at `place` in an array of all copies."""
+
+    def __init__(self, text: str, place: tuple[int, ...]) -> None:
+        self.place = place
+        super().__init__(text)
+
+
+class OutOfRange(WrongEntry):
+    """A finite number that becomes infinite in fewer digits."""
 
     def __init__(self, about: str, value: object, dtype: np.dtype[Any], place: tuple[int, ...]) -> None:
-        self.place = place
         super().__init__(
             f"as {about} the number {value!s}, which is finite, but beyond what {dtype} can hold"
-            f" ({np.finfo(dtype).max:.3g}), which agents learn from; scale it, or clip it"
+            f" ({np.finfo(dtype).max:.3g}), which agents learn from; scale it, or clip it",
+            place,
         )
 
 
@@ -51,12 +59,12 @@ def step_parts(result: object) -> tuple[Any, ...]:
     raise WrongReturn(f"{len(parts)} values, expected 5: {_STEP}")
 
 
-def reset_observation(result: object) -> Any:
-    """The observation in what `reset` returned. Raises WrongReturn."""
+def reset_parts(result: object) -> tuple[Any, Mapping[str, Any]]:
+    """The observation and the info that `reset` returned. Raises WrongReturn."""
     if isinstance(result, (tuple, list)):
         parts = tuple(cast("tuple[Any, ...]", result))
         if len(parts) == 2 and isinstance(parts[1], Mapping):
-            return parts[0]
+            return cast("tuple[Any, Mapping[str, Any]]", parts)
         given = f"{len(parts)} values ({', '.join(type(part).__name__ for part in parts[:5])})"
     else:
         given = f"a {type(result).__name__}"

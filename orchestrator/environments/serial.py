@@ -12,17 +12,23 @@ from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.capture import EnvironmentState
 from orchestrator.environments.observations import ObservationReader, ObservationRows
 from orchestrator.environments.returned import (
-    OutOfRange,
+    WrongEntry,
     WrongReturn,
     check_info,
     flag_of,
     narrow,
-    reset_observation,
+    reset_parts,
     reward_of,
     step_parts,
 )
 from orchestrator.environments.space_seeds import SpaceSeeds
-from orchestrator.environments.spaces import ActionConverter, Array, InvalidEnvironment, ObservationArrays
+from orchestrator.environments.spaces import (
+    ActionConverter,
+    Array,
+    InvalidEnvironment,
+    ObservationArrays,
+    arrays_of,
+)
 from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment, copy_seeds
 from state.stats_tracker import accumulate_rollout_stats
 from state.user_code import described, is_signal, user_code
@@ -45,7 +51,7 @@ class SerialEnvironment(VectorEnvironment):
         self, name: str, environments: Sequence[gymnasium.Env[Any, Any]], adaptation: Adaptation = NO_ADAPTATION
     ) -> None:
         first = environments[0]
-        super().__init__(name, len(environments), first.observation_space, first.action_space)
+        super().__init__(name, len(environments), first.observation_space, first.action_space, adaptation)
         for index, environment in enumerate(environments):
             if (environment.observation_space, environment.action_space) != (
                 first.observation_space,
@@ -60,10 +66,13 @@ class SerialEnvironment(VectorEnvironment):
         self._state = EnvironmentState(environments)
         self._space_seeds = SpaceSeeds(environments)
         self._to_environment = ActionConverter(first.action_space, squash=adaptation.squash)
+        self._key_of_mask = None if self._mask is None else self._mask.key_of_info
         self._scalar_box = isinstance(first.action_space, gymnasium.spaces.Box) and not first.action_space.shape
         reader = ObservationReader(first.observation_space, self.warn)
         self._observations = ObservationRows(reader, self.count)
         self._final_observations = ObservationRows(reader, self.count)
+        self._observation = self._without_mask(self._observations.observation)
+        self._final_observation = self._without_mask(self._final_observations.observation)
         self._reward = np.zeros(self.count, np.float32)
         self._given_reward = np.zeros(self.count)
         self._terminated = np.zeros(self.count, np.bool_)
@@ -77,7 +86,7 @@ class SerialEnvironment(VectorEnvironment):
         for index, environment in enumerate(self._environments):
             self._reset_copy(index, environment, seeds[index])
         self._finish_observations(reset=True)
-        return self._observations.observation
+        return self._observation
 
     def step(self, actions: Array) -> Step:
         observations, reward = self._observations, self._given_reward
@@ -88,10 +97,11 @@ class SerialEnvironment(VectorEnvironment):
         stats: dict[str, list[float]] = {}
         index = 0
         self._steps += 1
+        self._check_allowed(actions)
         converted = self._to_environment(actions)
         if self._scalar_box:
             converted = [np.asarray(action) for action in converted]  # numpy's numbers are no arrays
-        fields = self._given_fields
+        reads_infos = bool(self._given_fields) or self._key_of_mask is not None
         # Every line below runs once per agent step: the usual types are recognized here, all others elsewhere.
         for index, environment in enumerate(self._environments):
             try:
@@ -104,9 +114,8 @@ class SerialEnvironment(VectorEnvironment):
                 reward[index] = gain if usual else reward_of(gain, self.warn)
                 if type(info) is not dict:
                     check_info(info)
-                if fields:
-                    for name, array in fields.items():
-                        array[index] = self._field(name, _lookup(info, name), info)
+                if reads_infos:
+                    self._read_info(index, info)
                 if done is False and cut is False:
                     continue
                 terminated[index] = done = flag_of("terminated", done, self.warn)
@@ -121,11 +130,11 @@ class SerialEnvironment(VectorEnvironment):
                 raise self._failed("step", index, error) from error
             if done or cut:
                 self._final_observations.copy_row(index, observations)
-                final_observation = self._final_observations.observation
+                final_observation = self._final_observation
                 self._reset_copy(index, environment, None)
         self._finish_step(final_observation is not None)
         return Step(
-            observations.observation,
+            self._observation,
             self._reward,
             terminated,
             truncated,
@@ -146,11 +155,22 @@ class SerialEnvironment(VectorEnvironment):
 
     def _reset_copy(self, index: int, environment: gymnasium.Env[Any, Any], seed: int | None) -> None:
         try:
-            self._observations.write(index, reset_observation(environment.reset(seed=seed)))
+            observation, info = reset_parts(environment.reset(seed=seed))
+            self._observations.write(index, observation)
+            self._read_mask(index, info)
         except BaseException as error:
             if is_signal(error):
                 raise
             raise self._failed("reset", index, error) from error
+
+    def _read_info(self, index: int, info: Mapping[str, object]) -> None:
+        for name, array in self._given_fields.items():
+            array[index] = self._field(name, _lookup(info, name), info)
+        self._read_mask(index, info)
+
+    def _read_mask(self, index: int, info: Mapping[str, object]) -> None:
+        if self._mask is not None and self._key_of_mask is not None:
+            self._mask.write(index, _lookup(info, self._key_of_mask), info)
 
     def _finish_step(self, any_ended: bool) -> None:
         try:
@@ -158,14 +178,16 @@ class SerialEnvironment(VectorEnvironment):
             self._finish_fields()
             if any_ended:
                 self._final_observations.finish()
-        except OutOfRange as error:
+        except WrongEntry as error:
             raise self._failed("step", error.place[0], error) from None
         self._finish_observations()
 
     def _finish_observations(self, reset: bool = False) -> None:
         try:
             self._observations.finish()
-        except OutOfRange as error:
+            if self._mask is not None:
+                self._mask.finish(arrays_of(self._observations.observation))
+        except WrongEntry as error:
             copy = error.place[0]
             reset = reset or bool(self._terminated[copy] or self._truncated[copy])
             raise self._failed("reset" if reset else "step", copy, error) from None

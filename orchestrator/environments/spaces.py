@@ -120,6 +120,14 @@ def of_key(path: Path) -> str:
     return f" of key {path[0] if len(path) == 1 else '/'.join(map(str, path))!r}"
 
 
+def without_parts(space: Space, keys: Iterable[str]) -> Space:
+    """The agent's Dict `space` without the parts `keys`; the space itself without any."""
+    left_out = set(keys)
+    if not left_out or not isinstance(space, spaces.Dict):
+        return space
+    return spaces.Dict({key: leaf for key, leaf in space.items() if key not in left_out})
+
+
 def array_specs(space: Space) -> dict[str, ArraySpec]:
     """The arrays that make up an agent's observation, by key; the key is "" where the space is not a Dict."""
     leaves: Iterable[tuple[str, Space]] = space.items() if isinstance(space, spaces.Dict) else [(_SINGLE, space)]

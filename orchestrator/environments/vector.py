@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from orchestrator.environments.action_mask import USUAL_MASK, ActionMask, observes_mask
+from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.returned import WrongReturn, exact, narrow
 from orchestrator.environments.spaces import (
     Array,
@@ -16,6 +18,9 @@ from orchestrator.environments.spaces import (
     Space,
     agent_action_space,
     agent_observation_space,
+    arrays_of,
+    observation_of,
+    without_parts,
 )
 from orchestrator.environments.values import ValueCheck, not_finite
 from state.error import OrchestratorError
@@ -59,11 +64,22 @@ class VectorEnvironment(ABC):
     same_step: bool
     """Whether a copy is reset in the step that ends its episode; else in the next one, which is then not valid."""
 
-    def __init__(self, name: str, count: int, observation_space: Space, action_space: Space) -> None:
+    def __init__(
+        self,
+        name: str,
+        count: int,
+        observation_space: Space,
+        action_space: Space,
+        adaptation: Adaptation = NO_ADAPTATION,
+    ) -> None:
         self.name = name
         self.count = count
         self.observation_space = agent_observation_space(observation_space, name)
         self.action_space = agent_action_space(action_space, name)
+        self._mask: ActionMask | None = None
+        if adaptation.action_mask is not None:
+            self._mask = ActionMask(adaptation.action_mask, name, self.observation_space, self.action_space, self.count)
+            self.observation_space = without_parts(self.observation_space, self._mask.keys)
         self._values = ValueCheck(observation_space, self.warn)
         self._fields: dict[str, Array] = {}
         self._given_fields: dict[str, Array] = {}
@@ -71,6 +87,18 @@ class VectorEnvironment(ABC):
         self._steps = 0
         self._warned: set[str] = set()
         self._warnings: dict[str, str] = {}
+        if adaptation.action_mask is None and observes_mask(self.observation_space, self.action_space):
+            self.warn(
+                "action mask",
+                f"observes {USUAL_MASK!r}, which forbids no action: set action_mask to {USUAL_MASK!r}, unless the"
+                " network forbids them by itself",
+            )
+
+    @property
+    def action_mask(self) -> Array | None:
+        """`[n, choices]`: False for what is not possible as the next action, overwritten by the next step; None where
+        the environment is not asked for it."""
+        return None if self._mask is None else self._mask.allowed
 
     @abstractmethod
     def reset(self, seed: int | None = None) -> ObservationArrays:
@@ -80,7 +108,7 @@ class VectorEnvironment(ABC):
     def step(self, actions: Array) -> Step:
         """Take the agent's `actions` `[n, ...]`, Box actions clipped to their bounds.
 
-        Raises EnvironmentFailed from whatever the environment raised.
+        Raises EnvironmentFailed from whatever the environment raised, and for actions that the mask forbids.
         """
 
     @abstractmethod
@@ -139,6 +167,25 @@ class VectorEnvironment(ABC):
         """What there was to warn of since the last call, by what it is about."""
         warnings, self._warnings = self._warnings, {}
         return warnings
+
+    def _without_mask(self, observation: ObservationArrays) -> ObservationArrays:
+        """What the agent sees of an observation."""
+        if self._mask is None or not self._mask.keys:
+            return observation
+        return observation_of(
+            {key: array for key, array in arrays_of(observation).items() if key not in self._mask.keys}
+        )
+
+    def _check_allowed(self, actions: Array) -> None:
+        """Raises EnvironmentFailed for an action that the mask forbids: only a policy that is broken draws one."""
+        forbidden = None if self._mask is None else self._mask.forbidden(actions)
+        if forbidden is not None:
+            copy = int(forbidden[0])
+            raise EnvironmentFailed(
+                f"environment {self.name!r}: the action {actions[copy].tolist()} of copy {copy}, which its action mask"
+                f" forbids, was to be taken in step {self._steps}; expected one that is allowed: does the network"
+                " forbid those, or give NaN?"
+            )
 
     def _finish_fields(self) -> None:
         """Raises OutOfRange, with the copy as the first place."""

@@ -91,12 +91,13 @@ def _play(
         first = environment.reset(seed)
     current = {key: array.copy() for key, array in arrays_of(first).items()}
     observation, steps = as_tensors(observation_of(current)), 0
+    mask = None if environment.action_mask is None else torch.from_numpy(environment.action_mask)
     _check(environment, current, None, steps)
     while quotas.any():
         if stop():
             raise EvaluationInterrupted
         try:
-            parameters, _ = acting.act(observation, torch.from_numpy(start))
+            parameters, _ = acting.act(observation, torch.from_numpy(start), mask)
         except BaseException as error:
             raise_failure(error, f"the network in step {steps} of the evaluation")
         if deterministic:

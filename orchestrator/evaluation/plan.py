@@ -107,12 +107,12 @@ def spaces_of(environment: str, options: Mapping[str, object], adaptation: Adapt
     """What an agent sees and does in an environment. Makes one. Raises InvalidEnvironment."""
     vector = make_vector(environment, 1, options, "sync", adaptation)
     with closed_in_any_case(environment, vector):
-        return Spaces(vector.observation_space, vector.action_space)
+        return Spaces.of(vector)
 
 
 def check_spaces(needed: Spaces, environment: VectorEnvironment) -> None:
     """Raises InvalidEnvironment if a policy for the spaces `needed` cannot act in `environment`."""
-    differences = differing_spaces(needed, Spaces(environment.observation_space, environment.action_space))
+    differences = differing_spaces(needed, Spaces.of(environment))
     if differences:
         raise InvalidEnvironment(
             f"environment {environment.name!r} does not fit the policy, which was made for other spaces: {differences}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from losses import CALLBACKS, LossContext, LossSet, LossStateError, LossStatistics, Minibatch
-from orchestrator.collection.experience_fields import observation_arrays
+from orchestrator.collection.experience_fields import ACTION_MASK, RECURRENT_STATE, observation_arrays
 from orchestrator.learning.batch import read_batch
 from orchestrator.learning.gradients import GradientCheck
 from orchestrator.learning.learner_state import LearnerMemory, Unsaved
@@ -315,11 +315,11 @@ class Learner:
     def _evaluate(self, draw: Draw) -> Any:
         fields = draw.fields.again()  # a network may change what it is given
         observation = observation_arrays(fields)
+        mask = fields[ACTION_MASK] if self.policy.spaces.masked else None
+        state, start = None, None
         if self.policy.recurrent:
-            return self.policy.evaluate(
-                observation, fields["action"], fields["recurrent_state"], fields["episode_start"], draw.valid
-            )
-        return self.policy.evaluate(observation, fields["action"], valid=draw.valid)
+            state, start = fields[RECURRENT_STATE], fields["episode_start"]
+        return self.policy.evaluate(observation, fields["action"], state, start, draw.valid, mask)
 
     def _loss_stats(self, epoch: int, batch: dict[str, Tensor], valid: Tensor) -> dict[str, float]:
         """At the end of the epoch, when the host of the device may wait for it."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.collection.experience_fields import (
+    ACTION_MASK,
     FINAL_OBSERVATION,
     FINAL_OBSERVATIONS,
     FINAL_RECURRENT_STATE,
@@ -98,6 +99,8 @@ def _on_batch(policy: Policy, batch: Mapping[str, Tensor], steps: int) -> tuple[
     """Log-probabilities and values `[segments, horizon]`, and the states after the segments."""
     shape = batch["valid"].shape
     names = [name for name in batch if name.partition("/")[0] in (OBSERVATION, "action", "valid")]
+    if policy.spaces.masked:
+        names.append(ACTION_MASK)
     if policy.recurrent:
         names += [RECURRENT_STATE, "episode_start"]
         rows = max(1, steps // shape[1])
@@ -113,6 +116,7 @@ def _on_batch(policy: Policy, batch: Mapping[str, Tensor], steps: int) -> tuple[
             of[RECURRENT_STATE].clone() if policy.recurrent else None,
             of["episode_start"].clone() if policy.recurrent else None,
             of["valid"],
+            of[ACTION_MASK] if policy.spaces.masked else None,
         )
         # A network may return the same tensors at every call.
         parts.append((log_prob, value.clone()) if state is None else (log_prob, value.clone(), state.clone()))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from orchestrator.environments.spaces import ObservationArrays
-from orchestrator.policies.distributions import ActionDistribution, Bernoulli, DiagonalGaussian
+from orchestrator.policies.distributions import ActionDistribution, Bernoulli, DiagonalGaussian, masked
 from orchestrator.policies.network import Observation, copied, one_step
 from orchestrator.policies.policy import Policy
 from state.error import OrchestratorError
@@ -42,19 +42,22 @@ class ActingPolicy:
         self.state: Tensor | None = torch.zeros(count, policy.state_size) if policy.recurrent else None
         """`[count, state_size]`, None for a policy without memory."""
 
-    def act(self, observation: Observation, episode_start: Tensor) -> tuple[Tensor, Tensor | None]:
+    def act(
+        self, observation: Observation, episode_start: Tensor, action_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Action parameters `[count, P]` and, where they come along, values `[count]`; moves the state on.
 
-        `episode_start` `[count]` tells whose state is to be forgotten first. The observation may be another afterwards.
+        `episode_start` `[count]` tells whose state is to be forgotten first. The parameters forbid what is False in the
+        `action_mask` `[count, P]`. The observation may be another afterwards.
         """
         if self.policy.separate:
-            return self.policy.action_parameters(observation), None
+            return masked(self.policy.action_parameters(observation), action_mask), None
         if self.state is None:
             parameters, value, _ = self.policy(observation)
-            return parameters, value
+            return masked(parameters, action_mask), value
         parameters, value, state = self.policy(one_step(observation), self.state, episode_start[:, None].clone())
         self.state = state.clone()
-        return parameters[:, 0], value[:, 0]
+        return masked(parameters[:, 0], action_mask), value[:, 0]
 
     def value(self, observation: Observation, state: Tensor | None = None) -> Tensor:
         """Values `[n]` of observations within an episode, after which `state` `[n, state_size]` came."""

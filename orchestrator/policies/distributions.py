@@ -242,6 +242,11 @@ class DiagonalGaussian:
         return torch.add(total_log_std + constant, squares, alpha=0.5).neg()
 
 
+def masked(parameters: Tensor, action_mask: Tensor | None) -> Tensor:
+    """Logits `[..., choices]` that forbid what is False in the `action_mask` `[..., choices]` (None: nothing)."""
+    return parameters if action_mask is None else torch.where(action_mask, parameters, -math.inf)
+
+
 def distribution_for(action_space: gymnasium.Space[Any]) -> ActionDistribution:
     """The distribution for `action_space`; raises ValueError naming the space where there is none."""
     match action_space:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import gymnasium
 from torch import Tensor, nn
 
 from orchestrator.policies.distributions import distribution_for
 from state.error import OrchestratorError
+
+if TYPE_CHECKING:
+    from orchestrator.environments.vector import VectorEnvironment
 
 Observation: TypeAlias = Tensor | dict[str, Tensor]
 """A batch of observations: one tensor, or one per key of a Dict space."""
@@ -53,6 +56,14 @@ class Spaces:
 
     observation: gymnasium.Space[Any]
     action: gymnasium.Space[Any]
+    masked: bool = False
+    """Whether the environment says for each action which choices are possible: see `VectorEnvironment.action_mask`."""
+
+    @classmethod
+    def of(cls, environment: VectorEnvironment) -> Spaces:
+        """Those of an environment's agent."""
+        masked = environment.action_mask is not None
+        return cls(environment.observation_space, environment.action_space, masked)
 
     @property
     def action_parameters(self) -> int:

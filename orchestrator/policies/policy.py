@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from losses.minibatch import PolicyEvaluation
 from orchestrator.config.paths import PATH
-from orchestrator.policies.distributions import distribution_for
+from orchestrator.policies.distributions import distribution_for, masked
 from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces, one_step
 from orchestrator.policies.network_factory import check_network, make_network, outputs_without_gradient
 from orchestrator.policies.normalization import ObservationNormalizer, RewardNormalizer
@@ -99,13 +99,15 @@ class Policy(nn.Module):
         state: Tensor | None = None,
         episode_start: Tensor | None = None,
         valid: Tensor | None = None,
+        action_mask: Tensor | None = None,
     ) -> PolicyEvaluation:
         """The policy on recorded steps, with gradients: `[n, ...]`, or whole segments `[n, horizon, ...]`.
 
         A policy with memory needs segments, the `state` `[n, state_size]` that each began with and `episode_start`
-        `[n, horizon]`. Where `valid` is False (None: nowhere), action parameters are 0 and have no gradient.
+        `[n, horizon]`. Where `valid` is False (None: nowhere), action parameters are 0 and have no gradient; where
+        the `action_mask` `[..., P]` is (None: nowhere), they forbid a choice.
         """
-        parameters, value, _ = self._evaluate(observation, action, state, episode_start, valid)
+        parameters, value, _ = self._evaluate(observation, action, state, episode_start, valid, action_mask)
         log_prob, entropy = self.distribution.log_prob_and_entropy(parameters, action)
         return PolicyEvaluation(log_prob=log_prob, entropy=entropy, value=value, action_parameters=parameters)
 
@@ -116,9 +118,10 @@ class Policy(nn.Module):
         state: Tensor | None = None,
         episode_start: Tensor | None = None,
         valid: Tensor | None = None,
+        action_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The part of `evaluate` that experience records, and the state after the last step (None without memory)."""
-        parameters, value, following = self._evaluate(observation, action, state, episode_start, valid)
+        parameters, value, following = self._evaluate(observation, action, state, episode_start, valid, action_mask)
         return self.distribution.log_prob(parameters, action), value, following
 
     def update_normalizers(self, observation: Observation, valid: Tensor | None = None) -> None:
@@ -137,6 +140,7 @@ class Policy(nn.Module):
         state: Tensor | None,
         episode_start: Tensor | None,
         valid: Tensor | None,
+        action_mask: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         segments = action.dim() - len(self.distribution.action_shape) > 1
         if self.recurrent or not segments:
@@ -148,6 +152,7 @@ class Policy(nn.Module):
                 steps = {key: part.flatten(0, 1) for key, part in observation.items()}
             parameters, value, following = self.forward(steps)
             parameters, value = (tensor.unflatten(0, action.shape[:2]) for tensor in (parameters, value))
+        parameters = masked(parameters, action_mask)
         if valid is not None:
             # At the end of an episode a network may forbid every action, and the NaN of that would spread.
             parameters = torch.where(valid.unsqueeze(-1), parameters, 0.0)

@@ -100,13 +100,13 @@ def test_a_constructor_that_fails_is_reported_with_name_and_options(
 def test_an_unsupported_action_space_is_named_with_what_is_supported() -> None:
     message = r"action space Text\(.*, and Text is not supported; supported are Discrete, MultiDiscrete"
     with pytest.raises(InvalidEnvironment, match=message):
-        make_vector("tests.environments:make_wandering", 1, {"action": "text"})
+        make_vector("tests.environments:make_unsupported", 1, {"role": "action"})
 
 
 def test_an_unsupported_observation_space_is_named_with_what_is_supported() -> None:
     message = r"observation space Text\(.*, and Text is not supported; supported are Box, Discrete"
     with pytest.raises(InvalidEnvironment, match=message):
-        make_vector("tests.environments:make_wandering", 1, {"observation": "text"})
+        make_vector("tests.environments:make_unsupported", 1, {"role": "observation"})
 
 
 def test_modes_choose_how_copies_are_stepped() -> None:

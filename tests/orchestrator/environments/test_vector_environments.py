@@ -19,7 +19,7 @@ from tests.environments import OBSERVATION_SPACES, Counting
 
 COUNT = 3
 WANDERING = "tests.environments:make_wandering"
-OBSERVATIONS = [name for name in OBSERVATION_SPACES if name != "text"]
+OBSERVATIONS = list(OBSERVATION_SPACES)
 
 
 def sample_actions(environment: VectorEnvironment, random: np.random.Generator) -> np.ndarray[Any, Any]:

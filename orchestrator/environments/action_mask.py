@@ -1,0 +1,141 @@
+"""Which actions an environment allows next, as it says itself in its observations or infos."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+from gymnasium import spaces
+
+from orchestrator.environments.returned import WrongEntry, WrongReturn
+from orchestrator.environments.spaces import Array, InvalidEnvironment, Space, array_specs
+
+FROM_INFO = "info/"
+"""What the name of a mask begins with that infos have."""
+USUAL_MASK = "action_mask"
+"""The key that most environments give it, PettingZoo's among them."""
+_CURE = "give 1 for each action that is possible, and 0 for the others"
+
+
+class ActionMask:
+    """The mask `where`, of `count` copies, is a key of the agent's observations (also one that a Tuple has in its
+    place: its parts are joined), or "info/<key>": `info["a"]["b"]` for "info/a/b".
+
+    Raises InvalidEnvironment naming the `environment` where there is no such mask, or its actions cannot be masked.
+    """
+
+    def __init__(self, where: str, environment: str, observation: Space, action: Space, count: int) -> None:
+        self._sizes = choices_of(action)
+        if not self._sizes:
+            raise InvalidEnvironment(
+                f"environment {environment!r} has the action space {action}, which action_mask = {where!r} cannot mask;"
+                " expected Discrete or MultiDiscrete: leave action_mask out"
+            )
+        specs = array_specs(observation)
+        self.keys = tuple(key for key in specs if key == where or key.startswith(f"{where}/"))
+        """The parts of the agent's observation that it consists of; none where infos have it."""
+        self.key_of_info = None if self.keys or not where.startswith(FROM_INFO) else where.removeprefix(FROM_INFO)
+        choices = sum(self._sizes)
+        if self.keys:
+            size = sum(math.prod(specs[key].shape) for key in self.keys)
+            if size != choices:
+                raise InvalidEnvironment(
+                    f"environment {environment!r} observes {size} numbers as {where!r}, which action_mask names;"
+                    f" expected {choices}, one for each choice of its action space {action}"
+                )
+            if len(self.keys) == len(specs):
+                raise InvalidEnvironment(
+                    f"environment {environment!r} observes nothing besides {where!r}, which action_mask names; expected"
+                    " a Dict with something to decide on, too: add it, if only a Box of one constant number"
+                )
+        elif self.key_of_info is None:
+            raise InvalidEnvironment(
+                f"environment {environment!r} has no {where!r} in its observations, which action_mask names; expected"
+                f" one of the keys {[key for key in specs if key]}, or {FROM_INFO}<key> for what is in its infos"
+            )
+        self.allowed = np.ones((count, choices), np.bool_)
+        """`[count, choices]`: what is possible as the next action; overwritten by the next step."""
+        self._given = np.zeros((count, choices), np.float32)
+        self._missing: dict[int, list[str]] = {}
+        self._begins = np.cumsum([0, *self._sizes[:-1]])
+        self._rows = np.arange(count)[:, None]
+
+    def write(self, index: int, value: object, info: Mapping[str, object]) -> None:
+        """Take the `value` of an `info` of the copy `index`. Raises WrongReturn."""
+        if value is None:  # which matters only if there is a next action
+            self._missing[index] = sorted(map(str, info))
+            return
+        self._missing.pop(index, None)
+        parts = cast("tuple[Any, ...]", value) if isinstance(value, (tuple, list)) else (value,)
+        try:
+            given = np.concatenate([np.ravel(np.asarray(part)) for part in parts])
+        except (ValueError, TypeError):
+            given = np.array([None])
+        if given.dtype.kind not in "biuf" or given.shape != self._given.shape[1:]:
+            found = (
+                f"{given.dtype} of shape {list(given.shape)}" if given.dtype.kind in "biuf" else type(value).__name__
+            )
+            raise WrongReturn(
+                f"as the action mask {self.key_of_info!r} of the info {found}, expected {self._given.shape[1]} numbers;"
+                f" {_CURE}"
+            )
+        self._given[index] = given
+
+    def finish(self, arrays: Mapping[str, Array], idle: Array | None = None) -> None:
+        """Take the masks in the agent's observation `arrays` `[count, ...]`, or those that were written.
+
+        What the copies that are `idle` `[count]` (None: none) say does not matter. Raises WrongEntry.
+        """
+        given = self._given
+        if self.keys:
+            parts = [arrays[key].reshape(len(self.allowed), -1) for key in self.keys]
+            given = parts[0] if len(parts) == 1 else np.concatenate(parts, 1)
+        np.equal(given, 1, out=self.allowed)
+        zeros_and_ones = np.count_nonzero(given) == np.count_nonzero(self.allowed)
+        possible = np.logical_or.reduceat(self.allowed, self._begins, axis=1)
+        if idle is not None:
+            self.allowed[idle] = True
+        if self._missing or not zeros_and_ones or not possible.all():
+            self._check(given, possible, np.zeros(len(given), np.bool_) if idle is None else idle)
+
+    def _check(self, given: Array, possible: Array, idle: Array) -> None:
+        for index, keys in self._missing.items():
+            if not idle[index]:
+                raise WrongEntry(
+                    f"an info without the action mask {self.key_of_info!r}, only {keys}; {_CURE}, in every info of a"
+                    " step or reset",
+                    (index,),
+                )
+        wrong = (given != 0) & (given != 1) & ~idle[:, None]
+        if wrong.any():
+            copy, place = map(int, np.argwhere(wrong)[0])
+            raise WrongEntry(f"{given[copy, place]} at place {place} of the action mask; {_CURE}", (copy, place))
+        none_left = ~possible & ~idle[:, None]
+        if none_left.any():
+            copy, axis = map(int, np.argwhere(none_left)[0])
+            of_axis = f" of axis {axis}" if len(self._sizes) > 1 else ""
+            raise WrongEntry(
+                f"an action mask that forbids all {self._sizes[axis]} choices{of_axis}; expected at least one that is"
+                " possible: end the episode where none is, or allow one that does nothing",
+                (copy, axis),
+            )
+
+    def forbidden(self, actions: Array) -> Array | None:
+        """The copies whose agents' `actions` `[count]` or `[count, axes]` are not allowed; None where all are."""
+        chosen = self.allowed[self._rows, actions.reshape(len(actions), -1) + self._begins]
+        return None if chosen.all() else np.flatnonzero(~chosen.all(1))
+
+
+def observes_mask(observation: Space, action: Space) -> bool:
+    """Whether an agent's observation seems to have a mask of its actions."""
+    spec = array_specs(observation).get(USUAL_MASK)
+    return spec is not None and spec.shape == (sum(choices_of(action)),)
+
+
+def choices_of(action: Space) -> tuple[int, ...]:
+    """How many choices each axis of an agent's actions has; none for actions that are no choices."""
+    if isinstance(action, spaces.Discrete):
+        return (int(action.n),)
+    return tuple(map(int, action.nvec)) if isinstance(action, spaces.MultiDiscrete) else ()
