@@ -86,7 +86,7 @@ ENVIRONMENTS: dict[str, tuple[dict[str, Any], str]] = {
     "make_class": ({}, "the class FailingEnvironment, expected a gymnasium.Env; return an instance of it"),
     "make_several": ({}, "a SyncVectorEnv, expected a gymnasium.Env; return one copy"),
     "make_spaceless": ({}, "None as its observation_space, expected a space of gymnasium.spaces; assign one"),
-    "make_texts": ({}, "space Text.*not supported; supported are Box.*; wrap the environment"),
+    "make_texts": ({}, "space Text.*not supported; supported are Box.*: give the text as numbers"),
 }
 
 
