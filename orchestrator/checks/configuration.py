@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator.checks.checkpoints import checkpoint_problems
 from orchestrator.checks.evaluation import evaluation_problems
 from orchestrator.checks.imports import (
+    adaptation_problems,
     device_problems,
     environment_problems,
     option_problems,
@@ -49,7 +50,14 @@ def check_config(
     from reading it, from `file` where it was in one, come first.
     """
     problems = _settings_problems(config, known)
-    for check in (own_code_problems, environment_problems, option_problems, device_problems, evaluation_problems):
+    for check in (
+        own_code_problems,
+        environment_problems,
+        option_problems,
+        adaptation_problems,
+        device_problems,
+        evaluation_problems,
+    ):
         problems.check(check, config)
     problems.check(_own_minibatches, config, losses)
     problems.check(_own_staleness, config, losses)

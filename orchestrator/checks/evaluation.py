@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from orchestrator.config.settings import TrainerConfig
 
 
-@reads(PATH.environment, PATH.run_dir, PATH.collection.environment_options, PATH.collection.backend, PATH.evaluation)
+@reads(
+    PATH.environment,
+    PATH.environment_wrappers,
+    PATH.max_episode_steps,
+    PATH.action_mask,
+    PATH.policy.box_actions,
+    PATH.run_dir,
+    PATH.collection.environment_options,
+    PATH.collection.backend,
+    PATH.evaluation,
+)
 def evaluation_problems(config: TrainerConfig) -> Iterator[Problem]:
     """What keeps the evaluation from working; for values that are right in themselves.
 

@@ -53,6 +53,20 @@ def option_problems(config: TrainerConfig) -> Iterator[Problem]:
         yield problem_with(config, PATH.collection.environment_options, expected=expected, cure=found[1])
 
 
+@reads(PATH.environment_wrappers, PATH.max_episode_steps, PATH.collection.environment_options, PATH.collection.mode)
+def adaptation_problems(config: TrainerConfig) -> Iterator[Problem]:
+    """Wrappers where there are no single environments to wrap, and two time limits."""
+    collection = config.collection
+    if config.environment_wrappers and collection.mode == "native":
+        expected = f"auto or sync, with which there are single environments for {PATH.environment_wrappers} to wrap"
+        yield problem_with(config, PATH.collection.mode, expected=expected, cure="set it to auto")
+    if config.max_episode_steps is not None and "max_episode_steps" in collection.environment_options:
+        given = collection.environment_options["max_episode_steps"]
+        expected = f"one time limit: {PATH.collection.environment_options} has {given!r} as max_episode_steps"
+        cure = "leave one of them out; this one holds in evaluations in other environments, too"
+        yield problem_with(config, PATH.max_episode_steps, expected=expected, cure=cure)
+
+
 @reads(PATH.device)
 def device_problems(config: TrainerConfig) -> Iterator[Problem]:
     """A device that this machine, or this build of torch, does not have."""

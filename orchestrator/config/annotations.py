@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 """`package.module:function`, the way to name code of one's own."""
-Kind: TypeAlias = Literal["environments", "networks", "losses", "hooks", "sinks"]
+Kind: TypeAlias = Literal["environments", "wrappers", "networks", "losses", "hooks", "sinks"]
 """What code that settings name may be."""
 _SEED_END = 2**31  # the narrowest of what environments take as a seed
 

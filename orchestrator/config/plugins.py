@@ -1,9 +1,9 @@
 """Names that installed packages give to code of theirs: settings take them wherever they take
 `package.module:function`.
 
-A package declares them as entry points in the groups `orchestrator.environments`, `.networks`, `.losses`, `.hooks` and
-`.sinks`. Whoever installed the package trusts it, so these names need no further trust. They are looked up only when a
-name is neither one of ours nor a function's, so that others pay nothing for it.
+A package declares them as entry points in the groups `orchestrator.environments`, `.wrappers`, `.networks`, `.losses`,
+`.hooks` and `.sinks`. Whoever installed the package trusts it, so these names need no further trust. They are looked up
+only when a name is neither one of ours nor a function's, so that others pay nothing for it.
 """
 
 from __future__ import annotations

@@ -43,6 +43,7 @@ _EPOCHS = each("epochs of at least 1", lambda epoch: epoch >= 1)
 _WIDTHS = each("widths of at least 1", lambda width: width >= 1)
 _EACH_ONCE = Admits("at least one loss, and each once", lambda names: 0 < len(names) == len(set(names)))
 _NAME, _WEIGHTS = named("a name"), named("a run's folder, a checkpoint, or the URI of one")
+_WRAPPER = "a function that takes an environment and returns it wrapped"
 _MASK = named("a key of the observations, or info/<key>")
 _PORT = Admits("0 (any free one) to 65535", lambda port: 0 <= port < 65536)
 _HOOK, _SINK = (f"a function without arguments that returns a {what}" for what in ("hook", "sink"))
@@ -275,6 +276,10 @@ class TrainerConfig:
 
     environment: Annotated[Environment, CalledElsewhere("env", "env_id", "env_name")] = "CartPole-v1"
     """Gymnasium id, module:id (imports the module first), or package.module:function that makes an environment."""
+    environment_wrappers: Annotated[tuple[str, ...], NamesCode("wrappers", function=_WRAPPER, arguments=1)] = ()
+    """Functions package.module:function that wrap each environment, the first one innermost; in evaluations too."""
+    max_episode_steps: Annotated[Count | None, CalledElsewhere("time_limit", "max_steps")] = None
+    """Steps after which an episode is truncated, in evaluations too (None: as the environment is by itself)."""
     action_mask: Annotated[str, _MASK, NO_CODE] | None = None
     """Key of the mask of possible actions in Dict observations, or info/<key> of the one in infos (None: no mask)."""
     total_agent_steps: Annotated[Count, MAY_CHANGE, CalledElsewhere("total_timesteps", "steps")] = 500_000

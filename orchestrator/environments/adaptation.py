@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 class Adaptation:
     """How copies of an environment are adapted to the agent."""
 
+    wrappers: tuple[str, ...] = ()
+    """Functions `package.module:function`, each of which wraps what the one before has returned."""
+    max_episode_steps: int | None = None
+    """Steps after which an episode is truncated, within the wrappers (None: as the environment has it)."""
     squash: bool = False
     """Whether an agent's numbers are squashed into the bounds of a Box, instead of clipped."""
 
@@ -22,7 +26,12 @@ class Adaptation:
     @classmethod
     def of(cls, config: TrainerConfig) -> Adaptation:
         """What a run's settings say."""
-        return cls(squash=config.policy.box_actions == "squash", action_mask=config.action_mask)
+        return cls(
+            wrappers=config.environment_wrappers,
+            max_episode_steps=config.max_episode_steps,
+            squash=config.policy.box_actions == "squash",
+            action_mask=config.action_mask,
+        )
 
 
 NO_ADAPTATION = Adaptation()

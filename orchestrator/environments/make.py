@@ -9,9 +9,11 @@ from typing import Any, Literal, cast
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
+from gymnasium.wrappers import TimeLimit
 
 from orchestrator.config.error import shown
-from orchestrator.config.own_code import place_of
+from orchestrator.config.own_code import OwnCodeError, call_function, place_of
+from orchestrator.config.plugins import code_named
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.native import NativeEnvironment
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
@@ -42,7 +44,7 @@ def make_vector(
     keywords = dict(options or {})
     if mode == "native":
         return _make_native(environment, found, count, keywords, adaptation)
-    if mode == "auto" and _has_numpy_form(found):
+    if mode == "auto" and _has_numpy_form(found) and _may_be_native(found, adaptation):
         try:
             return _make_native(environment, found, count, keywords, adaptation)
         except InvalidEnvironment:
@@ -51,9 +53,11 @@ def make_vector(
     return _make_serial(environment, found, count, keywords, adaptation)
 
 
-def make_single(environment: str, options: Mapping[str, object]) -> gymnasium.Env[Any, Any]:
-    """One `environment` as gymnasium knows it, made with `options`, for wrappers. Raises as `make_vector`."""
-    return _make_one(environment, find(environment), dict(options))
+def make_single(
+    environment: str, options: Mapping[str, object], adaptation: Adaptation = NO_ADAPTATION
+) -> gymnasium.Env[Any, Any]:
+    """One `environment` as gymnasium knows it, made with `options`, in its wrappers. Raises as `make_vector`."""
+    return _make_one(environment, find(environment), dict(options), adaptation)
 
 
 def _has_numpy_form(found: EnvSpec | EnvironmentFunction) -> bool:
@@ -61,6 +65,12 @@ def _has_numpy_form(found: EnvSpec | EnvironmentFunction) -> bool:
         return False
     # A form in jax compiles for many seconds and copies every step's arrays from its device: only when asked for.
     return "jax" not in str(found.vector_entry_point).lower()
+
+
+def _may_be_native(found: EnvSpec | EnvironmentFunction, adaptation: Adaptation) -> bool:
+    """Whether a vectorized form can be adapted so: it is made with the time limit where it is registered with one."""
+    limited = adaptation.max_episode_steps is None or getattr(found, "max_episode_steps", None) is not None
+    return limited and not adaptation.wrappers
 
 
 def _make_native(
@@ -75,6 +85,14 @@ def _make_native(
             f"environment {environment!r} has no vectorized form (a vector_entry_point registered with"
             " gymnasium); use the mode 'sync' or 'auto'"
         )
+    if not _may_be_native(found, adaptation):
+        what = "environment_wrappers" if adaptation.wrappers else "max_episode_steps"
+        raise InvalidEnvironment(
+            f"environment {environment!r}: its vectorized form cannot have {what}; expected the mode 'sync' or 'auto'"
+            " with that, in which each copy has"
+        )
+    if adaptation.max_episode_steps is not None:
+        options = options | {"max_episode_steps": adaptation.max_episode_steps}
     try:
         vector = gymnasium.make_vec(found, num_envs=count, vectorization_mode="vector_entry_point", **_copied(options))
     except BaseException as error:
@@ -99,7 +117,7 @@ def _make_serial(
     copies: list[gymnasium.Env[Any, Any]] = []
     try:
         while len(copies) < count:
-            copies.append(_make_one(environment, found, options))
+            copies.append(_make_one(environment, found, options, adaptation))
         return SerialEnvironment(environment, copies, adaptation)
     except BaseException:
         close_all(copies)
@@ -107,13 +125,16 @@ def _make_serial(
 
 
 def _make_one(
-    environment: str, found: EnvSpec | EnvironmentFunction, options: dict[str, Any]
+    environment: str, found: EnvSpec | EnvironmentFunction, options: dict[str, Any], adaptation: Adaptation
 ) -> gymnasium.Env[Any, Any]:
+    limit = adaptation.max_episode_steps
+    registered = isinstance(found, EnvSpec)
+    if registered and limit is not None:
+        options = options | {"max_episode_steps": limit}  # in the place of its own
     try:
-        if isinstance(found, EnvSpec):
-            # SerialEnvironment checks what matters to it; gymnasium's checker warns about much that does not.
-            return gymnasium.make(found, **({"disable_env_checker": True} | _copied(options)))
-        made = found(**_copied(options))
+        # SerialEnvironment checks what matters to it; gymnasium's checker warns about much that does not.
+        keywords = ({"disable_env_checker": True} if registered else {}) | _copied(options)
+        made = gymnasium.make(found, **keywords) if isinstance(found, EnvSpec) else found(**keywords)
     except BaseException as error:
         if is_signal(error):
             raise
@@ -122,8 +143,31 @@ def _make_one(
         raise InvalidEnvironment(
             f"environment {environment!r} returned {_kind_of(made)}, expected a gymnasium.Env; {_cure_for(made)}"
         )
-    _check_spaces(environment, made, "")
-    return cast("gymnasium.Env[Any, Any]", made)
+    made = cast("gymnasium.Env[Any, Any]", made)
+    try:
+        if limit is not None and not registered:
+            made = TimeLimit(made, limit)
+        for wrapper in adaptation.wrappers:
+            made = _wrapped(environment, made, wrapper)
+        _check_spaces(environment, made, "")
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def _wrapped(environment: str, made: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, Any]:
+    try:
+        result = call_function(code_named(wrapper, "wrappers"), made)
+    except OwnCodeError as error:
+        raise InvalidEnvironment(f"environment {environment!r}: its wrapper {wrapper!r}: {error}") from error
+    if not isinstance(result, gymnasium.Env):
+        cure = "return the wrapped environment" if result is None else _cure_for(result)
+        raise InvalidEnvironment(
+            f"environment {environment!r}: its wrapper {wrapper!r} returned {_kind_of(result)}, expected a"
+            f" gymnasium.Env; {cure}"
+        )
+    return cast("gymnasium.Env[Any, Any]", result)
 
 
 def _check_spaces(environment: str, made: object, prefix: str) -> None:

@@ -52,6 +52,7 @@ class EvaluationPlan:
     deterministic: bool
     options: Mapping[str, object] = field(default_factory=dict[str, object])
     adaptation: Adaptation = NO_ADAPTATION
+    """The training's, whatever the environment: a policy fits what it was trained with."""
     category: str = "training"
     name: str = ""
     """Empty: that of the environment."""

@@ -32,7 +32,7 @@ def record_episode(policy: Policy, plan: EvaluationPlan, path: Path) -> None:
     The environment must render as rgb_array. Raises what it, or the recorder, raises; then there is no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    single = make_single(plan.environment, {**plan.options, "render_mode": "rgb_array"})
+    single = make_single(plan.environment, {**plan.options, "render_mode": "rgb_array"}, plan.adaptation)
     # Beside the file that it will be, so that a video appears whole or not at all.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".recording-") as folder:
         with ExitStack() as cleanup:

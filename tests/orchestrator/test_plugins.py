@@ -38,6 +38,10 @@ def environment():
     return gymnasium.make("CartPole-v1")
 
 
+def wrapped(env):
+    return gymnasium.wrappers.TransformReward(env, lambda reward: 2.0 * reward)
+
+
 class Network(nn.Module):
     def __init__(self, spaces):
         super().__init__()
@@ -69,6 +73,7 @@ class Printer:
 """
 POINTS = {
     "environments": {"maze": "maze_kit:environment", "maze-of-nothing": "maze_kit:nothing"},
+    "wrappers": {"doubled": "maze_kit:wrapped"},
     "networks": {"maze_network": "maze_kit:Network"},
     "losses": {"maze_losses": "maze_kit:losses"},
     "hooks": {"announce": "maze_kit:Announce", "shell": "os:getcwd", "whole": "maze_kit"},
@@ -76,6 +81,7 @@ POINTS = {
 }
 SETTINGS = TrainerConfig(
     environment="maze",
+    environment_wrappers=("doubled",),
     hooks=("announce",),
     policy=PolicyConfig(network="maze_network"),
     losses=LossesConfig(names=("maze_losses",)),
@@ -128,7 +134,16 @@ def test_a_run_uses_what_an_installed_package_gives_names_to(site: Path, tmp_pat
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    names = ["--environment", "maze", "--hooks", "announce", "--policy.network", "maze_network"]
+    names = [
+        "--environment",
+        "maze",
+        "--environment-wrappers",
+        "doubled",
+        "--hooks",
+        "announce",
+        "--policy.network",
+        "maze_network",
+    ]
     names += ["--losses.names", "maze_losses", "--metrics.sinks", "printer", "--run-dir", "first"]
     small = ["--collection.num-environments", "4", "--collection.horizon", "32", "--metrics.progress", "off"]
     said = command("train", *names, *small, "--total-agent-steps", "512").split("\n")
@@ -178,7 +193,13 @@ def test_a_name_that_two_packages_give_is_refused_with_both(
     (information / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
     (information / "entry_points.txt").write_text(entry_points({kind: {name: "other:make"}}, quote=""))
     monkeypatch.syspath_prepend(tmp_path)
-    flag = {"networks": "policy.network", "losses": "losses.names", "sinks": "metrics.sinks", "hooks": "hooks"}
+    flag = {
+        "wrappers": "environment-wrappers",
+        "networks": "policy.network",
+        "losses": "losses.names",
+        "sinks": "metrics.sinks",
+        "hooks": "hooks",
+    }
     assert run(["train", f"--{flag.get(kind, 'environment')}", name]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert f"'{name}' is ambiguous: other and maze-kit have {kind} of this name" in said
@@ -209,7 +230,8 @@ def test_who_uses_no_such_name_does_not_look_for_packages(
     module = "tests.orchestrator.test_plugins"
     own = replace(SETTINGS, environment=f"{module}:environment", hooks=(f"{module}:hook",))
     own = replace(own, policy=PolicyConfig(), losses=LossesConfig(), metrics=MetricsConfig(sinks=(f"{module}:Sink",)))
-    own = replace(own, collection=small_config().collection, total_agent_steps=2048)
+    wrappers = ("gymnasium.wrappers:FlattenObservation",)
+    own = replace(own, collection=small_config().collection, total_agent_steps=2048, environment_wrappers=wrappers)
     for config in (small_config(epochs=1), own):
         anyio.run(Trainer(config).run)
     assert capsys.readouterr().out == "called\n"
