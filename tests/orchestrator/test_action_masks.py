@@ -68,10 +68,15 @@ class Maze(gymnasium.Env[Any, Any]):
     With `axes` 2, the second choice is how many cells to go, and at the end of an episode nothing is possible at all.
     """
 
-    def __init__(self, form: str = "key", axes: int = 1, fault: str = "", at: int = 0, keeps: bool = False) -> None:
+    def __init__(
+        self, form: str = "key", axes: int = 1, fault: str = "", at: int = 0, keeps: bool = False, start: int = 0
+    ) -> None:
+        self._start = start
         self._form, self._axes, self._fault, self._at, self._keeps = form, axes, fault, at, keeps
         self._sizes = [4] if axes == 1 else [4, 3]
-        self.action_space = spaces.Discrete(4) if axes == 1 else spaces.MultiDiscrete(self._sizes, start=[0, 1])
+        self.action_space = (
+            spaces.Discrete(4, start=start) if axes == 1 else spaces.MultiDiscrete(self._sizes, start=[0, 1])
+        )
         choices = sum(self._sizes)
         place = spaces.Box(0.0, 1.0, (2,), np.float32)
         forms: dict[str, spaces.Space[Any]] = {
@@ -95,7 +100,7 @@ class Maze(gymnasium.Env[Any, Any]):
         return self._observe(False)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        choices = np.atleast_1d(action) - (0 if self._axes == 1 else np.array([0, 1]))
+        choices = np.atleast_1d(action) - np.array([self._start] if self._axes == 1 else [0, 1])
         offsets = np.cumsum([0, *self._sizes[:-1]])
         assert self._mask[choices + offsets].all(), f"{action} is forbidden by {self._mask}"
         self._steps += 1
@@ -253,6 +258,10 @@ def test_masks_come_in_observations_and_in_infos(form: str, policy: str) -> None
     assert not any("mask" in name or "legal" in name for name in look.fields if name.startswith("observation"))
 
 
+def test_the_mask_of_a_discrete_with_a_start_begins_with_its_first_choice() -> None:
+    never_forbidden(config_with("key", options={"start": -3}, evaluation=EvaluationConfig(every=1, episodes=2)))
+
+
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("form", TWO_AXES)
 def test_each_axis_of_a_multidiscrete_has_its_part_of_the_mask(form: str, deterministic: bool) -> None:
@@ -263,8 +272,10 @@ def test_each_axis_of_a_multidiscrete_has_its_part_of_the_mask(form: str, determ
 
 @pytest.mark.parametrize("axes", [1, 2])
 @pytest.mark.parametrize("mode", ["NextStep", "SameStep"])
-@pytest.mark.parametrize("form", ["key", "info"])
+@pytest.mark.parametrize("form", ["key", "info", "list in info", "tuple", "tuple in info"])
 def test_native_vectors_are_masked_in_either_way_of_resetting(form: str, mode: str, axes: int) -> None:
+    if form not in (FORMS if axes == 1 else TWO_AXES):
+        form = "nested" if axes == 1 else "info"
     environment = f"{HERE}:Maze/{mode}-v0"
     never_forbidden(config_with(form, axes=axes, environment=environment, epochs=6))
 

@@ -100,6 +100,23 @@ class SeesEnds(gymnasium.Wrapper[Any, Any, Any, Any]):
         return observation, reward, terminated, truncated, info | {"cut": float(truncated)}
 
 
+class Repeating(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Takes each action three times, or until the episode ends."""
+
+    def step(self, action: Any) -> Any:
+        total = 0.0
+        for _ in range(3):
+            observation, reward, terminated, truncated, info = super().step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return observation, total, terminated, truncated, info
+
+
+def limited_to_nine() -> Any:
+    return gymnasium.wrappers.TimeLimit(Endless(), 9)
+
+
 def returns_none(env: Any) -> None:
     assert env
 
@@ -222,6 +239,20 @@ def test_a_native_vector_that_is_not_known_to_heed_a_limit_or_to_be_wrapped_step
 def test_wrappers_see_how_episodes_end() -> None:
     config = config_with(environment_wrappers=(f"{HERE}:SeesEnds",), max_episode_steps=4)
     assert set(trained(config).stats["cut"]) == {1.0}
+
+
+def test_the_limit_is_of_the_environments_own_steps_where_a_wrapper_repeats_actions() -> None:
+    look = trained(config_with(environment_wrappers=(f"{HERE}:Repeating",), max_episode_steps=7))
+    assert set(look.stats["episode_length"]) == {3.0}
+    assert set(look.stats["episode_return"]) == {7.0}
+
+
+@pytest.mark.parametrize(("limit", "length"), [(4, 4.0), (20, 9.0), (None, 9.0)])
+def test_the_limit_of_an_environment_that_a_function_makes_is_added_to_its_own(
+    limit: int | None, length: float
+) -> None:
+    look = trained(config_with(f"{HERE}:limited_to_nine", max_episode_steps=limit))
+    assert set(look.stats["episode_length"]) == {length}
 
 
 def test_a_wrapped_run_is_resumed_exactly_and_its_settings_go_with_it(
