@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from orchestrator.config.settings import MetricsConfig as MetricsConfig
     from orchestrator.config.settings import PolicyConfig as PolicyConfig
     from orchestrator.config.settings import TrainerConfig as TrainerConfig
+    from orchestrator.deployment.load import load_policy as load_policy
+    from orchestrator.deployment.loaded_policy import LoadedPolicy as LoadedPolicy
+    from orchestrator.deployment.loaded_policy import WrongObservation as WrongObservation
     from orchestrator.environments.spaces import InvalidEnvironment as InvalidEnvironment
     from orchestrator.environments.vector import EnvironmentFailed as EnvironmentFailed
     from orchestrator.hooks.engine import HookConfigurationError as HookConfigurationError

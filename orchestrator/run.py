@@ -184,8 +184,9 @@ class Run:
 
     def checkpoint_content(self, state: TrainerState) -> CheckpointContent:
         """What a checkpoint of `state`, which has a policy, is made of; see `RunContext`."""
-        snapshot = self._parts.snapshots.get(state.epoch)
-        return checkpoint_content(state, snapshot, self.config, self._parts.engine.hook_states())
+        parts = self._parts
+        snapshot, hooks = parts.snapshots.get(state.epoch), parts.engine.hook_states()
+        return checkpoint_content(state, snapshot, self.config, hooks, parts.recorded_spaces)
 
     def statistics(self) -> RunStatistics:
         """What the run is doing, and how each hook keeps up."""

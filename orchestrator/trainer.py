@@ -214,6 +214,7 @@ class Trainer:
     ) -> None:
         try:
             async with worker_group(self.config, losses, run.control.interrupt, run.patience) as workers:
+                run.recorded_spaces = workers.recorded_spaces
                 if weights is not None:
                     check_weights(workers.description.layout, weights, str(self.config.init_from))
                 if self.config.run_dir is not None:  # not earlier: a run that could not start leaves nothing behind

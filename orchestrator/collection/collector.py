@@ -115,6 +115,10 @@ class Collector:
         """The spaces of the agent's observations and actions."""
         return Spaces.of(self._environment)
 
+    def recorded_spaces(self) -> Mapping[str, Any]:
+        """The environment's own spaces, as checkpoints record them."""
+        return self._environment.recorded_spaces()
+
     def prepare(self, spec: ExperienceSpec) -> None:
         """Build the policy that acts; its parameters come with each rollout.
 

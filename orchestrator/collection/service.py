@@ -40,6 +40,9 @@ class CollectorService:
     def spaces(self) -> Spaces:
         return self._collector.spaces()
 
+    def recorded_spaces(self) -> Mapping[str, Any]:
+        return self._collector.recorded_spaces()
+
     def prepare(self, spec: ExperienceSpec) -> None:
         """Take the layout of the slots and build the policy."""
         self._spec = spec

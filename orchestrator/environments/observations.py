@@ -36,11 +36,12 @@ class ObservationReader:
     What is not of the space raises WrongReturn, unless a conversion loses nothing: then there is one warning.
     """
 
-    def __init__(self, space: Space, warn: Warn) -> None:
+    def __init__(self, space: Space, warn: Warn, cure: str = _CURE) -> None:
+        """`cure` ends the messages of errors."""
         parts = agent_parts(space)
-        self.parts = {name: ObservationPart(path, leaf, warn) for name, (path, leaf) in parts.items()}
+        self.parts = {name: ObservationPart(path, leaf, warn, cure) for name, (path, leaf) in parts.items()}
         self._only = self.parts.get("")
-        self._whole = _Branch(space, (), {path: name for name, (path, _) in parts.items()}, warn)
+        self._whole = _Branch(space, (), {path: name for name, (path, _) in parts.items()}, warn, cure)
 
     def values(self, observation: Any) -> Mapping[str, Any]:
         """The values of the parts of a Dict's or Tuple's observation, not checked yet, by the agent's keys."""
@@ -55,20 +56,28 @@ class ObservationReader:
         values = self.values(observation)
         return observation_of({name: part.read(values[name], leading) for name, part in self.parts.items()})
 
+    def read_one_or_batch(self, observation: Any) -> tuple[ObservationArrays, tuple[int, ...]]:
+        """As `read`, and the dimensions that lead: none for one observation, `n` for a batch of `n`."""
+        values = {"": observation} if self._only is not None else self.values(observation)
+        name, first = next(iter(self.parts.items()))
+        leading = first.leading(values[name])
+        return observation_of({name: part.read(values[name], leading) for name, part in self.parts.items()}), leading
+
 
 class _Branch:
     """A Dict or Tuple at `path` of an observation, whose leaves have the `names`."""
 
-    def __init__(self, space: Space, path: Path, names: Mapping[Path, str], warn: Warn) -> None:
+    def __init__(self, space: Space, path: Path, names: Mapping[Path, str], warn: Warn, cure: str) -> None:
         self._is_dict = isinstance(space, spaces.Dict)
         self._of_key = of_key(path)
         self._warn = warn
+        self._cure = cure
         inner = dict(inner_spaces(space))
         self._keys = tuple(inner)
         below = {key: (*path, key) for key in self._keys}
         self._leaves = [(names[place], key) for key, place in below.items() if place in names]
         self._branches = [
-            (_Branch(inner[key], place, names, warn), key) for key, place in below.items() if place not in names
+            (_Branch(inner[key], place, names, warn, cure), key) for key, place in below.items() if place not in names
         ]
 
     def take_apart(self, given: Any, values: dict[str, Any]) -> None:
@@ -86,15 +95,17 @@ class _Branch:
             if not sequence or len(cast("Sequence[Any]", given)) != len(self._keys):
                 found = f"a {kind} of {len(cast('Sequence[Any]', given))}" if sequence else f"a {kind}"
                 raise WrongReturn(
-                    f"{found} as the observation{self._of_key}, expected a tuple of {len(self._keys)}; {_CURE}"
+                    f"{found} as the observation{self._of_key}, expected a tuple of {len(self._keys)}; {self._cure}"
                 )
             return
         if not isinstance(given, Mapping):
-            raise WrongReturn(f"a {kind} as the observation{self._of_key}, expected a dict; {_CURE}")
+            raise WrongReturn(f"a {kind} as the observation{self._of_key}, expected a dict; {self._cure}")
         mapping = cast("Mapping[Any, Any]", given)
         missing = [key for key in self._keys if key not in mapping]
         if missing:
-            raise WrongReturn(f"an observation without the keys {missing}{self._of_key}, which its space has; {_CURE}")
+            raise WrongReturn(
+                f"an observation without the keys {missing}{self._of_key}, which its space has; {self._cure}"
+            )
         if len(mapping) > len(self._keys):
             more = [key for key in mapping if key not in self._keys]
             self._warn(
@@ -106,14 +117,14 @@ class _Branch:
 class ObservationPart:
     """One array of an observation: the value at its `path`, or all of it where the space has no parts."""
 
-    def __init__(self, path: Path, space: Space, warn: Warn) -> None:
+    def __init__(self, path: Path, space: Space, warn: Warn, cure: str = _CURE) -> None:
         self.shape = tuple(space.shape or ())
         self.dtype = np.dtype(agent_dtype(space))
         start = start_of(space)
         # In uint64, the difference to a start beyond 63 bits is right where both wrap around in int64.
         self.start = None if start is None else np.asarray(start).astype(np.int64)
         self._read_as = np.dtype(np.uint64) if start is not None and space.dtype == np.uint64 else self.dtype
-        self._cure = _CURE_OF_UINT64 if space.dtype == np.uint64 and start is None else _CURE
+        self._cure = _CURE_OF_UINT64 if space.dtype == np.uint64 and start is None else cure
         self._of_key = of_key(path)
         self.about = f"the observation{self._of_key}"
         self._warn = warn
@@ -132,6 +143,20 @@ class ObservationPart:
         usual = type(value) is np.ndarray and value.dtype in self.accepted and value.shape == (*leading, *self.shape)
         array = narrowed(value if usual else self.convert(value, leading), self.dtype, self.about)
         return array if self.start is None else self.from_start(array)
+
+    def leading(self, value: Any) -> tuple[int, ...]:
+        """The dimensions before those of one observation, at most one. Raises WrongReturn for more."""
+        try:
+            shape = np.shape(value)
+        except (ValueError, TypeError, RuntimeError):
+            return ()  # it is no array, as reading it will say
+        more = len(shape) - len(self.shape)
+        if more > 1:
+            raise WrongReturn(
+                f"as {self.about} an array of shape {list(shape)}, expected {list(self.shape)}, or a batch of those"
+                f" [n{''.join(f', {size}' for size in self.shape)}]; {self._cure}"
+            )
+        return shape[:1] if more == 1 else ()
 
     def from_start(self, array: Array) -> Array:
         """Choices with the environment's own start as the agent's, which begin at 0."""
@@ -168,7 +193,7 @@ class ObservationPart:
             self._warn(
                 f"observation{self._of_key}",
                 f"returns the observation{self._of_key} as {given}, which is converted to {self.dtype} at every step;"
-                f" {_CURE}",
+                f" {self._cure}",
             )
 
 

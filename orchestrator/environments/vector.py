@@ -11,6 +11,7 @@ import numpy as np
 
 from orchestrator.environments.action_mask import USUAL_MASK, ActionMask, observes_mask
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
+from orchestrator.environments.recorded_spaces import recorded_spaces
 from orchestrator.environments.returned import WrongReturn, exact, narrow
 from orchestrator.environments.spaces import (
     Array,
@@ -74,6 +75,7 @@ class VectorEnvironment(ABC):
     ) -> None:
         self.name = name
         self.count = count
+        self._own_spaces = observation_space, action_space
         self.observation_space = agent_observation_space(observation_space, name)
         self.action_space = agent_action_space(action_space, name)
         self._mask: ActionMask | None = None
@@ -128,6 +130,10 @@ class VectorEnvironment(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release what the copies hold; closing twice is allowed."""
+
+    def recorded_spaces(self) -> dict[str, Any]:
+        """The environment's own spaces as JSON, as checkpoints record them."""
+        return recorded_spaces(*self._own_spaces)
 
     def record(self, fields: Sequence[FieldSpec]) -> None:
         """Have each step give these values of the infos; the name "a/b" stands for `info["a"]["b"]`.

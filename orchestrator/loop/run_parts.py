@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import anyio
 import anyio.lowlevel
@@ -19,7 +19,7 @@ from orchestrator.workers.worker import close_workers, open_worker
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.hooks.hook import Hook, RunContext
@@ -45,6 +45,8 @@ class RunParts:
             self.engine.observe(self.trace.hook)
         self.newest = NewestState(self.engine, TrainerState(epoch=first_epoch))
         self.snapshots = TrainingSnapshots()
+        self.recorded_spaces: Mapping[str, Any] = {}
+        """The environment's, for checkpoints; known once the workers have started."""
         self._workers: list[Worker] = []
         self._workers_closed = False
         self.ended = anyio.Event()

@@ -80,6 +80,7 @@ class WorkerGroup:
         self._learner_slots = SlotSender()
         self._warned: set[str] = set()
         self.spaces: Spaces
+        self.recorded_spaces: Mapping[str, Any]
         self.spec: ExperienceSpec
         self.description: LearnerDescription
 
@@ -114,6 +115,7 @@ class WorkerGroup:
             raise hangs[0]
         self._collectors = [_Collector(index, worker, SlotSender()) for index, worker in enumerate(workers)]
         self.spaces = await self._ask(self._collectors[0].worker, "spaces")
+        self.recorded_spaces = await self._ask(self._collectors[0].worker, "recorded_spaces")
         plan = LearnerPlan(
             config=config,
             losses=losses,

@@ -88,7 +88,12 @@ def check_defined(
     if not bool(undefined.any()):
         return
     step, copy = undefined.nonzero()[0].tolist()
-    row = parameters[step, copy]
+    where = f" for copy {copy} of environment {environment!r}, step {first_step + step}"
+    raise PolicyFailed(f"the policy gave {undefined_text(distribution, parameters[step, copy], where)}", step)
+
+
+def undefined_text(distribution: ActionDistribution, row: Tensor, where: str = "") -> str:
+    """What is said of parameters `[P]` that make no distribution: the numbers, and what was expected."""
     numbers = ", ".join(f"{number:.4g}" for number in row[:_SHOWN].tolist()) + (", ..." if len(row) > _SHOWN else "")
     if isinstance(distribution, DiagonalGaussian):
         expected = "finite means and log standard deviations"
@@ -96,11 +101,7 @@ def check_defined(
         expected = "finite logits"
     else:
         expected = "logits, of which -inf forbids a choice, but not every one; look at the mask, and for NaN before it"
-    raise PolicyFailed(
-        f"the policy gave [{numbers}] for copy {copy} of environment {environment!r}, step {first_step + step}: no"
-        f" action can be drawn from that; expected {expected}",
-        step,
-    )
+    return f"[{numbers}]{where}: no action can be drawn from that; expected {expected}"
 
 
 def as_tensors(observation: ObservationArrays) -> Observation:

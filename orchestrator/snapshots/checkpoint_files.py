@@ -19,7 +19,7 @@ from orchestrator.checkpoints.checkpoint import not_understood
 from orchestrator.checkpoints.tensor_file import tensor_file
 from orchestrator.config.file import config_text
 from orchestrator.learning.learner_state import LearnerState
-from orchestrator.snapshots.recorded_settings import CONFIG, read_config_of
+from orchestrator.snapshots.recorded_settings import CONFIG, SPACES, read_config_of
 from orchestrator.snapshots.tensors import MOMENTS, moment_arrays
 from state.eval_rewards import EvalRewardSummary
 from state.frozen_mapping import FrozenMapping
@@ -73,6 +73,7 @@ def checkpoint_content(
     snapshot: TrainingSnapshot | None,
     config: TrainerConfig,
     hook_states: Mapping[str, Mapping[str, object]],
+    recorded_spaces: Mapping[str, Any],
 ) -> CheckpointContent:
     """A checkpoint of the end of an epoch; without a snapshot a run can resume from it only with a new optimizer."""
     policy = state.policy
@@ -80,6 +81,7 @@ def checkpoint_content(
     files: dict[str, Callable[[], Content]] = {
         POLICY: lambda: tensor_file(policy.tensors),
         CONFIG: lambda: config_text(config).encode(),
+        SPACES: lambda: json.dumps(recorded_spaces).encode(),
     }
     if snapshot is not None:
         files[OPTIMIZER] = lambda: tensor_file(moment_arrays(policy.layout, snapshot.moments.readonly()))

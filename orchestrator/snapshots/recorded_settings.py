@@ -1,4 +1,4 @@
-"""The settings that a checkpoint was trained with."""
+"""The settings that a checkpoint was trained with, and the spaces of its environment."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.checkpoints import Checkpoint
     from orchestrator.config.settings import TrainerConfig
 
-CONFIG = "config.toml"
+CONFIG, SPACES = "config.toml", "spaces.json"
 
 
 def read_config_of(checkpoint: Checkpoint) -> TrainerConfig:

@@ -25,7 +25,8 @@ from tests.orchestrator.training import small_config
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FILES = ("policy.safetensors", "optimizer.safetensors", "training.json", "training.npz", "config.toml", "manifest.json")
+TENSORS = ("policy.safetensors", "optimizer.safetensors")
+FILES = (*TENSORS, "training.json", "training.npz", "config.toml", "spaces.json", "manifest.json")
 
 
 @pytest.fixture(scope="module")

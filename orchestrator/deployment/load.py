@@ -1,0 +1,81 @@
+"""From a checkpoint to a policy that acts, without the environment that it was trained in."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.checkpoints import CheckpointError, find_checkpoint
+from orchestrator.checkpoints.checkpoint import not_understood
+from orchestrator.checkpoints.find import as_address
+from orchestrator.config.settings import TrainerConfig
+from orchestrator.config.trust import check_trust
+from orchestrator.deployment.loaded_policy import LoadedPolicy
+from orchestrator.environments.action_mask import ActionMask
+from orchestrator.environments.recorded_spaces import space_from_json
+from orchestrator.environments.spaces import agent_action_space, agent_observation_space, without_parts
+from orchestrator.policies import Spaces, build_policy
+from orchestrator.snapshots.recorded_settings import SPACES, read_config_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrator.checkpoints import Checkpoint
+    from orchestrator.environments.spaces import Space
+
+
+def load_policy(
+    where: str | Path, *, spaces: tuple[Space, Space] | None = None, trust_code: bool = False
+) -> LoadedPolicy:
+    """The policy of a checkpoint, or of a run's newest, at a path or an address; blocks, and may download.
+
+    Neither the environment nor any other code that the settings name is imported, but for a network of one's own: where
+    `where` is an address, that needs `trust_code`. `spaces` are the environment's own of observations and actions, in
+    place of those that the checkpoint has recorded.
+
+    Raises CheckpointError for what is missing or damaged, and where the weights do not fit the spaces;
+    ConfigurationError as `check_trust` does and where the settings are not of this release; NetworkError for a network.
+    """
+    checkpoint = find_checkpoint(where)
+    config = read_config_of(checkpoint)
+    address = as_address(where)
+    if address is not None and not trust_code:
+        check_trust(TrainerConfig(policy=config.policy), address)  # nothing else of the settings is run
+    observation, action = _recorded(checkpoint) if spaces is None else spaces
+    name = config.environment
+    seen, taken = agent_observation_space(observation, name), agent_action_space(action, name)
+    mask_of = None
+    if config.action_mask is not None:
+        mask_of = partial(ActionMask, config.action_mask, name, seen, taken)
+        seen = without_parts(seen, mask_of(1).keys)
+    agent = Spaces(seen, taken, masked=mask_of is not None)
+    policy = build_policy(config.policy, agent, config.seed, config.learning.discount)
+    try:
+        checkpoint.load_into(policy)
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        cure = "give those of the environment that the policy was trained in" if spaces else "name another checkpoint"
+        raise CheckpointError(
+            f"the policy of {checkpoint.path} cannot act on {observation} with {action}: {error}; {cure}"
+        ) from None
+    return LoadedPolicy(policy, observation, action, config, checkpoint.path, mask_of)
+
+
+def _recorded(checkpoint: Checkpoint) -> tuple[Space, Space]:
+    cure = "pass those of the environment: load_policy(..., spaces=(env.observation_space, env.action_space))"
+    if SPACES not in checkpoint.manifest["files"]:
+        raise CheckpointError(
+            f"{checkpoint.path} does not say what its policy observes and does, since an earlier release wrote it:"
+            f" resume the run for one epoch, whose checkpoint will, or {cure}"
+        )
+    content = checkpoint.read(SPACES)
+    try:
+        recorded: Any = json.loads(content)
+        if "problem" not in recorded:
+            return space_from_json(recorded["observation"]), space_from_json(recorded["action"])
+    except Exception as error:  # whatever other content makes gymnasium raise
+        raise not_understood(checkpoint.file(SPACES), error) from error
+    problem = recorded["problem"]
+    raise CheckpointError(f"{checkpoint.path} could not record the spaces of its environment: {problem}; {cure}")

@@ -1,0 +1,228 @@
+"""A policy with which a program acts: numpy arrays in, numpy arrays out, as its environment gives and takes them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+from orchestrator.environments.observations import ObservationReader
+from orchestrator.environments.returned import WrongReturn
+from orchestrator.environments.spaces import ActionConverter, Array, array_specs, arrays_of, of_key
+from orchestrator.environments.values import ValueCheck
+from orchestrator.policies.acting import PolicyFailed, undefined_text
+from orchestrator.policies.distributions import masked
+from orchestrator.policies.network import Observation, one_step
+from state.error import OrchestratorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from orchestrator.config.settings import TrainerConfig
+    from orchestrator.environments.action_mask import ActionMask
+    from orchestrator.environments.spaces import Space
+    from orchestrator.policies import Policy
+
+State = NDArray[np.float32]
+"""Recurrent state `[S]` of one episode, or `[n, S]` of n episodes."""
+_NOT_NEEDED = object()
+_CURE = "pass observations as the environment gives them, or a batch of them with one dimension in front"
+
+
+class WrongObservation(OrchestratorError, ValueError):
+    """What a policy was given is no observation of its space, or no state of its own; the message says what is."""
+
+
+class LoadedPolicy:
+    """A trained policy; made by `load_policy`.
+
+    It never changes: each call depends on its arguments alone, so that threads may share it. Without `deterministic`,
+    actions are drawn with torch's global generator: see `torch.manual_seed`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        observation_space: Space,
+        action_space: Space,
+        config: TrainerConfig,
+        checkpoint: Path,
+        mask_of: Callable[[int], ActionMask] | None = None,
+    ) -> None:
+        self.observation_space = observation_space
+        """The environment's own, which observations are of."""
+        self.action_space = action_space
+        """The environment's own, which actions are of."""
+        self.config = config
+        """The settings of the run."""
+        self.checkpoint = checkpoint
+        """Where the weights are from."""
+        self.module = policy.eval().requires_grad_(False)
+        """Normalization and network in torch, for the agent's form of observations and actions."""
+        self._reader = ObservationReader(observation_space, _unwarned, _CURE)
+        self._values = ValueCheck(observation_space, _unwarned)
+        self._to_environment = ActionConverter(action_space, squash=config.policy.box_actions == "squash")
+        self._mask_of = mask_of
+        self._keys = frozenset(array_specs(policy.spaces.observation))
+        self._numbers_as_arrays = isinstance(action_space, spaces.Box) and not action_space.shape
+
+    def __repr__(self) -> str:
+        return (
+            f"<LoadedPolicy of {self.checkpoint}: network {self.config.policy.network!r}, observations"
+            f" {self.observation_space}, actions {self.action_space}>"
+        )
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether it has memory: `act` and `value` then need the state."""
+        return self.module.recurrent
+
+    def initial_state(self, count: int | None = None) -> State:
+        """The state `[S]` at the beginning of an episode, zeros; with `count`, `[count, S]`. Without memory, S is 0."""
+        return np.zeros((self.module.state_size,) if count is None else (count, self.module.state_size), np.float32)
+
+    @overload
+    def act(
+        self, observation: Any, *, deterministic: bool = True, state: None = None, action_mask: Any = None
+    ) -> Any: ...
+    @overload
+    def act(
+        self, observation: Any, *, deterministic: bool = True, state: State, action_mask: Any = None
+    ) -> tuple[Any, State]: ...
+    def act(
+        self, observation: Any, *, deterministic: bool = True, state: State | None = None, action_mask: Any = None
+    ) -> Any:
+        """The action for an observation of `observation_space`, or the actions for a batch of n, whose arrays have the
+        leading dimension n; for the environment, in `action_space`.
+
+        `deterministic` takes the most likely action; otherwise it is drawn. With a `state`, which a policy with memory
+        needs (that of `initial_state` at the beginning of an episode), action and next state are returned. An
+        `action_mask` is needed where the environment gave it in its infos; of a batch, one for each.
+        Raises WrongObservation, and PolicyFailed where the network's numbers make no distribution.
+        """
+        tensors, single, allowed = self._read(observation, action_mask)
+        before = self._read_state(state, tensors, single)
+        with torch.inference_mode():
+            if before is None:
+                parameters, following = self.module.action_parameters(tensors), state
+            else:
+                start = torch.zeros(len(before), 1, dtype=torch.bool)
+                parameters, _, after = self.module(one_step(tensors), before, start)
+                parameters, following = parameters[:, 0], after.numpy().copy()
+                following = following[0] if single else following
+            action = self._actions(masked(parameters, allowed), deterministic)
+        if single:
+            action = action[0]
+            if self._numbers_as_arrays:  # numpy's numbers are no members of a Box
+                action = np.asarray(action)
+        return action if following is None else (action, following)
+
+    def value(self, observation: Any, *, state: State | None = None) -> Any:
+        """The estimated return from an observation on, as training has discounted and scaled it: a float, or `[n]` for
+        a batch. With memory, `state` is that before the observation. Raises WrongObservation."""
+        tensors, single, _ = self._read(observation)
+        before = self._read_state(state, tensors, single)
+        with torch.inference_mode():
+            values = self.module.value(tensors, before).numpy().copy()
+        return float(values[0]) if single else values
+
+    def _read(self, observation: Any, action_mask: Any = _NOT_NEEDED) -> tuple[Observation, bool, Tensor | None]:
+        """The observation as a batch of the agent's, in memory that a network may change; whether it was a single one;
+        and which actions are allowed."""
+        allowed = None
+        try:
+            read, leading = self._reader.read_one_or_batch(observation)
+            single = not leading
+            arrays = {key: array[None] if single else array for key, array in arrays_of(read).items()}
+            if action_mask is not _NOT_NEEDED:
+                allowed = self._allowed(arrays, [action_mask] if single and action_mask is not None else action_mask)
+        except WrongReturn as error:
+            raise WrongObservation(f"the policy was given {error}") from None
+        tensors: dict[str, Tensor] = {}
+        for key, array in arrays.items():
+            if key not in self._keys:
+                continue
+            copy = np.array(array, order="C")
+            wrong = None if _surely_finite(copy) else self._values.observation(key, copy)
+            if wrong is not None:
+                raise WrongObservation(
+                    f"the policy was given {wrong.value} in the observation{of_key((key,) if key else ())}, expected"
+                    f" {wrong.expected}"
+                )
+            tensors[key] = torch.from_numpy(copy)
+        return tensors.get("", tensors), single, allowed
+
+    def _allowed(self, arrays: dict[str, Array], masks: Any) -> Tensor | None:
+        """`[n, choices]`, None where there is no mask. Raises WrongReturn."""
+        if self._mask_of is None:
+            if masks is not None:
+                raise WrongObservation(
+                    "the policy was given an action mask, but was trained without (action_mask is not set in its"
+                    " settings): leave it out"
+                )
+            return None
+        count = len(next(iter(arrays.values())))
+        mask = self._mask_of(count)
+        if mask.keys and masks is not None:
+            raise WrongObservation(
+                f"the policy was given an action mask besides the one in the observation ({', '.join(mask.keys)}):"
+                " leave it out"
+            )
+        if not mask.keys:
+            if masks is None or len(masks) != count:
+                found = "no action mask" if masks is None else f"{len(masks)} action masks for {count} observations"
+                raise WrongObservation(
+                    f"the policy was given {found}, though it acts among the actions that the infos of its environment"
+                    f" allow: pass action_mask=info[{mask.key_of_info!r}], and for a batch one for each observation"
+                )
+            for index in range(count):
+                mask.write(index, masks[index], {})
+        mask.finish(arrays)
+        return torch.from_numpy(mask.allowed)
+
+    def _actions(self, parameters: Tensor, deterministic: bool) -> NDArray[Any]:
+        distribution = self.module.distribution
+        if not _surely_finite(parameters.numpy()):
+            undefined = distribution.defined(parameters).logical_not().nonzero()
+            if len(undefined):
+                raise PolicyFailed(f"the policy gave {undefined_text(distribution, parameters[undefined[0, 0]])}", 0)
+        if deterministic:
+            action = distribution.mode(parameters)
+        else:
+            action = distribution.sample(parameters, distribution.noise((len(parameters),)))
+        return self._to_environment(action.numpy())
+
+    def _read_state(self, state: State | None, observation: Observation, single: bool) -> Tensor | None:
+        size = self.module.state_size
+        if state is None and not size:
+            return None
+        some = observation if isinstance(observation, Tensor) else next(iter(observation.values()))
+        expected = (size,) if single else (len(some), size)
+        if state is None:
+            count = "" if single else f"{len(some)}"
+            raise WrongObservation(
+                f"the policy has memory and was given no state: pass state=policy.initial_state({count}) at the"
+                " beginning of an episode, and then the one that act() returned"
+            )
+        if np.shape(state) != expected:
+            raise WrongObservation(
+                f"the policy was given a state of shape {list(np.shape(state))}, expected {list(expected)}: that of"
+                " initial_state(), or the one that act() returned"
+            )
+        return torch.from_numpy(np.array(state, np.float32, ndmin=2)) if size else None
+
+
+def _surely_finite(array: NDArray[Any]) -> bool:
+    """Whether floats are finite, as most are; the sum is not, too, where finite numbers are large: look again then."""
+    with np.errstate(all="ignore"):
+        return array.dtype.kind == "f" and math.isfinite(array.sum())
+
+
+def _unwarned(about: str, text: str) -> None:
+    """What is converted without loss needs no word here."""
