@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -42,8 +43,9 @@ class WrongObservation(OrchestratorError, ValueError):
 class LoadedPolicy:
     """A trained policy; made by `load_policy`.
 
-    It never changes: each call depends on its arguments alone, so that threads may share it. Without `deterministic`,
-    actions are drawn with torch's global generator: see `torch.manual_seed`.
+    It never changes: each call depends on its arguments alone, so that threads may share it, and forked processes, in
+    which it has torch compute with one thread. Without `deterministic`, actions are drawn with torch's global
+    generator: see `torch.manual_seed`.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class LoadedPolicy:
         self._reader = ObservationReader(observation_space, _unwarned, _CURE)
         self._values = ValueCheck(observation_space, _unwarned)
         self._to_environment = ActionConverter(action_space, squash=config.policy.box_actions == "squash")
+        self._process = os.getpid()
         self._mask_of = mask_of
         self._keys = frozenset(array_specs(policy.spaces.observation))
         self._numbers_as_arrays = isinstance(action_space, spaces.Box) and not action_space.shape
@@ -135,6 +138,8 @@ class LoadedPolicy:
     def _read(self, observation: Any, action_mask: Any = _NOT_NEEDED) -> tuple[Observation, bool, Tensor | None]:
         """The observation as a batch of the agent's, in memory that a network may change; whether it was a single one;
         and which actions are allowed."""
+        if os.getpid() != self._process:
+            self._enter_fork()
         allowed = None
         try:
             read, leading = self._reader.read_one_or_batch(observation)
@@ -157,6 +162,11 @@ class LoadedPolicy:
                 )
             tensors[key] = torch.from_numpy(copy)
         return tensors.get("", tensors), single, allowed
+
+    def _enter_fork(self) -> None:
+        # The parent's threads do not exist here, and what they were to compute would be waited for without end.
+        torch.set_num_threads(1)
+        self._process = os.getpid()
 
     def _allowed(self, arrays: dict[str, Array], masks: Any) -> Tensor | None:
         """`[n, choices]`, None where there is no mask. Raises WrongReturn."""
