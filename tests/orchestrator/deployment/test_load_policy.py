@@ -306,11 +306,18 @@ def test_a_network_that_cannot_be_had_is_named(runs: Any, tmp_path: Path, monkey
         load_policy(run)
 
 
-def test_damaged_spaces_are_named_and_say_what_to_do(tmp_path: Path) -> None:
-    anyio.run(Trainer(config_of("vector", tmp_path)).run)
-    checkpoint = CheckpointFolder(tmp_path / "checkpoints").newest_valid().path
-    (checkpoint / "spaces.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"spaces.json"):
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", "3", '{"observation": {"type": "Text"}, "action": 1}', '{"observation": {"type": "Box"}}'],
+)
+def test_spaces_that_another_program_wrote_wrong_are_named_with_the_cure(
+    content: str, runs: Any, tmp_path: Path
+) -> None:
+    saved = find_checkpoint(runs("vector"))
+    files = {name: saved.read(name) for name in saved.manifest["files"]} | {"spaces.json": content.encode()}
+    facts = {name: saved.manifest[name] for name in ("agent_step", "policy_version", "resumable")}
+    checkpoint = CheckpointFolder(tmp_path).commit(epoch=2, facts=facts, files=files)
+    with pytest.raises(CheckpointError, match=r"spaces.json is damaged: .*; name another checkpoint"):
         load_policy(checkpoint)
 
 
