@@ -32,6 +32,9 @@ VECTOR = gymnasium.spaces.Box(-1.0, 1.0, (3,))
 VARIANTS = {
     "mlp": {},
     "box actions": {"action": gymnasium.spaces.Box(-1.0, 1.0, (2,))},
+    "bits": {"action": gymnasium.spaces.MultiBinary(2)},
+    "masked": {"masked": True},
+    "masked lstm": {"masked": True, "policy": PolicyConfig(network="lstm", lstm_size=4)},
     "lstm": {"policy": PolicyConfig(network="lstm", lstm_size=4)},
     "images": {"observation": gymnasium.spaces.Box(0, 255, (36, 36, 1), np.uint8)},
     "normalised": {"policy": PolicyConfig(hidden_sizes=(8,), normalize_observations=True, normalize_rewards=True)},
@@ -50,9 +53,10 @@ def learned(
     losses: LossesConfig = LossesConfig(),  # noqa: B008
     observation: gymnasium.Space[Any] = VECTOR,
     action: gymnasium.Space[Any] = gymnasium.spaces.Discrete(3),  # noqa: B008
+    masked: bool = False,
 ) -> dict[str, np.ndarray[Any, Any]]:
     """The weights and moments after two epochs on the same experience; `resumed`: by another learner after one."""
-    spaces = Spaces(observation, action)
+    spaces = Spaces(observation, action, masked)
     config = TrainerConfig(
         total_agent_steps=1000,
         collection=CollectionConfig(num_environments=SEGMENTS, horizon=HORIZON, backend="inline"),
@@ -106,6 +110,9 @@ def fill(arrays: dict[str, np.ndarray[Any, Any]], spaces: Spaces) -> None:
     for name, array in arrays.items():
         if name == "action" and array.dtype == np.int64:
             array[...] = draw.integers(0, spaces.action.n, array.shape)  # type: ignore[attr-defined]
+        elif name == "action_mask":
+            array[...] = draw.random(array.shape) < 0.6
+            np.put_along_axis(array, arrays["action"][..., None], True, axis=-1)
         elif array.dtype == np.uint8:
             array[...] = draw.integers(0, 256, array.shape)
         elif name == "final_observations":
@@ -127,7 +134,7 @@ def test_a_device_learns_what_the_cpu_learns(variant: str, resumed: bool, monkey
         found = learned(DEVICE, resumed=resumed, **settings)
     assert found.keys() == expected.keys()
     # A device's own kernel for one step of an LSTM rounds otherwise than the CPU's operations.
-    tolerance = 1e-4 if variant == "lstm" else 0.0
+    tolerance = 1e-4 if "lstm" in variant else 0.0
     for name, array in expected.items():
         np.testing.assert_allclose(found[name], array, rtol=0.0, atol=tolerance, err_msg=name)
 
