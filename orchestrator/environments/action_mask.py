@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 from gymnasium import spaces
 
-from orchestrator.environments.returned import WrongEntry, WrongReturn
+from orchestrator.environments.returned import WrongEntry
 from orchestrator.environments.spaces import Array, InvalidEnvironment, Space, array_specs
 
 FROM_INFO = "info/"
@@ -34,7 +34,7 @@ class ActionMask:
                 " expected Discrete or MultiDiscrete: leave action_mask out"
             )
         specs = array_specs(observation)
-        self.keys = tuple(key for key in specs if key == where or key.startswith(f"{where}/"))
+        self.keys = tuple(sorted((key for key in specs if f"{key}/".startswith(f"{where}/")), key=_in_order))
         """The parts of the agent's observation that it consists of; none where infos have it."""
         self.key_of_info = None if self.keys or not where.startswith(FROM_INFO) else where.removeprefix(FROM_INFO)
         choices = sum(self._sizes)
@@ -58,16 +58,19 @@ class ActionMask:
         self.allowed = np.ones((count, choices), np.bool_)
         """`[count, choices]`: what is possible as the next action; overwritten by the next step."""
         self._given = np.zeros((count, choices), np.float32)
-        self._missing: dict[int, list[str]] = {}
+        self._unread: dict[int, str] = {}
+        """Why there is no mask of a copy in what was written last."""
         self._begins = np.cumsum([0, *self._sizes[:-1]])
         self._rows = np.arange(count)[:, None]
 
     def write(self, index: int, value: object, info: Mapping[str, object]) -> None:
-        """Take the `value` of an `info` of the copy `index`. Raises WrongReturn."""
-        if value is None:  # which matters only if there is a next action
-            self._missing[index] = sorted(map(str, info))
+        """Take the `value` of an `info` of the copy `index`; what is wrong with it matters once it is needed."""
+        if value is None:
+            self._unread[index] = (
+                f"an info without the action mask {self.key_of_info!r}, only {sorted(map(str, info))}; {_CURE}, in"
+                " every info of a step or reset"
+            )
             return
-        self._missing.pop(index, None)
         parts = cast("tuple[Any, ...]", value) if isinstance(value, (tuple, list)) else (value,)
         try:
             given = np.concatenate([np.ravel(np.asarray(part)) for part in parts])
@@ -77,10 +80,12 @@ class ActionMask:
             found = (
                 f"{given.dtype} of shape {list(given.shape)}" if given.dtype.kind in "biuf" else type(value).__name__
             )
-            raise WrongReturn(
+            self._unread[index] = (
                 f"as the action mask {self.key_of_info!r} of the info {found}, expected {self._given.shape[1]} numbers;"
                 f" {_CURE}"
             )
+            return
+        self._unread.pop(index, None)
         self._given[index] = given
 
     def finish(self, arrays: Mapping[str, Array], idle: Array | None = None) -> None:
@@ -97,17 +102,13 @@ class ActionMask:
         possible = np.logical_or.reduceat(self.allowed, self._begins, axis=1)
         if idle is not None:
             self.allowed[idle] = True
-        if self._missing or not zeros_and_ones or not possible.all():
+        if self._unread or not zeros_and_ones or not possible.all():
             self._check(given, possible, np.zeros(len(given), np.bool_) if idle is None else idle)
 
     def _check(self, given: Array, possible: Array, idle: Array) -> None:
-        for index, keys in self._missing.items():
+        for index, why in self._unread.items():
             if not idle[index]:
-                raise WrongEntry(
-                    f"an info without the action mask {self.key_of_info!r}, only {keys}; {_CURE}, in every info of a"
-                    " step or reset",
-                    (index,),
-                )
+                raise WrongEntry(why, (index,))
         wrong = (given != 0) & (given != 1) & ~idle[:, None]
         if wrong.any():
             copy, place = map(int, np.argwhere(wrong)[0])
@@ -126,6 +127,11 @@ class ActionMask:
         """The copies whose agents' `actions` `[count]` or `[count, axes]` are not allowed; None where all are."""
         chosen = self.allowed[self._rows, actions.reshape(len(actions), -1) + self._begins]
         return None if chosen.all() else np.flatnonzero(~chosen.all(1))
+
+
+def _in_order(key: str) -> list[str]:
+    """Sorts places in Tuples as the numbers that they are."""
+    return [part.zfill(9) if part.isdecimal() else part for part in key.split("/")]
 
 
 def observes_mask(observation: Space, action: Space) -> bool:

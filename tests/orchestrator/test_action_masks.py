@@ -139,7 +139,9 @@ class Maze(gymnasium.Env[Any, Any]):
             case "nested info":
                 return place, {"about": {"mask": mask}}
             case "list in info":
-                return place, {} if ended else {"action_mask": mask.tolist()}
+                if ended:
+                    return place, {"action_mask": "over"} if self._steps % 2 else {}
+                return place, {"action_mask": mask.tolist()}
             case "tuple in info":
                 return place, {"action_mask": parts}
             case _:
@@ -493,6 +495,35 @@ def test_a_mask_that_the_environment_uses_again_is_recorded_as_it_was() -> None:
     one = never_forbidden(config_with("info", staleness=0))
     other = never_forbidden(config_with("info", staleness=0, options={"keeps": True}))
     assert all(np.array_equal(first, second) for first, second in zip(one.masks, other.masks, strict=True))
+
+
+class Wide(gymnasium.Env[Any, Any]):
+    """More axes than there are digits, each with one choice that is possible."""
+
+    def __init__(self) -> None:
+        self.action_space = spaces.MultiDiscrete(range(2, 14))
+        masks = spaces.Tuple([spaces.MultiBinary(size) for size in range(2, 14)])
+        self.observation_space = spaces.Dict({"x": spaces.Box(-1.0, 1.0, (2,)), "mask": masks})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert action.tolist() == self._possible.tolist()
+        return self._observe(), 1.0, bool(self.np_random.random() < 0.1), False, {}
+
+    def _observe(self) -> Any:
+        self._possible = self.np_random.integers(0, np.arange(2, 14))
+        masks = tuple(np.eye(size, dtype=np.int8)[one] for size, one in zip(range(2, 14), self._possible, strict=True))
+        return {"x": self.np_random.uniform(-1, 1, 2).astype(np.float32), "mask": masks}
+
+
+def test_the_parts_of_a_mask_are_in_the_order_of_the_axes_however_many_there_are() -> None:
+    config = small_config(environment=f"{HERE}:Wide", action_mask="mask")
+    final = anyio.run(Trainer(config).run)
+    assert final.loss_stats is not None
+    assert all(math.isfinite(value) for value in final.loss_stats.values())
 
 
 class Stubborn(nn.Module):
