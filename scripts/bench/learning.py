@@ -74,6 +74,8 @@ MEMORY = "orchestrator.environments.memory:make"
 TASKS = {
     "cartpole": Task("CartPole-v1", 22.0, 475.0),
     "acrobot": Task("Acrobot-v1", -500.0, -100.0, "acrobot"),
+    "pendulum": Task("Pendulum-v1", -1174.0, -250.0, "pendulum"),
+    "mountain_car_continuous": Task("MountainCarContinuous-v0", -33.0, 90.0, "mountain_car_continuous"),
     "lunar_lander": Task("LunarLander-v3", -186.0, 200.0, "lunar_lander"),
     "half_cheetah": Task("HalfCheetah-v5", -264.0, 1000.0, "half_cheetah"),
     "memory": Task(MEMORY, 0.0, 0.9, "memory"),
