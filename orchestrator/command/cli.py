@@ -46,6 +46,7 @@ commands:
           from a preset:       orchestrator train --preset lunar_lander
           resume a run:        orchestrator train --resume runs/first
   eval    evaluate an agent:   orchestrator eval runs/first --episodes 20
+  export  for other programs:  orchestrator export runs/first --to onnx
   report  compare runs:        orchestrator report runs/first runs/second
   presets   settings for more environments, that come with the package
   checkpoints   list, verify, show, prune or export them:    orchestrator checkpoints list runs/first
@@ -112,7 +113,7 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     arguments = [word for word in arguments if word != "--debug"]
     commands = {"train": _train, "eval": _evaluate, "report": _report}
-    commands |= {"presets": _presets, "checkpoints": _checkpoints}
+    commands |= {"export": _export, "presets": _presets, "checkpoints": _checkpoints}
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in ("-h", "--help"):
         print(_HELP)
@@ -279,6 +280,12 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
 def _checkpoints(arguments: Sequence[str]) -> int:
     from orchestrator.command.checkpoints import run_command
+
+    return run_command(arguments)
+
+
+def _export(arguments: Sequence[str]) -> int:
+    from orchestrator.command.export import run_command
 
     return run_command(arguments)
 

@@ -1,1 +1,1 @@
-"""A trained policy in use, where there is no training: loading it and acting with it."""
+"""A trained policy in use, where there is no training: loading it, acting with it, exporting it."""

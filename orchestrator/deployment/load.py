@@ -60,7 +60,7 @@ def load_policy(
         raise CheckpointError(
             f"the policy of {checkpoint.path} cannot act on {observation} with {action}: {error}; {cure}"
         ) from None
-    return LoadedPolicy(policy, observation, action, config, checkpoint.path, mask_of)
+    return LoadedPolicy(policy, observation, action, config, checkpoint, mask_of)
 
 
 def _recorded(checkpoint: Checkpoint) -> tuple[Space, Space]:

@@ -23,8 +23,8 @@ from state.error import OrchestratorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from orchestrator.checkpoints import Checkpoint
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.environments.action_mask import ActionMask
     from orchestrator.environments.spaces import Space
@@ -54,7 +54,7 @@ class LoadedPolicy:
         observation_space: Space,
         action_space: Space,
         config: TrainerConfig,
-        checkpoint: Path,
+        checkpoint: Checkpoint,
         mask_of: Callable[[int], ActionMask] | None = None,
     ) -> None:
         self.observation_space = observation_space
@@ -63,8 +63,12 @@ class LoadedPolicy:
         """The environment's own, which actions are of."""
         self.config = config
         """The settings of the run."""
-        self.checkpoint = checkpoint
+        self.checkpoint = checkpoint.path
         """Where the weights are from."""
+        self.manifest = checkpoint.manifest
+        """What the checkpoint says about itself: "epoch", "agent_step", ..."""
+        self.metrics = checkpoint.metrics
+        """Of the policy, by name; scores of evaluations among them, where there were some."""
         self.module = policy.eval().requires_grad_(False)
         """Normalization and network in torch, for the agent's form of observations and actions."""
         self._reader = ObservationReader(observation_space, _unwarned, _CURE)
@@ -72,6 +76,10 @@ class LoadedPolicy:
         self._to_environment = ActionConverter(action_space, squash=config.policy.box_actions == "squash")
         self._process = os.getpid()
         self._mask_of = mask_of
+        self.masked = mask_of is not None
+        """Whether it acts among actions that are allowed."""
+        self.mask_keys = () if mask_of is None else mask_of(1).keys
+        """The parts of observations, by the agent's keys, that say which; none where infos do."""
         self._keys = frozenset(array_specs(policy.spaces.observation))
         self._numbers_as_arrays = isinstance(action_space, spaces.Box) and not action_space.shape
 

@@ -77,7 +77,7 @@ def _unchanged(x: Tensor) -> Tensor:
 
 
 def _numbers(x: Tensor) -> Tensor:
-    return x.reshape(len(x), -1).float()
+    return x.reshape(x.shape[0], -1).float()
 
 
 def _bytes(x: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class _OneHot:
 
     def __call__(self, x: Tensor) -> Tensor:
         # A comparison, because torch's one_hot reads its argument back from the device to check it.
-        columns = x.reshape(len(x), -1).split(1, 1)
+        columns = x.reshape(x.shape[0], -1).split(1, 1)
         hot = [
             column == torch.arange(begin, end, device=x.device)
             for column, (begin, end) in zip(columns, self._ranges, strict=True)

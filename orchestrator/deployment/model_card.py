@@ -1,0 +1,76 @@
+"""The page that goes with an exported policy: what it is, what it was trained on, how well it does, how to run it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.config.file import config_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.deployment.loaded_policy import LoadedPolicy
+
+_SCORES = ("eval/", "overview/", "rollout/recent_return", "rollout/episode_return", "rollout/episode_length")
+_TORCH = """\
+import torch
+
+policy = torch.export.load("{file}").module()
+outputs = policy({{{inputs}}})  # of a batch
+action = outputs["action"]
+"""
+_ONNX = """\
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{file}")
+(action,) = session.run(["action"], {{{inputs}}})  # of a batch
+"""
+
+
+def model_card(policy: LoadedPolicy, about: Mapping[str, Any], file: str, to: str) -> str:
+    """The text, in Markdown."""
+    config = policy.config
+    given = ", ".join(f'"{name}": {name.rpartition("/")[2]}' for name in about["inputs"])
+    example = (_ONNX if to == "onnx" else _TORCH).format(file=file, inputs=given)
+    scores = {
+        name: value
+        for name, value in sorted(policy.metrics.items())
+        if name.startswith(_SCORES) and isinstance(value, (int, float))
+    }
+    lines = [
+        f"# A policy for {config.environment}",
+        "",
+        f"Trained for {about['agent_step']:,} agent steps ({about['epoch']} epochs, seed {config.seed}) with"
+        " async-rl-orchestrator. The most likely actions, with normalization and all conversions inside.",
+        "",
+        f"- Observations: `{policy.observation_space}`",
+        f"- Actions: `{policy.action_space}`",
+        f"- Network: `{config.policy.network}`",
+        "",
+        "## Scores",
+        "",
+        *_table(("metric", "value"), [(f"`{name}`", f"{value:.6g}") for name, value in scores.items()]),
+        "",
+        "## Use",
+        "",
+        "```python",
+        *example.splitlines(),
+        "```",
+        "",
+        *_table(
+            ("tensor", "shape", "dtype"),
+            [
+                (f"{role} `{name}`", f"`[{', '.join(map(str, form['shape']))}]`", form["dtype"])
+                for role, forms in (("input", about["inputs"]), ("output", about["outputs"]))
+                for name, form in forms.items()
+            ],
+        ),
+        "",
+    ]
+    if policy.recurrent:
+        lines += ["`state` is 0 at the beginning of an episode; pass the one that came out at the next step.", ""]
+    return "\n".join([*lines, "## Settings", "", "```toml", config_text(config).rstrip(), "```", ""])
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]
