@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from orchestrator.deployment.loaded_policy import LoadedPolicy
     from orchestrator.environments.spaces import Array, Space
 
-STATE, MASK = "state", "action_mask"
+STATE, NEXT_STATE, MASK = "state", "next_state", "action_mask"  # no name twice: ONNX has one space for all
 
 
 class PolicyGraph(nn.Module):
@@ -63,7 +63,7 @@ class PolicyGraph(nn.Module):
         if self.module.recurrent:
             state = inputs[STATE]
             start = torch.zeros_like(state[:, :1], dtype=torch.bool)
-            parameters, value, outputs[STATE] = self.module(one_step(observation), state, start)
+            parameters, value, outputs[NEXT_STATE] = self.module(one_step(observation), state, start)
             parameters, value = parameters[:, 0], value[:, 0]
         else:
             parameters, value, _ = self.module(observation)

@@ -68,7 +68,7 @@ def model_card(policy: LoadedPolicy, about: Mapping[str, Any], file: str, to: st
         "",
     ]
     if policy.recurrent:
-        lines += ["`state` is 0 at the beginning of an episode; pass the one that came out at the next step.", ""]
+        lines += ["`state` is 0 at the beginning of an episode; pass `next_state` at the next step.", ""]
     return "\n".join([*lines, "## Settings", "", "```toml", config_text(config).rstrip(), "```", ""])
 
 

@@ -156,7 +156,7 @@ def test_what_was_exported_acts_as_the_policy_in_ten_thousand_steps(
             different += int(np.count_nonzero(found["action"] != actions))
         np.testing.assert_allclose(found["value"], value, rtol=1e-5, atol=1e-5)
         if policy.recurrent:
-            np.testing.assert_allclose(found["state"], following, atol=1e-5)
+            np.testing.assert_allclose(found["next_state"], following, atol=1e-5)
         state = following.copy()
         state[stream.step(actions)] = 0.0
     assert different == 0
