@@ -267,6 +267,8 @@ class MetricsConfig:
     """Epochs between computations of the norm of the policy's weights."""
     heartbeat: NotNegative = 0.0
     """Seconds between writes of heartbeat.json into the run's folder (0: none)."""
+    warnings: bool = True
+    """Warn of a run that does not learn, with the likely cause, where the run has metrics or progress."""
 
 
 @accepts_former_names

@@ -76,6 +76,12 @@ class RunRecord:
         found = (re.fullmatch(r"hook/(.+)/busy_seconds", name) for name in self.names)
         return [match[1] for match in found if match]
 
+    def warnings(self) -> list[str]:
+        """Problems of learning that the run has warned of."""
+        prefix = "warnings/"
+        found = {name for record in self.epochs for name, value in record.items() if name.startswith(prefix) and value}
+        return sorted(name.removeprefix(prefix) for name in found)
+
     def evaluations(self) -> list[tuple[float, float]]:
         """Agent steps of the policy that was evaluated, and its score."""
         steps = {record["epoch"]: record.get("agent_step") for record in self.epochs}

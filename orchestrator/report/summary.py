@@ -74,6 +74,7 @@ def rows(run: RunRecord) -> list[tuple[str, str]]:
         ("steps per second", whole(steps / seconds if steps is not None and seconds else None)),
         ("return, last 100 episodes", number(run.last("rollout/recent_return"))),
         ("newest evaluation", number(run.last("eval/score"))),
+        ("warnings", ", ".join(run.warnings()) or "none"),
         ("time per epoch", duration(epoch_seconds / len(run.epochs) if epoch_seconds else None)),
     ]
     listed += [

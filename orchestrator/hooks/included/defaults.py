@@ -16,6 +16,7 @@ from orchestrator.hooks.included.best_metric import check_best_metric
 from orchestrator.hooks.included.checkpoint import CheckpointHook
 from orchestrator.hooks.included.evaluation import EvaluationHook
 from orchestrator.hooks.included.heartbeat import Heartbeat
+from orchestrator.hooks.included.learning_watch import LearningWatch
 from orchestrator.hooks.included.metrics import MetricsHook
 from orchestrator.hooks.included.metrics_record import score_metrics
 from orchestrator.hooks.included.progress import ProgressHook
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 
 def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Sequence[Hook] = ()) -> list[Hook]:
     """Evaluation where it is switched on; checkpoints, copies of them, metrics and trace where the run has a folder;
-    metrics where it has sinks. `resumed` is the checkpoint that the run resumes from.
+    metrics where it has sinks; warnings of a run that does not learn where it has metrics or shows progress. `resumed`
+    is the checkpoint that the run resumes from.
 
     A MetricsHook among the hooks that are `given` takes the place of the default one, and gets its sinks as well.
     Metrics and checkpoints go to one W&B run; raises ValueError where they are to go to two projects, and
@@ -97,6 +99,8 @@ def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Seq
     if own is not None:
         own.configured = sinks
         own.settings = own.settings or _settings(config)
+    if config.metrics.warnings and (own is not None or any(isinstance(hook, ProgressHook) for hook in given)):
+        hooks.append(LearningWatch(config))
     return hooks
 
 

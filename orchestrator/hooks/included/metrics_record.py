@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from orchestrator.hooks.included.learning_problems import KINDS, problems_of
 from orchestrator.hooks.statistics import HookStatistics
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def metrics(
         record["experience/staleness"] = state.policy_version - 1 - state.experience.policy_version
     if scores is not None:
         record |= score_metrics(scores)
+    problems = problems_of(state)
+    if problems is not None:
+        record |= {f"warnings/{kind}": float(kind in problems) for kind in KINDS}
     if timer is not None:
         record |= _times(timer)
     for name, hook in (hooks or {}).items():

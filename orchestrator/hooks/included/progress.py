@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.hooks.hook import Hook
+from orchestrator.hooks.included.learning_problems import problems_of
 from orchestrator.hooks.included.metrics_record import statistic
 from orchestrator.hooks.included.terminal import Forgiving
 from orchestrator.workers.event_loop import in_thread
@@ -149,6 +150,8 @@ def progress(
     shown |= {name: f"{value:.3f}" for name in _LOSSES if (value := statistic(stats, name)) is not None}
     if "explained_variance" in stats:
         shown["explained_variance"] = f"{stats['explained_variance']:.3f}"
+    if problems := problems_of(state):
+        shown["warnings"] = f"{', '.join(problems)} (see the log)"
     if state.latest_checkpoint_uri is not None:
         shown["checkpoint"] = state.latest_checkpoint_uri.rstrip("/").rpartition("/")[2]
     if hooks is not None:

@@ -1,0 +1,105 @@
+"""Runs that do not learn say so: in the log, the metrics, the progress and the results."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import pytest
+from rich.console import Console
+
+from orchestrator import CollectionConfig, LearningConfig, LossesConfig, MetricsConfig, Trainer, TrainerConfig
+from orchestrator.hooks.included.learning_problems import KINDS
+from orchestrator.hooks.included.progress import ProgressHook
+from orchestrator.report.run_record import read_run
+from orchestrator.report.summary import rows
+from tests.orchestrator.training import small_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+TOO_FAST = LearningConfig(learning_rate=0.1)
+
+
+def without_rewards(environment: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    return gymnasium.wrappers.TransformReward(environment, lambda reward: 0.0)
+
+
+def cartpole(run_dir: Path, epochs: int, **settings: Any) -> TrainerConfig:
+    return TrainerConfig(
+        total_agent_steps=epochs * 64 * 128,
+        run_dir=run_dir,
+        collection=CollectionConfig(backend="inline"),
+        metrics=settings.pop("metrics", MetricsConfig()),
+        **settings,
+    )
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.getMessage().startswith("learning (")]
+
+
+async def test_a_run_with_a_learning_rate_that_is_too_high_says_so_once_everywhere(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = io.StringIO()
+    config = cartpole(tmp_path / "run", 10, learning=TOO_FAST)
+    with caplog.at_level(logging.WARNING):
+        progress = ProgressHook(config.total_agent_steps, "plain", Console(file=shown, width=400))
+        final = await Trainer(config, hooks=[progress]).run()
+    [text] = [line for line in warnings(caplog) if line.startswith("learning (policy_change)")]
+    assert "set learning.learning_rate to 0.0003 (now 0.1)" in text
+    assert final.results is not None
+    result: Any = final.results["learning_problems"]
+    assert "learning.learning_rate" in result.value["policy_change"]
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert "warnings/policy_change" not in records[0]
+    assert records[-1]["warnings/policy_change"] == 1.0
+    assert {name for name in records[-1] if name.startswith("warnings/")} == {f"warnings/{kind}" for kind in KINDS}
+    assert "policy_change" in shown.getvalue().splitlines()[-1]
+    assert "policy_change" in dict(rows(read_run(tmp_path / "run")))["warnings"]
+
+
+async def test_a_run_that_learns_gives_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        final = await Trainer(cartpole(tmp_path / "run", 12)).run()
+    assert warnings(caplog) == []
+    assert "learning_problems" not in (final.results or {})
+    assert dict(rows(read_run(tmp_path / "run")))["warnings"] == "none"
+
+
+async def test_rewards_that_are_always_0_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = small_config(
+        epochs=42,
+        num_environments=8,
+        run_dir=tmp_path / "run",
+        environment_wrappers=(f"{__name__}:{without_rewards.__name__}",),
+    )
+    with caplog.at_level(logging.WARNING):
+        await Trainer(config).run()
+    [text] = [line for line in warnings(caplog) if line.startswith("learning (return)")]
+    assert "Every episode has the same return" in text
+
+
+async def test_the_warnings_can_be_switched_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = cartpole(tmp_path / "run", 6, learning=TOO_FAST, metrics=MetricsConfig(warnings=False))
+    with caplog.at_level(logging.WARNING):
+        await Trainer(config).run()
+    assert warnings(caplog) == []
+
+
+def test_only_runs_that_report_something_are_watched(tmp_path: Path) -> None:
+    def watched(config: TrainerConfig, *hooks: Any) -> bool:
+        return any(hook.name == "learning_watch" for hook in Trainer(config, hooks=hooks).hooks)
+
+    config = small_config(losses=LossesConfig())
+    assert not watched(config)
+    assert watched(config, ProgressHook(1000, "plain"))
+    assert watched(replace(config, run_dir=tmp_path / "run"))
+    assert not watched(replace(config, run_dir=tmp_path / "run", metrics=MetricsConfig(jsonl=False)))
