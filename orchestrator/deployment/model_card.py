@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from orchestrator.deployment.loaded_policy import LoadedPolicy
 
-_SCORES = ("eval/", "overview/", "rollout/recent_return", "rollout/episode_return", "rollout/episode_length")
+_SCORES = ("eval/", "overview/score", "rollout/recent_return", "rollout/episode_return", "rollout/episode_length")
 _TORCH = """\
 import torch
 
