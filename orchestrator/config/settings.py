@@ -64,7 +64,7 @@ class CollectionConfig:
     """Number of environments, over all collectors."""
     collectors: Annotated[Count, MAY_CHANGE] = 1
     """Worker processes that share the environments equally."""
-    horizon: Annotated[Count, CalledElsewhere("n_steps", "num_steps", "rollout_length")] = 128
+    horizon: Annotated[Count, CalledElsewhere("n_steps", "num_steps", "rollout_length")] = 32
     """Agent steps that each environment takes per epoch."""
     environment_options: Mapping[str, object] = field(default_factory=dict[str, object])
     """Keyword arguments for making each environment (replaces the whole table of a file)."""
@@ -88,8 +88,8 @@ class LearningConfig:
     shuffle: Literal["auto", "steps", "segments"] = "auto"
     """Whether minibatches hold single steps or whole segments; auto: segments for LSTM, V-trace and prioritization."""
     learning_rate: Annotated[Positive, CalledElsewhere("lr")] = 2.5e-3
-    """Initial step size of Adam."""
-    learning_rate_schedule: Literal["constant", "linear", "cosine", "adaptive"] = "constant"
+    """Step size of Adam: the largest, where a schedule lowers it."""
+    learning_rate_schedule: Literal["constant", "linear", "cosine", "adaptive"] = "adaptive"
     """linear, cosine: falls to 0 over the run's agent steps; adaptive: by `learning_rate_kl`; constant: stays."""
     learning_rate_kl: Positive = 0.01
     """adaptive: KL divergence of an epoch, in nats; below half of it the rate rises again, above twice it falls."""
@@ -163,9 +163,9 @@ class PolicyConfig:
     """Width of the LSTM's recurrent state."""
     box_actions: Annotated[Literal["clip", "squash"], CalledElsewhere("squash_output")] = "clip"
     """How numbers become actions of a Box: clipped to its bounds, or squashed into them by a tanh or softplus."""
-    normalize_observations: bool = False
-    """Normalize observations (not images) by their running mean and standard deviation."""
-    normalize_rewards: bool = False
+    normalize_observations: bool = True
+    """Normalize observed floats by their running mean and standard deviation."""
+    normalize_rewards: bool = True
     """Divide rewards by the running standard deviation of the discounted return."""
 
 
@@ -176,7 +176,7 @@ class CheckpointsConfig:
 
     enabled: bool = True
     """Write checkpoints, including one at the end of the run."""
-    every: Period = 50
+    every: Period = 200
     """Epochs between checkpoints (0: only the final one)."""
     keep: Period = 3
     """Newest checkpoints to keep on disk (0: all)."""

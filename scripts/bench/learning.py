@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 MIN_EPISODES = 100
 CURVE_POINTS = 60
+COLUMNS = 3
 PEER = "stable-baselines3"
 RESAMPLES = 2000
 
@@ -159,37 +160,39 @@ def ending(curve: Sequence[tuple[int, float, float | None]]) -> dict[str, Any]:
 
 
 def draw(file: Path, results: Mapping[tuple[str, int, str], dict[str, Any]], names: Sequence[str]) -> None:
-    """The curves of all tasks as one picture, over agent steps above and over seconds below."""
+    """The curves of all tasks over agent steps, as one picture."""
     import matplotlib as mpl
 
     mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "curves"
+    mpl.rcParams |= {"svg.hashsalt": "curves", "svg.fonttype": "none"}
     from matplotlib import pyplot as plt
 
     tasks = list(dict.fromkeys(name for name, _, _ in results))
-    figure, rows = plt.subplots(2, len(tasks), figsize=(3.2 * len(tasks), 5.2), squeeze=False, layout="constrained")
-    for column, name in enumerate(tasks):
-        for row, (axis, unit) in enumerate((("agent steps", 0), ("seconds of training", 1))):
-            plot = rows[row][column]
-            for place, variant in enumerate(names):
-                curves = [one["curve"] for (task, _, own), one in results.items() if (task, own) == (name, variant)]
-                if not curves:
-                    continue
-                grid = np.linspace(0, statistics.median(curve[-1][unit] for curve in curves), 120)
-                known = [np.array([point for point in curve if point[2] is not None], float) for curve in curves]
-                lines = np.array([np.interp(grid, one[:, unit], one[:, 2], left=np.nan) for one in known])
-                seen = ~np.isnan(lines).any(axis=0)
-                color = f"C{place}"
-                plot.plot(grid[seen], np.median(lines[:, seen], axis=0), color=color, label=variant or "ours")
-                low, high = lines[:, seen].min(axis=0), lines[:, seen].max(axis=0)
-                plot.fill_between(grid[seen], low, high, color=color, alpha=0.15, linewidth=0)
-            plot.axhline(TASKS[name].threshold, color="gray", linewidth=0.8, linestyle=":")
-            plot.set_xlabel(axis)
-            plot.spines[["top", "right"]].set_visible(False)
-        rows[0][column].set_title(name.replace("_", " "))
-        rows[0][column].set_ylim(bottom=TASKS[name].random)
-    rows[0][0].legend(frameon=False, fontsize="small")
-    figure.supylabel("mean return of the last 100 episodes")
+    height = -(-len(tasks) // COLUMNS)
+    figure, plots = plt.subplots(height, COLUMNS, figsize=(9.6, 2.6 * height), squeeze=False, layout="constrained")
+    for name, plot in itertools.zip_longest(tasks, plots.flat):
+        if name is None:
+            plot.set_axis_off()
+            continue
+        for place, variant in enumerate(names):
+            curves = [one["curve"] for (task, _, own), one in results.items() if (task, own) == (name, variant)]
+            if not curves:
+                continue
+            grid = np.linspace(0, statistics.median(curve[-1][0] for curve in curves), CURVE_POINTS)
+            known = [np.array([point for point in curve if point[2] is not None], float) for curve in curves]
+            lines = np.array([np.interp(grid, one[:, 0], one[:, 2], left=np.nan) for one in known])
+            seen = ~np.isnan(lines).any(axis=0)
+            color = f"C{place}"
+            plot.plot(grid[seen] / 1000, np.median(lines[:, seen], axis=0), color=color, label=variant or "ours")
+            low, high = lines[:, seen].min(axis=0), lines[:, seen].max(axis=0)
+            plot.fill_between(grid[seen] / 1000, low, high, color=color, alpha=0.15, linewidth=0)
+        plot.axhline(TASKS[name].threshold, color="gray", linewidth=0.8, linestyle=":")
+        plot.spines[["top", "right"]].set_visible(False)
+        plot.set_title(TASKS[name].environment.rpartition(".")[2], fontsize="medium")
+        plot.set_ylim(bottom=TASKS[name].random)
+    plots[0][0].legend(frameon=False, fontsize="small")
+    figure.supxlabel("thousands of agent steps", fontsize="medium")
+    figure.supylabel("mean return of the last 100 episodes", fontsize="medium")
     figure.savefig(file, metadata={"Date": None})
 
 

@@ -12,7 +12,15 @@ import gymnasium
 import pytest
 from rich.console import Console
 
-from orchestrator import CollectionConfig, LearningConfig, LossesConfig, MetricsConfig, Trainer, TrainerConfig
+from orchestrator import (
+    CollectionConfig,
+    LearningConfig,
+    LossesConfig,
+    MetricsConfig,
+    PolicyConfig,
+    Trainer,
+    TrainerConfig,
+)
 from orchestrator.hooks.included.learning_problems import KINDS
 from orchestrator.hooks.included.progress import ProgressHook
 from orchestrator.report.run_record import read_run
@@ -24,7 +32,11 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
-TOO_FAST = LearningConfig(learning_rate=0.1)
+TOO_FAST: dict[str, Any] = {
+    "learning": LearningConfig(learning_rate=0.1, learning_rate_schedule="constant"),
+    "policy": PolicyConfig(normalize_observations=False, normalize_rewards=False),
+    "collection": CollectionConfig(backend="inline", horizon=128),
+}
 
 
 def without_rewards(environment: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
@@ -35,7 +47,7 @@ def cartpole(run_dir: Path, epochs: int, **settings: Any) -> TrainerConfig:
     return TrainerConfig(
         total_agent_steps=epochs * 64 * 128,
         run_dir=run_dir,
-        collection=CollectionConfig(backend="inline"),
+        collection=settings.pop("collection", CollectionConfig(backend="inline")),
         metrics=settings.pop("metrics", MetricsConfig()),
         **settings,
     )
@@ -49,7 +61,7 @@ async def test_a_run_with_a_learning_rate_that_is_too_high_says_so_once_everywhe
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     shown = io.StringIO()
-    config = cartpole(tmp_path / "run", 10, learning=TOO_FAST)
+    config = cartpole(tmp_path / "run", 10, **TOO_FAST)
     with caplog.at_level(logging.WARNING):
         progress = ProgressHook(config.total_agent_steps, "plain", Console(file=shown, width=400))
         final = await Trainer(config, hooks=[progress]).run()
@@ -88,7 +100,7 @@ async def test_rewards_that_are_always_0_are_reported(tmp_path: Path, caplog: py
 
 
 async def test_the_warnings_can_be_switched_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = cartpole(tmp_path / "run", 6, learning=TOO_FAST, metrics=MetricsConfig(warnings=False))
+    config = cartpole(tmp_path / "run", 6, **TOO_FAST, metrics=MetricsConfig(warnings=False))
     with caplog.at_level(logging.WARNING):
         await Trainer(config).run()
     assert warnings(caplog) == []

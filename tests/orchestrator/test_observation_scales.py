@@ -50,6 +50,7 @@ def make(**options: Any) -> Scaled:
 def warnings_of(
     caplog: pytest.LogCaptureFixture, environment: str, options: dict[str, Any], **settings: Any
 ) -> list[str]:
+    settings = {"policy": PolicyConfig(hidden_sizes=(8,), normalize_observations=False)} | settings
     config = small_config(epochs=3, environment=environment, **settings)
     config = replace(config, collection=replace(config.collection, environment_options=options))
     with caplog.at_level(logging.WARNING):
@@ -112,6 +113,6 @@ def test_usual_scales_and_images_are_not_warned_of(
 
 
 def test_nothing_is_warned_of_where_observations_are_normalized(caplog: pytest.LogCaptureFixture) -> None:
-    policy = PolicyConfig(hidden_sizes=(8,), normalize_observations=True)
+    policy = PolicyConfig(hidden_sizes=(8,))  # by default they are
     # As HalfCheetah's positions and velocities.
     assert warnings_of(caplog, SCALED, {"scales": [0.1, 0.5, 5.0, 25.0, 1000.0]}, policy=policy) == []

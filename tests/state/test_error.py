@@ -27,8 +27,10 @@ def test_every_public_error_has_one_root_and_a_builtin_kind() -> None:
         "CannotRestore",
         "EvaluationInterrupted",
         "NotCapturable",
+        "NotRecordable",
         "OrchestratorError",
         "OutOfRange",
+        "WrongEntry",
         "WrongReturn",
     }  # but for the root, they never reach a user
     assert len(found) > 15

@@ -69,7 +69,7 @@ def test_all_problems_come_at_once() -> None:
     config = from_table(
         {
             "environment": "CartPol-v1",
-            "total_agent_steps": 1000,
+            "total_agent_steps": 900,
             "device": "cuda:99",
             "run_dir": "/dev/null/run",
             "collection": {"num_environments": 30, "collectors": 4},
@@ -213,14 +213,14 @@ def test_an_unknown_environment_comes_with_the_nearest_names() -> None:
 
 
 def test_fewer_steps_than_one_epoch_are_refused_with_the_arithmetic() -> None:
-    problem = only_problem_of(TrainerConfig(total_agent_steps=8191))
-    assert "64 environments x 128 steps = 8192 agent steps" in problem.expected
-    check_config(TrainerConfig(total_agent_steps=8192))
+    problem = only_problem_of(TrainerConfig(total_agent_steps=2047))
+    assert "64 environments x 32 steps = 2048 agent steps" in problem.expected
+    check_config(TrainerConfig(total_agent_steps=2048))
 
 
 def test_minibatches_of_steps_divide_the_steps_of_an_epoch() -> None:
     problem = only_problem_of(setting("learning.minibatches", 6))
-    assert "8192 / 6 = 1365.33" in problem.expected
+    assert "2048 / 6 = 341.33" in problem.expected
     assert problem.cure == "set it to 4 or 8"
     check_config(setting("learning.minibatches", 128))
 

@@ -35,7 +35,7 @@ def test_the_defaults_are_a_configuration() -> None:
     config = TrainerConfig()
     assert config.environment == "CartPole-v1"
     assert config.run_dir is None
-    assert config.steps_per_epoch == 64 * 128
+    assert config.steps_per_epoch == 64 * 32
 
 
 def test_a_configuration_cannot_be_changed() -> None:

@@ -20,7 +20,7 @@ from tests.orchestrator.policies.one_buffer import point_to_views_of_one_buffer
 
 SPACES = Spaces(spaces.Box(-1.0, 1.0, (3,)), spaces.Discrete(4))
 IMAGES = Spaces(spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Discrete(4))
-CONFIG = PolicyConfig()
+CONFIG = PolicyConfig(normalize_observations=False, normalize_rewards=False)
 
 
 def bytes_of(policy: nn.Module) -> dict[str, bytes]:

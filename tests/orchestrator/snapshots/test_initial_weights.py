@@ -110,7 +110,7 @@ def test_a_run_that_started_so_is_resumed_with_its_own_weights(source: TrainerCo
 def test_another_architecture_is_refused_tensor_by_tensor_and_leaves_nothing_behind(
     source: TrainerConfig, tmp_path: Path
 ) -> None:
-    other = PolicyConfig(hidden_sizes=(6,), normalize_rewards=True)
+    other = PolicyConfig(hidden_sizes=(6,), normalize_observations=False)
     with pytest.raises(CheckpointError) as caught:
         train(fresh(replace(source, policy=other), tmp_path / "new", init_from=str(source.run_dir)))
     message = str(caught.value)

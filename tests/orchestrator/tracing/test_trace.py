@@ -130,7 +130,7 @@ async def test_a_trace_has_everything_that_happens_on_one_clock_as_the_metrics_h
     assert names_of(trace, "training loop") == {"epochs", "collect task", "learn task"}
     assert names_of(trace, "workers") == {"collector 0", "collector 1", "learner", "publications", "evaluator"}
     waits = "slow: the training waits"
-    assert names_of(trace, "hooks") == {"checkpoint", "evaluation", "metrics", "trace", "slow", waits}
+    assert names_of(trace, "hooks") == {"checkpoint", "evaluation", "learning_watch", "metrics", "trace", "slow", waits}
 
     epochs = trace.of("epoch")
     assert [one.arguments["epoch"] for one in epochs] == [*range(1, final.epoch + 1)]

@@ -74,12 +74,12 @@ def test_a_run_that_learns_gives_no_warning() -> None:
         ),
         ("value_loss", {"value_loss": 1e6, "explained_variance": -0.5}, CONFIG, "learning.learning_rate"),
         ("explained_variance", {"explained_variance": -8.0}, CONFIG, "learning.learning_rate"),
-        ("gradient_norm", {"gradient_norm": 300.0}, CONFIG, "policy.normalize_rewards to true"),
+        ("gradient_norm", {"gradient_norm": 300.0}, CONFIG, "losses.value_coefficient"),
         (
             "gradient_norm",
             {"gradient_norm": 300.0},
-            replace(CONFIG, policy=PolicyConfig(normalize_rewards=True)),
-            "losses.value_coefficient",
+            replace(CONFIG, policy=PolicyConfig(normalize_rewards=False)),
+            "policy.normalize_rewards to true",
         ),
     ],
 )

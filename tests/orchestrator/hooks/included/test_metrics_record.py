@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from orchestrator import EvaluationConfig, Hook, LearningConfig, MetricsConfig, Trainer
+from orchestrator import EvaluationConfig, Hook, LearningConfig, MetricsConfig, PolicyConfig, Trainer
 from orchestrator.hooks.included.metrics_record import metrics, weight_norm
 from state.stopwatch import Stopwatch
 from state.trainer_state import TrainerState
@@ -74,6 +74,7 @@ async def test_the_records_of_a_run_are_what_its_experience_says(tmp_path: Path)
         epochs=6,
         run_dir=tmp_path / "run",
         learning=LearningConfig(update_epochs=2, minibatches=2, refresh=False),  # values as recorded
+        policy=PolicyConfig(hidden_sizes=(8,), normalize_rewards=False),
         evaluation=EvaluationConfig(every=2, episodes=2, num_environments=2),
         metrics=MetricsConfig(weight_norm_every=2),
     )
@@ -168,7 +169,6 @@ def test_the_waiting_of_the_learner_is_what_it_does_not_learn() -> None:
 
 
 async def test_the_weight_norm_is_that_of_the_parameters_alone() -> None:
-    from orchestrator import PolicyConfig
 
     final = await Trainer(
         small_config(epochs=3, policy=PolicyConfig(hidden_sizes=(7, 5), normalize_observations=True))
