@@ -87,6 +87,11 @@ TASKS = {
     "lunar_lander_defaults": Task("LunarLander-v3", -186.0, 200.0, steps=600_000),
     "half_cheetah_defaults": Task("HalfCheetah-v5", -264.0, 1000.0, steps=600_000),
     "mountain_car_continuous_defaults": Task("MountainCarContinuous-v0", -33.0, 90.0, steps=300_000),
+    "hopper_defaults": Task("Hopper-v5", 18.0, 1000.0, steps=600_000),
+    "half_cheetah_bins_defaults": Task("tasks:half_cheetah_bins", -264.0, 1000.0, steps=600_000),
+    "breakout_defaults": Task("tasks:breakout", 0.5, 5.0, steps=600_000),
+    "space_invaders_defaults": Task("tasks:space_invaders", 3.0, 30.0, steps=600_000),
+    "door_key_defaults": Task("tasks:door_key", 0.0, 0.9, steps=600_000),
 }
 
 
