@@ -237,9 +237,9 @@ class LoadedPolicy:
 
 
 def _surely_finite(array: NDArray[Any]) -> bool:
-    """Whether floats are finite, as most are; the sum is not, too, where finite numbers are large: look again then."""
-    with np.errstate(all="ignore"):
-        return array.dtype.kind == "f" and math.isfinite(array.sum())
+    """Whether floats are finite, as most are: the sum of their squares is. Where finite numbers are large it is not
+    either, so look again then. It warns of nothing, as their sum would."""
+    return array.dtype.kind == "f" and math.isfinite(np.vdot(array, array))
 
 
 def _unwarned(about: str, text: str) -> None:

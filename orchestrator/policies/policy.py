@@ -159,7 +159,8 @@ class Policy(nn.Module):
         return parameters, value, following
 
     def _normalized(self, observation: Observation) -> Observation:
-        return observation if self.observation_normalizer is None else self.observation_normalizer(observation)
+        normalizer = self.observation_normalizer
+        return observation if normalizer is None else normalizer.forward(observation)
 
 
 def build_policy(config: PolicyConfig, spaces: Spaces, seed: int, discount: float = 0.99) -> Policy:

@@ -19,8 +19,7 @@ def space_invaders() -> gymnasium.Env[Any, Any]:
 
 def door_key() -> gymnasium.Env[Any, Any]:
     """MiniGrid's 6 x 6 world, seen in part, in which a key opens the door to the goal (package `minigrid`)."""
-    import minigrid  # pyright: ignore[reportMissingImports, reportUnusedImport]  # registers its environments
-    from minigrid.wrappers import ImgObsWrapper  # pyright: ignore[reportMissingImports]
+    from minigrid.wrappers import ImgObsWrapper  # pyright: ignore[reportMissingImports]  # registers them, too
 
     return ImgObsWrapper(gymnasium.make("MiniGrid-DoorKey-6x6-v0"))
 
