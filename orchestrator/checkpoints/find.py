@@ -48,19 +48,20 @@ def find_checkpoint(where: Path | str) -> Checkpoint:
 def nothing_at(path: Path) -> str:
     """Why there is no checkpoint at a path, and what may be meant."""
     if not os.path.lexists(path):
-        return f"{path} does not exist{_beside(path)}"
+        meant = meant_by(path)
+        return f"{path} does not exist" + (f": {meant}" if meant else "")
     inside = [one for one in _folders_in(path) if (one / "checkpoints").is_dir()]
     runs = f"; name one of the runs in it: {', '.join(map(str, inside[:_SHOWN]))}" if inside else ""
     more = ", ..." if len(inside) > _SHOWN else ""
     return f"{path} is neither a checkpoint ({MANIFEST} is missing) nor a run with checkpoints in it{runs}{more}"
 
 
-def _beside(path: Path) -> str:
-    """What there is that a path which does not exist may mean."""
+def meant_by(path: Path) -> str:
+    """A question whether a path that does not exist means another, which does; "" where none is like it."""
     names = [one.name for one in _folders_in(path.parent)]
     same = [name for name in names if name.isdigit() and path.name.isdigit() and int(name) == int(path.name)]
     near = same or difflib.get_close_matches(path.name, names, n=3)
-    return f": did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
+    return f"did you mean {' or '.join(str(path.parent / name) for name in near)}?" if near else ""
 
 
 def _folders_in(path: Path) -> list[Path]:

@@ -318,7 +318,10 @@ def _report_text(report: Mapping[str, object]) -> str:
 
 def _eval_problems(arguments: EvalArguments) -> Iterator[Problem]:
     if "://" not in arguments.path and not user_path(arguments.path).exists():
-        cure = "give the folder of a run (runs/...), or of one of its checkpoints"
+        from orchestrator.checkpoints.find import meant_by
+
+        usual = "give the folder of a run (runs/...), or of one of its checkpoints"
+        cure = meant_by(user_path(arguments.path)) or usual
         yield Problem(field="path", value=arguments.path, expected="a folder that exists, or a URI", cure=cure)
     if arguments.episodes < 1:
         cure = "the default is 20"

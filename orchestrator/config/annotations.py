@@ -71,8 +71,9 @@ def _positive(value: float) -> bool:
     return 0 < value < math.inf
 
 
-Count = Annotated[int, Admits("at least 1", lambda value: value >= 1)]
-Period = Annotated[int, Admits("at least 0", lambda value: value >= 0)]
+_WRITABLE = Admits("a number below 2**63, as files can hold it", lambda value: value < 2**63)
+Count = Annotated[int, Admits("at least 1", lambda value: value >= 1), _WRITABLE]
+Period = Annotated[int, Admits("at least 0", lambda value: value >= 0), _WRITABLE]
 Seed = Annotated[int, Admits(f"a whole number from 0 to {_SEED_END - 1}", lambda value: 0 <= value < _SEED_END)]
 Positive = Annotated[float, Admits("a finite number above 0", _positive)]
 PositiveOrInfinite = Annotated[float, Admits("a number above 0", lambda value: value > 0)]

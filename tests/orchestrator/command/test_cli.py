@@ -496,6 +496,19 @@ def test_eval_says_everything_wrong_at_once(calls: Calls, capsys: pytest.Capture
     assert calls.evaluations == []
 
 
+def test_eval_of_a_misspelt_path_names_the_near_one(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/first").mkdir(parents=True)
+    assert command("eval runs/frist") == 2
+    assert f"did you mean {Path('runs/first')}?" in capsys.readouterr().err
+    assert calls.evaluations == []
+
+
+def test_a_number_that_no_file_can_hold_is_refused(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(f"train --total-agent-steps {10**25}") == 2
+    assert "expected: a number below 2**63" in capsys.readouterr().err
+    assert calls.configs == []
+
+
 def test_eval_is_either_deterministic_or_sampled(
     calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
