@@ -2,7 +2,7 @@
 # All checks: style, types, tests. Makes a virtual environment the first time. Options go to pytest.
 # With --fast as the first option: style, floors and the quick tests, for every change that you make.
 set -euo pipefail
-groups="test lint"
+groups="test lint docs"
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

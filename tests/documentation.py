@@ -37,6 +37,11 @@ def pages() -> list[Path]:
     return sorted({*PROJECT.glob("*.md"), *PROJECT.glob("docs/**/*.md")} - {PROJECT / "CHANGELOG.md"})
 
 
+def single_pages() -> list[Path]:
+    """Those that can be read alone: not the pages of the tutorial, of which each goes on where the one before ends."""
+    return [page for page in pages() if page.parent.name != "tutorial"]
+
+
 def blocks_of(page: Path) -> list[Block]:
     text = page.read_text()
     return [

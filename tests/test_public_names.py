@@ -20,14 +20,14 @@ import orchestrator.metrics
 import orchestrator.policies
 import orchestrator.report
 import state
-from tests.documentation import code_blocks
+from tests.documentation import code_blocks, pages
 from tests.orchestrator.training import small_config
 from tests.paths import PROJECT
 
 pytestmark = pytest.mark.slow
 
 PACKAGES = ("orchestrator", "losses", "state")
-DOCUMENTS = sorted({*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")} - {PROJECT / "CHANGELOG.md"})
+DOCUMENTS = pages()
 FOR_USERS = [page for page in DOCUMENTS if page.name not in ("architecture.md", "benchmarks.md", "CONTRIBUTING.md")]
 OF_OTHERS = {"Categorical", "run"}  # torch's, and a method: names that something of ours has, too
 

@@ -15,7 +15,7 @@ from orchestrator.checkpoints import CheckpointFolder
 from orchestrator.checkpoints.objects import Objects
 from orchestrator.checkpoints.remote import RemoteCheckpoints
 from orchestrator.command.cli import run
-from tests.documentation import Block, blocks_of, pages
+from tests.documentation import Block, blocks_of, single_pages
 from tests.orchestrator.checkpoints.object_store_server import object_store_server
 
 if TYPE_CHECKING:
@@ -38,12 +38,16 @@ def commands(block: Block) -> list[str]:
 
 
 def pages_with_commands() -> list[Path]:
-    return [page for page in pages() if any(block.language == "console" for block in blocks_of(page))]
+    return [page for page in single_pages() if any(block.language == "console" for block in blocks_of(page))]
 
 
 def test_what_is_not_run_is_still_in_the_documents() -> None:
     given = [
-        line for page in pages() for block in blocks_of(page) if block.language == "console" for line in commands(block)
+        line
+        for page in single_pages()
+        for block in blocks_of(page)
+        if block.language == "console"
+        for line in commands(block)
     ]
     assert given
     for start in NOT_RUN:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.documentation import Block, blocks_of, pages
+from tests.documentation import Block, blocks_of, single_pages
 from tests.documents.shortened import run_all_of
 from tests.paths import PROJECT
 
@@ -24,7 +24,7 @@ DEADLINE = 200.0
 
 
 def python_blocks() -> list[Block]:
-    return [block for page in pages() for block in blocks_of(page) if block.language == "python"]
+    return [block for page in single_pages() for block in blocks_of(page) if block.language == "python"]
 
 
 PROGRAMS = [block for block in python_blocks() if "__main__" in block.text]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator.command.cli import run
-from tests.documentation import Block, blocks_of, pages
+from tests.documentation import Block, blocks_of, pages, single_pages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 SETTINGS = [
     block
-    for page in pages()
+    for page in single_pages()
     for block in blocks_of(page)
     if block.language == "toml" and block.title != "pyproject.toml"
 ]
