@@ -20,6 +20,7 @@ from gymnasium import spaces
 
 SHARED_GENERATOR = np.random.default_rng(3)
 NOTHING = type("Nothing", (), {})()
+ODD_WORDS = frozenset({"one", "three"})
 
 
 class Mode(Enum):
@@ -237,6 +238,7 @@ class Containers(Resumed):
         value += (
             float(self.record["value"].sum()) + float(self.tensor.sum()) + float(self.columns.sum()) + self.bytes[0]
         )
+        value += 0.25 * (("one", "two", "three")[self.steps % 3] in ODD_WORDS)
         return float((value + len(self.visited)) % 1.0)
 
 

@@ -30,7 +30,7 @@ SMALL += ["--learning.minibatches", "4", "--collection.backend", "inline", "--me
 @pytest.mark.parametrize("name", preset_names())
 def test_the_settings_of_each_preset_work_together(name: str) -> None:
     # In another environment, since those of the extras need not be installed.
-    check_config(replace(read_preset(name), environment="CartPole-v1"))
+    check_config(replace(read_preset(name), environment="CartPole-v1", environment_wrappers=()))
 
 
 def test_the_presets_are_listed_with_environment_and_extra(capsys: pytest.CaptureFixture[str]) -> None:
@@ -40,6 +40,7 @@ def test_the_presets_are_listed_with_environment_and_extra(capsys: pytest.Captur
     assert lines["cartpole"] == ["CartPole-v1"]
     assert lines["lunar_lander"] == ["LunarLander-v3", "needs", "the", "extra", "box2d"]
     assert lines["half_cheetah"] == ["HalfCheetah-v5", "needs", "the", "extra", "mujoco"]
+    assert lines["door_key"] == ["minigrid:MiniGrid-DoorKey-6x6-v0", "needs", "the", "extra", "minigrid"]
     assert all(lines[name][0] == read_preset(name).environment for name in lines)
 
 

@@ -80,7 +80,11 @@ class ObjectGraph:
                 if not self._opaque_allowed:
                     raise
                 self.nodes[index] = {KIND: "opaque", "type": type_name(type(value))}
-                self.opaque.append((value, text_of(path)))
+                if type(value) is frozenset and all(type(item) in SCALARS for item in value):
+                    # Its order can't be restored, but all that can change is which one it is.
+                    self.nodes[index]["members"] = sorted(map(repr, value))
+                else:
+                    self.opaque.append((value, text_of(path)))
         return reference
 
     def check_memory(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable
 
 import gymnasium
@@ -19,7 +20,7 @@ EnvironmentFunction = Callable[..., object]
 
 # Packages that register their environments only when imported, by the namespace of the ids.
 _NAMESPACES = {"ALE": "ale_py"}
-_EXTRAS = {"Box2D": "box2d", "box2d": "box2d", "mujoco": "mujoco", "ale_py": "atari"}
+_EXTRAS = {"Box2D": "box2d", "box2d": "box2d", "mujoco": "mujoco", "ale_py": "atari", "minigrid": "minigrid"}
 _DISTRIBUTION = "async-rl-orchestrator"
 
 
@@ -41,6 +42,10 @@ def find(environment: str) -> EnvSpec | EnvironmentFunction:
         if name not in gymnasium.registry and all(part.isidentifier() for part in name.split(".")):
             return function_in(module, name)
     except OwnCodeError as error:
+        if module_name in _EXTRAS and importlib.util.find_spec(module_name) is None:
+            raise InvalidEnvironment(
+                missing_package(environment, ModuleNotFoundError(f"no module {module_name}"))
+            ) from error
         raise InvalidEnvironment(f"environment {environment!r}: {error}") from error
     return _registered(name, environment)
 
@@ -64,7 +69,10 @@ def extra_of(environment: str) -> str | None:
     Imports nothing.
     """
     spec = gymnasium.registry.get(environment)
-    home = _NAMESPACES.get(environment.partition("/")[0], "") if spec is None else str(spec.entry_point)
+    if spec is None:
+        home = _NAMESPACES.get(environment.partition("/")[0], environment.rpartition(":")[0])
+    else:
+        home = str(spec.entry_point)
     return next((extra for package, extra in _EXTRAS.items() if package in home), None)
 
 

@@ -6,10 +6,10 @@ seeds, and for variants of the settings side by side.
 
 `--peer` adds stable-baselines3's PPO with its zoo's settings where the zoo has some, for as many agent steps (needs the
 `bench` dependency group); `--picture FILE.svg` draws the curves: medians over seeds, and the band between the worst and
-the best seed.
+the best seed. `--table` prints them as the table of presets in docs/benchmarks.md.
 
-Tasks train with the presets of the package, those called `..._defaults` with the defaults; lunar_lander needs the
-`box2d` extra and half_cheetah the `mujoco` extra. `--vary` compares settings: each word is a variant, several settings
+Tasks train with the presets of the package, those called `..._defaults` with the defaults; those of tasks.py, and those
+whose presets need an extra, need a package more. `--vary` compares settings: each word is a variant, several settings
 of one are joined by commas (`staleness=1,learning.refresh=false`). Every training is a line in the `--results` file,
 and is not repeated when the same command is run again, so that a long comparison can be done in pieces.
 
@@ -73,12 +73,17 @@ class Task:
 
 MEMORY = "orchestrator.environments.memory:make"
 TASKS = {
-    "cartpole": Task("CartPole-v1", 22.0, 475.0),
+    "cartpole": Task("CartPole-v1", 22.0, 475.0, "cartpole"),
     "acrobot": Task("Acrobot-v1", -500.0, -100.0, "acrobot"),
     "pendulum": Task("Pendulum-v1", -1174.0, -250.0, "pendulum"),
     "mountain_car_continuous": Task("MountainCarContinuous-v0", -33.0, 90.0, "mountain_car_continuous"),
     "lunar_lander": Task("LunarLander-v3", -186.0, 200.0, "lunar_lander"),
     "half_cheetah": Task("HalfCheetah-v5", -264.0, 1000.0, "half_cheetah"),
+    "hopper": Task("Hopper-v5", 18.0, 1000.0, "hopper"),
+    "walker2d": Task("Walker2d-v5", 2.0, 1000.0, "walker2d"),
+    "bipedal_walker": Task("BipedalWalker-v3", -100.0, 200.0, "bipedal_walker"),
+    "door_key": Task("minigrid:MiniGrid-DoorKey-6x6-v0", 0.0, 0.9, "door_key"),
+    "frozen_lake": Task("FrozenLake-v1", 0.0, 0.7, "frozen_lake"),
     "memory": Task(MEMORY, 0.0, 0.9, "memory"),
     # Which no network without memory can solve: its mean return stays at 0 in the long run.
     "memory_mlp": Task(MEMORY, 0.0, 0.9, "memory", network="mlp"),
@@ -87,11 +92,9 @@ TASKS = {
     "lunar_lander_defaults": Task("LunarLander-v3", -186.0, 200.0, steps=600_000),
     "half_cheetah_defaults": Task("HalfCheetah-v5", -264.0, 1000.0, steps=600_000),
     "mountain_car_continuous_defaults": Task("MountainCarContinuous-v0", -33.0, 90.0, steps=300_000),
-    "hopper_defaults": Task("Hopper-v5", 18.0, 1000.0, steps=600_000),
     "half_cheetah_bins_defaults": Task("tasks:half_cheetah_bins", -264.0, 1000.0, steps=600_000),
     "breakout_defaults": Task("tasks:breakout", 0.5, 5.0, steps=600_000),
     "space_invaders_defaults": Task("tasks:space_invaders", 3.0, 30.0, steps=600_000),
-    "door_key_defaults": Task("tasks:door_key", 0.0, 0.9, steps=600_000),
 }
 
 
@@ -214,6 +217,20 @@ def report(name: str, results: Sequence[dict[str, Any]]) -> None:
     print("  ".join(parts), flush=True)
 
 
+def table_row(name: str, results: Sequence[dict[str, Any]]) -> str:
+    """A row of Markdown: what the threshold takes, and what is reached, as median (worst to best seed)."""
+    task, learned = TASKS[name], [result for result in results if result["steps"] is not None]
+    steps = statistics.median(result["steps"] for result in learned) if learned else math.nan
+    finals = sorted(result["final"] for result in results)
+    seconds = statistics.median(result["total_seconds"] for result in results)
+    until = max(point[0] for result in results for point in result["curve"])
+    environment = task.environment.rpartition(":")[2] if ":" in task.environment else task.environment
+    return (
+        f"| {name} | {environment} | {statistics.median(finals):,.4g} ({finals[0]:,.4g} to {finals[-1]:,.4g}) |"
+        f" {task.threshold:,.4g} | {len(learned)} of {len(results)}, {steps:,.0f} | {until:,} | {seconds:.0f} |"
+    )
+
+
 def interquartile_mean(scores: np.ndarray[Any, Any]) -> float:
     """The mean of the middle half."""
     ordered = np.sort(scores)
@@ -240,6 +257,7 @@ def main() -> None:
     parser.add_argument("--to-threshold", action="store_true", help="end each run when it has learned")
     parser.add_argument("--peer", action="store_true", help="beside stable-baselines3, with its zoo's settings")
     parser.add_argument("--picture", type=Path, help="draw the curves into this file (SVG)")
+    parser.add_argument("--table", action="store_true", help="print a row of Markdown for each task")
     parser.add_argument("--one", nargs=3, metavar=("TASK", "SEED", "VARIANT"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -268,6 +286,9 @@ def main() -> None:
             [[TASKS[name].score(known[name, seed, variant]["final"]) for seed in options.seeds] for name in shared]
         )
         print(f"  {variant or 'as they are':34}  {mean:.3f} ({low:.3f} to {high:.3f})")
+    if options.table:
+        for name, variant in itertools.product(options.tasks, variants):
+            print(table_row(name, [known[name, seed, variant] for seed in options.seeds]))
     if options.picture is not None:
         draw(options.picture, known, variants)
 

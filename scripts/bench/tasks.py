@@ -17,13 +17,6 @@ def space_invaders() -> gymnasium.Env[Any, Any]:
     return _minatar("space_invaders")
 
 
-def door_key() -> gymnasium.Env[Any, Any]:
-    """MiniGrid's 6 x 6 world, seen in part, in which a key opens the door to the goal (package `minigrid`)."""
-    from minigrid.wrappers import ImgObsWrapper  # pyright: ignore[reportMissingImports]  # registers them, too
-
-    return ImgObsWrapper(gymnasium.make("MiniGrid-DoorKey-6x6-v0"))
-
-
 def half_cheetah_bins() -> gymnasium.Env[Any, Any]:
     """HalfCheetah, each of the six torques one of seven: MultiDiscrete actions (the `mujoco` extra)."""
     from gymnasium.wrappers import DiscretizeAction

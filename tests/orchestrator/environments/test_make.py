@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any, ClassVar
 
 import gymnasium
@@ -70,6 +71,12 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it() -> None:
             make_vector("NeedsBox2D-v0", 1)
     finally:
         del gymnasium.registry["NeedsBox2D-v0"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("minigrid") is not None, reason="minigrid is installed")
+def test_a_missing_module_is_named_with_the_extra_that_brings_it() -> None:
+    problem = check_environment("minigrid:MiniGrid-DoorKey-6x6-v0")[0]
+    assert "not installed: no module minigrid; pip install 'async-rl-orchestrator[minigrid]'" in problem
 
 
 def test_a_missing_module_of_a_registered_environment_is_found_without_making_it() -> None:
