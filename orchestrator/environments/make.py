@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, cast
 
 import gymnasium
@@ -16,13 +17,18 @@ from orchestrator.config.own_code import OwnCodeError, call_function, place_of
 from orchestrator.config.plugins import code_named
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.native import NativeEnvironment
+from orchestrator.environments.options import parameters_of
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
 from orchestrator.environments.serial import SerialEnvironment, close_all
+from orchestrator.environments.single import SingleGame
 from orchestrator.environments.spaces import InvalidEnvironment
 from orchestrator.environments.vector import VectorEnvironment
 from state.user_code import described, is_signal, user_code
 
 Mode = Literal["auto", "native", "sync"]
+
+_COUNT, _LIMIT = "num_envs", "max_episode_steps"
+"""What functions that make vector environments take besides the options."""
 
 
 def make_vector(
@@ -35,13 +41,16 @@ def make_vector(
     """`count` copies of `environment`, each made with `options` as keyword arguments, and adapted to the agent.
 
     "native" takes the environment's own vectorized form, "sync" steps single ones in order, and "auto" is native
-    where a form in numpy exists and takes the options. Raises InvalidEnvironment naming the environment for one that
-    is unknown, whose constructor fails, or whose spaces are not supported.
+    where a form in numpy exists and takes the options. What a function returns has one form: it is stepped as what it
+    is. Raises InvalidEnvironment naming the environment for one that is unknown, whose constructor fails, or whose
+    spaces are not supported.
     """
     if count < 1:
         raise ValueError(f"{count} copies of environment {environment!r} were asked for, expected at least 1")
     found = find(environment)
     keywords = dict(options or {})
+    if not isinstance(found, EnvSpec):
+        return _make_returned(environment, found, count, keywords, mode, adaptation)
     if mode == "native":
         return _make_native(environment, found, count, keywords, adaptation)
     if mode == "auto" and _has_numpy_form(found) and _may_be_native(found, adaptation):
@@ -50,7 +59,7 @@ def make_vector(
         except InvalidEnvironment:
             # The vectorized form may know fewer options; if the single one fails too, its reason is the better.
             pass
-    return _make_serial(environment, found, count, keywords, adaptation)
+    return _make_serial(environment, partial(_make_one, environment, found, keywords, adaptation), count, adaptation)
 
 
 def make_single(
@@ -60,45 +69,85 @@ def make_single(
     return _make_one(environment, find(environment), dict(options), adaptation)
 
 
-def _has_numpy_form(found: EnvSpec | EnvironmentFunction) -> bool:
-    if not isinstance(found, EnvSpec) or found.vector_entry_point is None or found.additional_wrappers:
+def _has_numpy_form(found: EnvSpec) -> bool:
+    if found.vector_entry_point is None or found.additional_wrappers:
         return False
     # A form in jax compiles for many seconds and copies every step's arrays from its device: only when asked for.
     return "jax" not in str(found.vector_entry_point).lower()
 
 
 def _may_be_native(found: EnvSpec | EnvironmentFunction, adaptation: Adaptation) -> bool:
-    """Whether a vectorized form can be adapted so: it is made with the time limit where it is registered with one."""
-    limited = adaptation.max_episode_steps is None or getattr(found, "max_episode_steps", None) is not None
-    return limited and not adaptation.wrappers
+    """Whether a vectorized form can be adapted so: it is made with the time limit where it is registered with one, or
+    where its function takes one."""
+    if adaptation.wrappers:
+        return False
+    if adaptation.max_episode_steps is None:
+        return True
+    return found.max_episode_steps is not None if isinstance(found, EnvSpec) else _LIMIT in parameters_of(found)
+
+
+def _not_adapted(environment: str, adaptation: Adaptation) -> InvalidEnvironment:
+    what = "environment_wrappers" if adaptation.wrappers else _LIMIT
+    return InvalidEnvironment(
+        f"environment {environment!r}: its vectorized form cannot have {what}; expected the mode 'sync' or 'auto'"
+        " with that, in which each copy has"
+    )
 
 
 def _make_native(
-    environment: str,
-    found: EnvSpec | EnvironmentFunction,
-    count: int,
-    options: dict[str, Any],
-    adaptation: Adaptation,
+    environment: str, found: EnvSpec, count: int, options: dict[str, Any], adaptation: Adaptation
 ) -> VectorEnvironment:
-    if not isinstance(found, EnvSpec) or found.vector_entry_point is None:
+    if found.vector_entry_point is None:
         raise InvalidEnvironment(
             f"environment {environment!r} has no vectorized form (a vector_entry_point registered with"
             " gymnasium); use the mode 'sync' or 'auto'"
         )
     if not _may_be_native(found, adaptation):
-        what = "environment_wrappers" if adaptation.wrappers else "max_episode_steps"
-        raise InvalidEnvironment(
-            f"environment {environment!r}: its vectorized form cannot have {what}; expected the mode 'sync' or 'auto'"
-            " with that, in which each copy has"
-        )
+        raise _not_adapted(environment, adaptation)
     if adaptation.max_episode_steps is not None:
-        options = options | {"max_episode_steps": adaptation.max_episode_steps}
+        options = options | {_LIMIT: adaptation.max_episode_steps}
     try:
         vector = gymnasium.make_vec(found, num_envs=count, vectorization_mode="vector_entry_point", **_copied(options))
     except BaseException as error:
         if is_signal(error):
             raise
         raise _cannot_make(environment, found, options, error) from error
+    return _adapted(environment, vector, adaptation)
+
+
+def _make_returned(
+    environment: str,
+    function: EnvironmentFunction,
+    count: int,
+    options: dict[str, Any],
+    mode: Mode,
+    adaptation: Adaptation,
+) -> VectorEnvironment:
+    """What a function returns: a vector environment, or a single one for each copy."""
+    adaptable = _may_be_native(function, adaptation)
+    made = _returned(environment, function, options, adaptation, count if adaptable else 1)
+    if isinstance(made, VectorEnv):
+        if adaptable:
+            return _adapted(environment, made, adaptation)
+        if mode == "native":
+            made.close()
+            raise _not_adapted(environment, adaptation)
+    elif mode == "native":
+        made.close()
+        raise InvalidEnvironment(
+            f"environment {environment!r} has no vectorized form: it returned a single environment; use the mode"
+            " 'sync' or 'auto', or return a gymnasium.vector.VectorEnv of num_envs copies"
+        )
+    first = [made]
+
+    def make_one() -> gymnasium.Env[Any, Any]:
+        made = first.pop() if first else _returned(environment, function, options, adaptation, 1)
+        return _wrapped_in_all(environment, made, adaptation, limited=False)
+
+    return _make_serial(environment, make_one, count, adaptation)
+
+
+def _adapted(environment: str, vector: VectorEnv[Any, Any, Any], adaptation: Adaptation) -> VectorEnvironment:
     try:
         _check_spaces(environment, vector, "single_")
         return NativeEnvironment(environment, vector, adaptation)
@@ -108,16 +157,12 @@ def _make_native(
 
 
 def _make_serial(
-    environment: str,
-    found: EnvSpec | EnvironmentFunction,
-    count: int,
-    options: dict[str, Any],
-    adaptation: Adaptation,
+    environment: str, make_one: Callable[[], gymnasium.Env[Any, Any]], count: int, adaptation: Adaptation
 ) -> VectorEnvironment:
     copies: list[gymnasium.Env[Any, Any]] = []
     try:
         while len(copies) < count:
-            copies.append(_make_one(environment, found, options, adaptation))
+            copies.append(make_one())
         return SerialEnvironment(environment, copies, adaptation)
     except BaseException:
         close_all(copies)
@@ -127,26 +172,82 @@ def _make_serial(
 def _make_one(
     environment: str, found: EnvSpec | EnvironmentFunction, options: dict[str, Any], adaptation: Adaptation
 ) -> gymnasium.Env[Any, Any]:
-    limit = adaptation.max_episode_steps
-    registered = isinstance(found, EnvSpec)
-    if registered and limit is not None:
-        options = options | {"max_episode_steps": limit}  # in the place of its own
+    if not isinstance(found, EnvSpec):
+        made = _returned(environment, found, options, adaptation, 1)
+        return _wrapped_in_all(environment, made, adaptation, limited=False)
+    if adaptation.max_episode_steps is not None:
+        options = options | {_LIMIT: adaptation.max_episode_steps}  # in the place of its own
     try:
         # SerialEnvironment checks what matters to it; gymnasium's checker warns about much that does not.
-        keywords = ({"disable_env_checker": True} if registered else {}) | _copied(options)
-        made = gymnasium.make(found, **keywords) if isinstance(found, EnvSpec) else found(**keywords)
+        made = gymnasium.make(found, **({"disable_env_checker": True} | _copied(options)))
     except BaseException as error:
         if is_signal(error):
             raise
         raise _cannot_make(environment, found, options, error) from error
+    return _wrapped_in_all(environment, made, adaptation, limited=True)
+
+
+def _returned(
+    environment: str, function: EnvironmentFunction, options: dict[str, Any], adaptation: Adaptation, count: int
+) -> gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]:
+    """What a function returns: a single environment, or a vector environment of `count` copies."""
+    parameters = parameters_of(function)
+    of_vectors: dict[str, Any] = {}
+    if _COUNT in parameters:
+        of_vectors = {_COUNT: count}
+        if _LIMIT in parameters and adaptation.max_episode_steps is not None:
+            of_vectors[_LIMIT] = adaptation.max_episode_steps
+    made = _called(environment, function, options | of_vectors)
+    if of_vectors and isinstance(made, gymnasium.Env):  # it means something else by them
+        made.close()
+        return cast("gymnasium.Env[Any, Any]", _called(environment, function, options))
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if isinstance(made, VectorEnv) and _copies_in(made) != count and not of_vectors and takes_any:
+        made.close()
+        made = _called(environment, function, options | {_COUNT: count})
+    if isinstance(made, VectorEnv):
+        if _copies_in(made) != count:
+            cure = "make as many as num_envs says" if of_vectors or takes_any else "let it take num_envs as a keyword"
+            made.close()
+            raise InvalidEnvironment(
+                f"environment {environment!r} returned a {type(made).__name__} whose num_envs is {_copies_in(made)},"
+                f" expected {count}; {cure}"
+            )
+        return made
     if not isinstance(made, gymnasium.Env):
         raise InvalidEnvironment(
-            f"environment {environment!r} returned {_kind_of(made)}, expected a gymnasium.Env; {_cure_for(made)}"
+            f"environment {environment!r} returned {_kind_of(made)}, expected a gymnasium.Env, or a"
+            f" gymnasium.vector.VectorEnv of num_envs copies; {_cure_for(made)}"
         )
-    made = cast("gymnasium.Env[Any, Any]", made)
+    return made
+
+
+def _copies_in(vector: VectorEnv[Any, Any, Any]) -> object:
+    return getattr(vector, _COUNT, None)
+
+
+def _called(environment: str, function: EnvironmentFunction, options: dict[str, Any]) -> object:
     try:
-        if limit is not None and not registered:
-            made = TimeLimit(made, limit)
+        return function(**_copied(options))
+    except BaseException as error:
+        if is_signal(error):
+            raise
+        raise _cannot_make(environment, function, options, error) from error
+
+
+def _wrapped_in_all(
+    environment: str,
+    made: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any],
+    adaptation: Adaptation,
+    *,
+    limited: bool,
+) -> gymnasium.Env[Any, Any]:
+    try:
+        if isinstance(made, VectorEnv):
+            _check_spaces(environment, made, "single_")
+            made = SingleGame(environment, made)
+        if adaptation.max_episode_steps is not None and not limited:
+            made = TimeLimit(made, adaptation.max_episode_steps)
         for wrapper in adaptation.wrappers:
             made = _wrapped(environment, made, wrapper)
         _check_spaces(environment, made, "")
@@ -191,9 +292,7 @@ def _cure_for(made: object) -> str:
         made.close()
         return "write it as `def`, not `async def`"
     if isinstance(made, VectorEnv):
-        return (
-            "return one copy; an environment with a vectorized form is registered with gymnasium (vector_entry_point)"
-        )
+        return "wrap one copy"
     if isinstance(made, type):
         return "return an instance of it, made with the options"
     if made is None:
@@ -224,7 +323,7 @@ def _cannot_make(
     if isinstance(found, EnvSpec):
         expected = "what gymnasium.make makes with them"
     else:
-        expected = "a function that takes them as keywords and returns a gymnasium.Env"
+        expected = "a function that takes them as keywords and returns a gymnasium.Env or VectorEnv"
     return InvalidEnvironment(
         f"environment {environment!r} could not be made with the options ({given}): {text}; expected {expected}:"
         f" correct the options, or what raised this (at {place_of(error.__cause__ or error)})"

@@ -53,14 +53,7 @@ class NativeEnvironment(VectorEnvironment):
             environment.single_action_space,
             adaptation,
         )
-        autoreset = environment.metadata.get("autoreset_mode")
-        if autoreset not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
-            raise InvalidEnvironment(
-                f"the vector environment {name!r} has metadata['autoreset_mode'] = {autoreset!r};"
-                f" supported are {AutoresetMode.SAME_STEP} and {AutoresetMode.NEXT_STEP}; declare one of them, or"
-                " set the mode 'sync'"
-            )
-        self.same_step = autoreset is AutoresetMode.SAME_STEP
+        self.same_step = resets_in_same_step(name, environment)
         self._environment = environment
         self._state = EnvironmentState([environment])
         self._space_seeds = SpaceSeeds([environment])
@@ -159,7 +152,7 @@ class NativeEnvironment(VectorEnvironment):
         finals = {key: array.copy() for key, array in arrays_of(observation).items()}
         for index in np.flatnonzero(ended):
             try:
-                final = self._reader.read(_entry(given, int(index)))
+                final = self._reader.read(entry_of(given, int(index)))
             except WrongReturn as error:
                 raise EnvironmentFailed(
                     f"environment {self.name!r}: step {self._steps} gave the final_obs of copy {index} {error}"
@@ -184,7 +177,7 @@ class NativeEnvironment(VectorEnvironment):
 
     def _episode_infos(self, infos: Mapping[str, Any], ended: Array) -> list[Mapping[str, object]]:
         last = self._last_infos(infos)
-        return [_row(last, int(index)) for index in np.flatnonzero(ended)] if last else []
+        return [info_of(last, int(index)) for index in np.flatnonzero(ended)] if last else []
 
     def _read_fields(self, infos: Mapping[str, Any], valid: Array, ended: Array) -> None:
         for name, array in self._given_fields.items():
@@ -202,27 +195,43 @@ class NativeEnvironment(VectorEnvironment):
         return EnvironmentFailed(f"environment {self.name!r}: {what}{when} of {copies} {came}")
 
 
-def _entry(batch: Any, index: int) -> Any:
+def resets_in_same_step(name: str, environment: VectorEnv[Any, Any, Any]) -> bool:
+    """Whether the vector environment `name` resets a copy in the step that ends its episode; else in the next one.
+
+    Raises InvalidEnvironment for one that leaves the resets to its caller or does not say what it does.
+    """
+    autoreset = (environment.metadata or {}).get("autoreset_mode")
+    if autoreset not in (AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP):
+        raise InvalidEnvironment(
+            f"the vector environment {name!r} has metadata['autoreset_mode'] = {autoreset!r}; supported are"
+            f" {AutoresetMode.SAME_STEP} and {AutoresetMode.NEXT_STEP}: make it with one of them (SyncVectorEnv and"
+            " AsyncVectorEnv take autoreset_mode, gymnasium.make_vec takes vector_kwargs), declare in the metadata of"
+            " a class of your own what it does, or set the mode 'sync' for an environment that is registered"
+        )
+    return autoreset is AutoresetMode.SAME_STEP
+
+
+def entry_of(batch: Any, index: int) -> Any:
     """The observation of the copy `index` in a batch of them, in which Dicts and Tuples may hold the batch's arrays."""
     if isinstance(batch, Mapping):
-        return {key: _entry(part, index) for key, part in cast("Mapping[Any, Any]", batch).items()}
-    return tuple(_entry(part, index) for part in batch) if isinstance(batch, tuple) else batch[index]
+        return {key: entry_of(part, index) for key, part in cast("Mapping[Any, Any]", batch).items()}
+    return tuple(entry_of(part, index) for part in batch) if isinstance(batch, tuple) else batch[index]
 
 
-def _row(infos: Mapping[str, Any], index: int) -> dict[str, object]:
+def info_of(infos: Mapping[str, Any], index: int) -> dict[str, object]:
     """The info of the copy `index` out of gymnasium's batched infos: "_key" tells which copies gave "key"."""
     row: dict[str, object] = {}
     for key in infos:
         value = None if key.startswith("_") else _given(infos, key, index)
         if isinstance(value, Mapping):
-            row[key] = _row(cast("Mapping[str, Any]", value), index)
+            row[key] = info_of(cast("Mapping[str, Any]", value), index)
         elif value is not None:
             row[key] = value[index]
     return row
 
 
 def _row_at(infos: Mapping[str, Any], name: str, index: int) -> Any:
-    """What `_row` would have as `name` ("a/b" is "b" in "a"); None without it."""
+    """What `info_of` would have as `name` ("a/b" is "b" in "a"); None without it."""
     value: Any = infos
     for key in name.split("/"):
         value = _given(value, key, index) if isinstance(value, Mapping) else None

@@ -41,6 +41,14 @@ def problem_with_options(environment: str, options: Mapping[str, object], mode: 
     return problems[0] if problems else None
 
 
+def parameters_of(creator: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of what makes an environment; none where it says nothing of itself."""
+    try:
+        return inspect.signature(creator).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
 def _creators(
     environment: str, mode: str
 ) -> Iterator[tuple[Callable[..., object], Mapping[str, object], Mapping[str, object]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from contextlib import suppress
 
@@ -18,6 +19,7 @@ class HostChannel(Channel):
     def __init__(self, connection: socket.socket) -> None:
         super().__init__(connection)
         connection.setblocking(False)
+        self._owner = os.getpid()
         # On asyncio the socket stays registered: registering it for each message takes longer than receiving one.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -80,6 +82,10 @@ class HostChannel(Channel):
         if self._loop is not None:
             self._break_off(anyio.ClosedResourceError())
         anyio.notify_closing(self.socket)
+        if os.getpid() == self._owner:  # in a fork of it, this is only a copy of this end
+            # Processes that an environment forks have copies of it too, so that closing this one is no end of file.
+            with suppress(OSError):  # the worker has gone already
+                self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
 
     def _on_readable(self) -> None:
