@@ -289,6 +289,8 @@ async def test_without_its_token_a_service_tells_and_does_nothing(
             refused = await client.request(method, path, headers=given, content="{}")
             assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
             assert "Bearer <TOKEN>" in refused.json()["problems"][0]
+            disguised = await client.request(method, path, headers={**given, "Host": "x/?"}, content="{}")
+            assert disguised.status_code == 401, "the page alone is free, whatever the Host makes of the URL"
         assert (await client.get("/")).status_code == 200, "the page asks for the token"
         allowed = await client.get("/run", headers={b"Authorization": "Bearer öffne".encode()})  # type: ignore[dict-item]
         assert allowed.json()["status"] == "none"
@@ -303,6 +305,22 @@ async def test_the_page_of_another_site_can_start_nothing(client: httpx.AsyncCli
     assert (await client.get("/run")).json()["status"] == "none"
     own = str(client.base_url).rstrip("/")
     assert (await client.post("/run/stop", headers={"Origin": own})).status_code == 404, "no run, but allowed"
+
+
+@pytest.mark.asyncio
+async def test_without_a_token_the_service_answers_to_no_name_that_others_give_it(client: httpx.AsyncClient) -> None:
+    rebound = {"Host": "elsewhere.example", "Origin": "http://elsewhere.example"}
+    refused = await client.post("/run", content="{}", headers=rebound)
+    assert refused.status_code == 403
+    assert "elsewhere.example" in refused.text
+    assert (await client.get("/run", headers={"Host": "localhost:80"})).json()["status"] == "none"
+
+
+@pytest.mark.asyncio
+async def test_what_no_text_can_hold_is_refused_with_a_reason(client: httpx.AsyncClient) -> None:
+    refused = await client.post("/run", content=b'{"\\ud800": 1}')
+    assert refused.status_code == 422
+    assert "\ud800" in refused.json()["problems"][0]
 
 
 @pytest.mark.asyncio

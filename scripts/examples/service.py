@@ -12,8 +12,8 @@ which `orchestrator train --resume <folder>` resumes it.
     curl localhost:8000/run/events
     curl -X POST localhost:8000/run/checkpoint        (or pause, resume, stop)
 
-Refused, each with its reasons as {"problems": [...]}: 400 no JSON, 401 a wrong token, 403 a page of another site, 404
-no run, 409 not now, 422 wrong settings.
+Refused, each with its reasons as {"problems": [...]}: 400 no JSON, 401 a wrong token, 403 a page of another site, or
+another name for this machine, 404 no run, 409 not now, 422 wrong settings.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Service:
         except Exception as error:
             wrong = isinstance(error, OrchestratorError) and isinstance(error, ValueError)
             return _refusal(422 if wrong else 500, f"the run could not be started: {error}")
-        return JSONResponse(self.state(), status_code=201)
+        return _Json(self.state(), status_code=201)
 
     async def _train(self, settings: dict[str, Any], *, task_status: anyio.abc.TaskStatus[None]) -> None:
         try:
@@ -166,7 +166,7 @@ class Service:
         }
 
     async def show(self, _: Request) -> Response:
-        return JSONResponse(self.state())
+        return _Json(self.state())
 
     async def page(self, _: Request) -> Response:
         here = "default-src 'none'; connect-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
@@ -204,7 +204,7 @@ class Service:
         if what == "checkpoint" and run.run_dir is None:
             return _refusal(409, "the service keeps no files: start it with RUNS=<folder> in its environment")
         {"pause": run.pause, "resume": run.resume, "stop": run.stop, "checkpoint": run.request_checkpoint}[what]()
-        return JSONResponse(self.state())
+        return _Json(self.state())
 
 
 class Guard:
@@ -223,7 +223,14 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
             return _refusal(403, f"a page of {origin} may not ask this service for anything")
         given = request.headers.get("authorization", "").encode("latin-1")
-        if self.expected is None or request.url.path == "/" or hmac.compare_digest(given, self.expected):
+        if self.expected is None:
+            host = request.headers.get("host", "")
+            if _is_loopback(urlsplit(f"//{host}").hostname or ""):
+                return None
+            # A page of a site whose name has come to stand for this machine.
+            return _refusal(403, f"without TOKEN, the service is called localhost or 127.0.0.1, and not {host!r}")
+        # Not the URL's path, which a Host header can change.
+        if request.scope["path"] == "/" or hmac.compare_digest(given, self.expected):
             return None
         return _refusal(401, "give the service's token in a header, Authorization: Bearer <TOKEN>")
 
@@ -245,9 +252,16 @@ def _event(point: dict[str, object]) -> str:
     return f"id: {point['epoch']}\ndata: {json.dumps(point)}\n\n"
 
 
+class _Json(JSONResponse):
+    """As it was given: also halves of characters, which only escapes can express."""
+
+    def render(self, content: object) -> bytes:
+        return json.dumps(content).encode()
+
+
 def _refusal(status: int, *problems: str) -> Response:
     headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
-    return JSONResponse({"problems": problems}, status_code=status, headers=headers)
+    return _Json({"problems": problems}, status_code=status, headers=headers)
 
 
 def make() -> Starlette:
