@@ -48,7 +48,7 @@ def export_policy(policy: LoadedPolicy, to: Format, output: Path) -> Path:
     """Write `policy` to the file `output`, and a model card beside it, whose path is returned; blocks, for seconds.
 
     What has been written is run, and compared with the policy on batches of several sizes. Raises ExportError where
-    torch cannot export the network or the numbers differ, and ExtraMissing.
+    the file cannot be written, torch cannot export the network or the numbers differ, and ExtraMissing.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
     if to == "onnx" and missing:
@@ -56,9 +56,15 @@ def export_policy(policy: LoadedPolicy, to: Format, output: Path) -> Path:
         raise ExtraMissing(f"to export to ONNX, the extra `export` must be installed ({', '.join(missing)}): {cure}")
     graph = PolicyGraph(policy).eval()
     about = _about(policy, graph)
-    output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f".{output.name}.{os.getpid()}{SUFFIXES[to]}")
     network = f"the network {policy.config.policy.network!r}"
+    if output.is_dir():
+        raise ExportError(f"{output} is a folder: give the path of a file")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.touch()
+    except OSError as error:
+        raise ExportError(f"{output} cannot be written: {error.strerror}; give the path of another file") from error
     try:
         with torch.no_grad(), _quiet():
             try:

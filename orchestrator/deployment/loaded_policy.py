@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from orchestrator.environments.observations import ObservationReader
-from orchestrator.environments.returned import WrongReturn
+from orchestrator.environments.returned import WrongReturn, exact
 from orchestrator.environments.spaces import ActionConverter, Array, array_specs, arrays_of, of_key
 from orchestrator.environments.values import ValueCheck
 from orchestrator.policies.acting import PolicyFailed, undefined_text
@@ -228,12 +228,19 @@ class LoadedPolicy:
                 f"the policy has memory and was given no state: pass state=policy.initial_state({count}) at the"
                 " beginning of an episode, and then the one that act() returned"
             )
-        if np.shape(state) != expected:
+        try:
+            given = exact(state, expected, np.dtype(np.float32))
+        except WrongReturn as error:
             raise WrongObservation(
-                f"the policy was given a state of shape {list(np.shape(state))}, expected {list(expected)}: that of"
-                " initial_state(), or the one that act() returned"
+                f"the policy was given a state that is {error}: pass that of initial_state(), or the one that act()"
+                " returned"
+            ) from None
+        if not np.isfinite(given).all():
+            raise WrongObservation(
+                "the policy was given a state that is not finite: pass that of initial_state() at the beginning of an"
+                " episode, or the one that act() returned"
             )
-        return torch.from_numpy(np.array(state, np.float32, ndmin=2)) if size else None
+        return torch.from_numpy(np.array(given, np.float32, ndmin=2)) if size else None
 
 
 def _surely_finite(array: NDArray[Any]) -> bool:

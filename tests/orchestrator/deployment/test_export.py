@@ -176,6 +176,16 @@ def test_the_model_card_tells_settings_scores_and_use(runs: Any, capsys: pytest.
     assert names["action"].shape == (3,)
 
 
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_exported(
+    runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path.joinpath("file").touch()
+    tmp_path.joinpath("folder.pt2").mkdir()
+    for output, problem in (("file/policy.pt2", "cannot be written: Not a directory"), ("folder.pt2", "is a folder")):
+        assert main(["export", str(runs("vector")), "--to", "torch", "--output", str(tmp_path / output)]) == 1
+        assert f"{tmp_path / output} {problem}" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_wrong_name_of_the_file_and_an_unknown_format_are_refused(
     runs: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -209,10 +209,15 @@ def test_states_and_masks_that_are_none_for_the_policy_are_refused(runs: Any) ->
     assert with_memory.initial_state().shape == (16,)
     assert not with_memory.initial_state(3).any()
     assert without.initial_state(2).shape == (2, 0)
-    with pytest.raises(WrongObservation, match=r"a state of shape \[16\], expected \[2, 16\]"):
+    with pytest.raises(WrongObservation, match=r"a state that is an array of shape \[16\], expected \[2, 16\]"):
         with_memory.act(np.zeros((2, 5)), state=with_memory.initial_state())
-    with pytest.raises(WrongObservation, match=r"a state of shape \[3\], expected \[0\]"):
+    with pytest.raises(WrongObservation, match=r"a state that is an array of shape \[3\], expected \[0\]"):
         without.act(VECTOR, state=np.zeros(3, np.float32))
+    odd = [[1.0], [1.0, 2.0]], np.zeros(16, complex), ["a"] * 16, np.full(16, np.nan, np.float32)
+    for state in odd:
+        for use in (with_memory.act, with_memory.value):
+            with pytest.raises(WrongObservation, match=r"was given a state that is .*initial_state\(\)"):
+                use(np.zeros(5), state=state)  # type: ignore[call-overload]
     with pytest.raises(WrongObservation, match="was given an action mask, but was trained without"):
         without.act(VECTOR, action_mask=[1, 1, 1, 1])
     observed = load_policy(runs("masked"))
