@@ -181,7 +181,7 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_exported(
 ) -> None:
     tmp_path.joinpath("file").touch()
     tmp_path.joinpath("folder.pt2").mkdir()
-    for output, problem in (("file/policy.pt2", "cannot be written: Not a directory"), ("folder.pt2", "is a folder")):
+    for output, problem in (("file/policy.pt2", "cannot be written: File exists"), ("folder.pt2", "is a folder")):
         assert main(["export", str(runs("vector")), "--to", "torch", "--output", str(tmp_path / output)]) == 1
         assert f"{tmp_path / output} {problem}" in " ".join(capsys.readouterr().err.split())
 
