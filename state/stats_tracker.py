@@ -12,6 +12,8 @@ from state.saved_values import SavedValues
 
 EPISODE_RETURN = "episode_return"
 EPISODE_LENGTH = "episode_length"
+TEAM_RETURN = "team_return"
+"""Of all agents of a game together."""
 
 _NO_STATS: FrozenMapping[str, tuple[float, ...]] = FrozenMapping()
 

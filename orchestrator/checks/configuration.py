@@ -15,6 +15,7 @@ from orchestrator.checks.imports import (
     own_loss_classes,
     sink_problems,
 )
+from orchestrator.config.annotations import FUNCTION
 from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.fields import problems_of
 from orchestrator.config.paths import PATH, problem_with
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from losses.loss import Loss
 
-__all__ = ["ConfigurationError", "Problem", "check_config", "check_losses", "check_minibatches"]
+__all__ = ["ConfigurationError", "Problem", "check_config", "check_losses", "check_minibatches", "segment_reasons"]
 
 _TRACE_LOSSES = "vtrace_"
 
@@ -95,13 +96,14 @@ def check_losses(losses: Sequence[Loss], staleness: float | str) -> None:
     _raise(list(_staleness_of_losses(losses, staleness)))
 
 
-def check_minibatches(config: TrainerConfig, segment_reasons: Sequence[str]) -> None:
+def check_minibatches(config: TrainerConfig, needs_segments: Sequence[str], agents: int | None = None) -> None:
     """Raises `ConfigurationError` if the experience cannot be divided into the minibatches.
 
-    For what is known only once the policy and the losses exist: `segment_reasons` names what needs whole segments
-    (`a recurrent policy`); nothing does if it is empty.
+    For what is known only once the policy, the losses and the environments exist: `needs_segments` names what needs
+    whole segments (`a recurrent policy`), nothing does if it is empty; `agents` is how many a game has (None: not known
+    yet, so that only an environment that surely has one is looked at).
     """
-    _raise(list(_minibatches(config, segment_reasons)))
+    _raise(list(_minibatches(config, needs_segments, agents)))
 
 
 def _raise(problems: Sequence[Problem], file: Path | None = None) -> None:
@@ -137,6 +139,7 @@ def _one_epoch(config: TrainerConfig) -> Iterator[Problem]:
 
 
 @reads(
+    PATH.environment,
     PATH.collection.num_environments,
     PATH.collection.horizon,
     PATH.learning.minibatches,
@@ -146,28 +149,35 @@ def _one_epoch(config: TrainerConfig) -> Iterator[Problem]:
     PATH.losses.names,
 )
 def _own_minibatches(config: TrainerConfig, losses: Sequence[Loss] | None) -> Iterator[Problem]:
-    return _minibatches(config, _segment_reasons(config, losses))
+    return _minibatches(config, segment_reasons(config, losses), None)
 
 
-def _minibatches(config: TrainerConfig, segment_reasons: Sequence[str]) -> Iterator[Problem]:
+def _minibatches(config: TrainerConfig, needs_segments: Sequence[str], agents: int | None) -> Iterator[Problem]:
     count, shuffle = config.learning.minibatches, config.learning.shuffle
-    if shuffle == "steps" and segment_reasons:
-        expected = f"segments, because of {' and '.join(segment_reasons)}"
+    if shuffle == "steps" and needs_segments:
+        expected = f"segments, because of {' and '.join(needs_segments)}"
         yield problem_with(config, PATH.learning.shuffle, expected=expected, cure="set it to auto or segments")
+    if agents is None and FUNCTION.fullmatch(config.environment):
+        return  # which may make games of many agents
     environments, horizon = config.collection.num_environments, config.collection.horizon
-    if shuffle == "segments" or segment_reasons:
-        whole, parts = environments, f"the {environments} segments of an epoch (one for each environment)"
-        steps_too = f", or {PATH.collection.num_environments} to {_multiples(environments, count)}"
+    many = agents is not None and agents > 1
+    rows, of_each = (f"{environments} x {agents}", "agent") if many else (f"{environments}", "environment")
+    whole, steps_too = environments * (agents or 1), ""
+    if shuffle == "segments" or needs_segments:
+        parts = f"the {rows} segments of an epoch (one for each {of_each})"
+        if not many:
+            steps_too = f", or {PATH.collection.num_environments} to {_multiples(environments, count)}"
     else:
-        whole = environments * horizon
-        parts, steps_too = f"the {environments} x {horizon} = {whole} agent steps of an epoch", ""
+        whole *= horizon
+        parts = f"the {rows} x {horizon} = {whole} agent steps of an epoch"
     if whole % count:
         expected = f"a divisor of {parts}: {whole} / {count} = {whole / count:.2f}"
         cure = f"set it to {_divisors(whole, count)}{steps_too}"
         yield problem_with(config, PATH.learning.minibatches, expected=expected, cure=cure)
 
 
-def _segment_reasons(config: TrainerConfig, losses: Sequence[Loss] | None) -> list[str]:
+def segment_reasons(config: TrainerConfig, losses: Sequence[Loss] | None) -> list[str]:
+    """What needs whole segments, among the settings and the `losses` (None: those that the settings name)."""
     reasons: list[str] = []
     if config.policy.network == "lstm":
         reasons.append(f"the recurrent {PATH.policy.network} = lstm")

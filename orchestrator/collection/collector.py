@@ -30,7 +30,6 @@ from orchestrator.policies.network import Spaces
 from orchestrator.policies.policy import Policy, build_policy
 from orchestrator.workers.interrupt import InterruptChecks
 from state.experience import ExperienceSpec, FieldSpec
-from state.stats_tracker import EPISODE_LENGTH, EPISODE_RETURN
 from state.user_code import raise_failure, user_code
 
 _STEPS_OF = "rollout"
@@ -48,14 +47,9 @@ class CollectorPlan:
     """Times that it was replaced."""
 
     @property
-    def count(self) -> int:
-        """Copies of the environment, each a segment of the experience."""
+    def games(self) -> int:
+        """Copies of the environment."""
         return self.config.collection.num_environments // self.config.collection.collectors
-
-    @property
-    def first_row(self) -> int:
-        """The first of the `count` segments to write."""
-        return self.index * self.count
 
     @property
     def seed(self) -> int:
@@ -83,7 +77,7 @@ class CollectReport(NamedTuple):
 
 
 class Collector:
-    """Steps `plan.count` copies of an environment, rollout after rollout; episodes continue from one to the next.
+    """Steps `plan.games` copies of an environment, rollout after rollout; episodes continue from one to the next.
 
     Raises InvalidEnvironment when the environment cannot be made.
     """
@@ -93,7 +87,7 @@ class Collector:
         config = plan.config.collection
         self._environment = make_vector(
             plan.config.environment,
-            plan.count,
+            plan.games,
             config.environment_options,
             config.mode,
             Adaptation.of(plan.config),
@@ -103,17 +97,24 @@ class Collector:
         self._rollouts = 0
         self._acting: ActingPolicy | None = None
         self._scales: ObservationScales | None = None
-        self._rollout = Rollout(config.horizon, plan.count)
-        self._copies = np.arange(plan.count)
+        # Each agent of each copy is a row, and a segment of the experience.
+        self._count = self._environment.count
+        self._first_row = plan.index * self._count
+        self._rollout = Rollout(config.horizon, self._count, plan.games)
+        self._rows = np.arange(self._count)
         self._network = f"the network {plan.config.policy.network!r}"
         # What is acted on next lives in arrays that stay, so that their tensors do too.
         self._current = {key: array.copy() for key, array in arrays_of(self._reset()).items()}
-        self._episode_start = np.ones(plan.count, np.bool_)
-        self._episodes = EpisodeCounter(plan.count)
+        self._episode_start = ~self._environment.idle
+        self._episodes = EpisodeCounter(plan.games, self._environment.agents)
 
     def spaces(self) -> Spaces:
         """The spaces of the agent's observations and actions."""
         return Spaces.of(self._environment)
+
+    def agents(self) -> tuple[str, ...]:
+        """The names of the agents of one game, each a row of experience: see `VectorEnvironment`."""
+        return self._environment.agents
 
     def recorded_spaces(self) -> Mapping[str, Any]:
         """The environment's own spaces, as checkpoints record them."""
@@ -139,7 +140,7 @@ class Collector:
         self._environment.record(extras)
         if policy.observation_normalizer is None:
             self._scales = ObservationScales(self.spaces().observation)
-        self._acting = ActingPolicy(policy, self._plan.count)
+        self._acting = ActingPolicy(policy, self._count)
 
     def collect(
         self, experience: Mapping[str, Array], load: Callable[[Policy], None], stop: Callable[[], bool]
@@ -153,7 +154,7 @@ class Collector:
         began = time.monotonic()
         acting = self._prepared()
         load(acting.policy)
-        rows = slice(self._plan.first_row, self._plan.first_row + self._plan.count)
+        rows = slice(self._first_row, self._first_row + self._count)
         slot = {name: array[rows] for name, array in experience.items()}
         rollout = self._rollout
         checks = InterruptChecks(stop)
@@ -176,11 +177,11 @@ class Collector:
                 if self._scales is not None and self._rollouts < _SCALES_LOOKED_AT:
                     self._look_at_scales(self._scales, observations)
         self._rollouts += 1
-        returns, lengths = self._episodes.add(rollout.reward, rollout.ended, rollout.valid)
+        episodes = self._episodes.add(rollout.reward, rollout.ended, rollout.valid, rollout.games_ended)
         checks()
         return CollectReport(
             agent_steps=int(np.count_nonzero(rollout.valid)),
-            rollout_stats=rollout.stats | {EPISODE_RETURN: returns, EPISODE_LENGTH: lengths},
+            rollout_stats=rollout.stats | episodes,
             began=began,
             ended=time.monotonic(),
             interrupted=not rollout.complete,
@@ -209,6 +210,7 @@ class Collector:
             "episode_start": self._episode_start.copy(),
             "episode_returns": self._episodes.returns.copy(),
             "episode_lengths": self._episodes.lengths.copy(),
+            "team_returns": self._episodes.team_returns.copy(),
             "recurrent_state": None if acting.state is None else acting.state.numpy().copy(),
         }
 
@@ -240,6 +242,8 @@ class Collector:
         self._episode_start[:] = state["episode_start"]
         self._episodes.returns = np.array(state["episode_returns"])
         self._episodes.lengths = np.array(state["episode_lengths"])
+        if "team_returns" in state:  # as an earlier release has not written
+            self._episodes.team_returns = np.array(state["team_returns"])
         if acting.state is not None:
             acting.state = torch.from_numpy(np.array(state["recurrent_state"]))
         return None
@@ -251,9 +255,9 @@ class Collector:
         self._rollouts = rollouts
         self._generator.manual_seed(_derived_seed(_derived_seed(self._plan.seed, 0), 1 + rollouts))
         self._set_current(self._reset())
-        self._episode_start[:] = True
-        self._episodes = EpisodeCounter(self._plan.count)
-        self._acting = ActingPolicy(acting.policy, self._plan.count)
+        np.logical_not(self._environment.idle, out=self._episode_start)
+        self._episodes = EpisodeCounter(self._plan.games, self._environment.agents)
+        self._acting = ActingPolicy(acting.policy, self._count)
 
     def close(self) -> None:
         """Close the environments."""
@@ -266,11 +270,11 @@ class Collector:
 
     def _check_spec(self, spec: ExperienceSpec, own: list[FieldSpec]) -> None:
         plan, horizon = self._plan, self._plan.config.collection.horizon
-        end = plan.first_row + plan.count
+        end = self._first_row + self._count
         if spec.horizon != horizon or spec.segments < end:
             raise ValueError(
                 f"the experience is {spec.segments} segments by {spec.horizon} steps, the collector writes the"
-                f" segments {plan.first_row} to {end - 1} by {horizon} steps"
+                f" segments {self._first_row} to {end - 1} by {horizon} steps"
             )
         missing = [one.name for one in own if one not in spec.fields]
         if missing:
@@ -298,7 +302,7 @@ class Collector:
             recorded.append((slot[ACTION_MASK], mask))
             mask_tensor = torch.from_numpy(mask)
         distribution = acting.policy.distribution
-        noises = distribution.noise((self._plan.config.collection.horizon, self._plan.count), self._generator).unbind(0)
+        noises = distribution.noise((self._plan.config.collection.horizon, self._count), self._generator).unbind(0)
         rollout.begin()
         for time_step, noise in enumerate(noises):
             if stop():
@@ -316,10 +320,7 @@ class Collector:
             step = self._step(parameters, action)
             rollout.add(acting, start, parameters, value, action, step)
             self._set_current(step.observation)
-            if environment.same_step:
-                np.logical_or(step.terminated, step.truncated, out=start)
-            else:
-                np.logical_not(step.valid, out=start)
+            step.episode_starts(environment.idle, out=start)
             for name, values in step.fields.items():
                 slot[name][:, time_step] = values
 
@@ -329,17 +330,17 @@ class Collector:
                 return self._environment.step(action.numpy())
         except EnvironmentFailed:
             # It may well fail because no action was possible.
-            distribution, everyone = self._prepared().policy.distribution, torch.ones(1, len(action), dtype=torch.bool)
-            check_defined(distribution, parameters[None], everyone, self._environment.name, self._rollout.steps)
+            distribution, acting = self._prepared().policy.distribution, torch.from_numpy(~self._environment.idle)
+            check_defined(distribution, parameters[None], acting[None], self._environment, self._rollout.steps)
             raise
 
     def _check_policy(self, acting: ActingPolicy, slot: Mapping[str, Array]) -> None:
         valid = torch.from_numpy(self._rollout.valid)
         try:
-            check_defined(acting.policy.distribution, self._rollout.parameters, valid, self._environment.name)
+            check_defined(acting.policy.distribution, self._rollout.parameters, valid, self._environment)
         except PolicyFailed as error:
             # The policy can make nothing of wrong ones; the rewards follow from its own actions.
-            self._environment.check(self._recorded(slot, error.step + 1), None, self._copies, 0, _STEPS_OF)
+            self._environment.check(self._recorded(slot, error.step + 1), None, self._rows, 0, _STEPS_OF)
             raise
 
     def _check_values(self, slot: Mapping[str, Array]) -> None:
@@ -347,10 +348,10 @@ class Collector:
         begins with."""
         reward = slot["reward"].swapaxes(0, 1)
         self._environment.check(
-            self._recorded(slot, self._plan.config.collection.horizon), reward, self._copies, 0, _STEPS_OF
+            self._recorded(slot, self._plan.config.collection.horizon), reward, self._rows, 0, _STEPS_OF
         )
         for cut in self._rollout.cut:
-            self._environment.check(_one_step(cut.final_observation), None, cut.copies, cut.step, _STEPS_OF)
+            self._environment.check(_one_step(cut.final_observation), None, cut.rows, cut.step, _STEPS_OF)
         self._check_current(self._plan.config.collection.horizon)
 
     def _look_at_scales(self, scales: ObservationScales, observations: Mapping[str, Array]) -> None:
@@ -364,7 +365,7 @@ class Collector:
         return {key: slot[observation_field(key)][:, :steps].swapaxes(0, 1) for key in self._current}
 
     def _check_current(self, step: int) -> None:
-        self._environment.check(_one_step(self._current), None, self._copies, step, _STEPS_OF)
+        self._environment.check(_one_step(self._current), None, self._rows, step, _STEPS_OF)
 
 
 def _one_step(observation: Mapping[str, Array]) -> dict[str, Array]:

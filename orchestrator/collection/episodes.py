@@ -7,39 +7,64 @@ from operator import itemgetter
 
 import numpy as np
 
+from orchestrator.environments.agents import SINGLE_AGENT, agent_type
 from orchestrator.environments.spaces import Array
+from state.stats_tracker import EPISODE_LENGTH, EPISODE_RETURN, TEAM_RETURN
 
 
 class EpisodeCounter:
-    """Adds up rewards and steps of the episodes of `count` copies of an environment."""
+    """Adds up rewards and steps of the episodes of `games` with these `agents`: see `VectorEnvironment`."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, games: int, agents: tuple[str, ...] = SINGLE_AGENT) -> None:
+        count = games * len(agents)
         self.returns = np.zeros(count, np.float64)
         """Of the episodes in progress."""
         self.lengths = np.zeros(count, np.int64)
+        self.team_returns = np.zeros(games, np.float64)
+        """Of the games in progress, where agents have names."""
+        types = () if agents == SINGLE_AGENT else sorted({agent_type(name) for name in agents})
+        self._rows_of = {one: np.array([agent_type(name) == one for name in agents] * games) for one in types}
 
-    def add(self, reward: Array, ended: Array, valid: Array) -> tuple[list[float], list[float]]:
-        """Count `[time, count]` steps; returns and lengths of the episodes that ended, in the order of their ends."""
+    def add(self, reward: Array, ended: Array, valid: Array, games_ended: Array) -> dict[str, list[float]]:
+        """Count `[time, games * agents]` steps; the statistics of the episodes that ended, in the order of their ends,
+        and where agents have names, those of each type and of the games that ended, as `games_ended` `[time, games]`
+        says."""
         if not len(reward):
-            return [], []
-        returns = np.cumsum(np.where(valid, reward, 0.0), axis=0, dtype=np.float64) + self.returns
+            return {EPISODE_RETURN: [], EPISODE_LENGTH: []}
+        gains = np.where(valid, reward, 0.0)
+        returns = np.cumsum(gains, axis=0, dtype=np.float64) + self.returns
         lengths = np.cumsum(valid, axis=0, dtype=np.int64) + self.lengths
-        copies, steps = np.nonzero(ended.T)
-        in_time = np.lexsort((copies, steps))
-        ended_returns, self.returns = _per_episode(returns, copies, steps)
-        ended_lengths, self.lengths = _per_episode(lengths, copies, steps)
-        return ended_returns[in_time].tolist(), ended_lengths[in_time].astype(np.float64).tolist()
+        rows, steps = np.nonzero(ended.T)
+        in_time = np.lexsort((rows, steps))
+        ended_returns, self.returns = _per_episode(returns, rows, steps)
+        ended_lengths, self.lengths = _per_episode(lengths, rows, steps)
+        ended_returns = ended_returns[in_time]
+        stats = {
+            EPISODE_RETURN: ended_returns.tolist(),
+            EPISODE_LENGTH: ended_lengths[in_time].astype(np.float64).tolist(),
+        }
+        for one, its_rows in self._rows_of.items():
+            stats[f"{EPISODE_RETURN}/{one}"] = ended_returns[its_rows[rows[in_time]]].tolist()
+        if self._rows_of:
+            stats[TEAM_RETURN] = self._games(gains, games_ended)
+        return stats
+
+    def _games(self, gains: Array, ended: Array) -> list[float]:
+        of_games = gains.reshape(*ended.shape, -1).sum(2, dtype=np.float64)
+        games, steps = np.nonzero(ended.T)
+        team_returns, self.team_returns = _per_episode(of_games.cumsum(axis=0) + self.team_returns, games, steps)
+        return team_returns[np.lexsort((games, steps))].tolist()
 
 
-def _per_episode(totals: Array, copies: Array, steps: Array) -> tuple[Array, Array]:
-    """Divides running totals at the ends of episodes (sorted by copy): each episode's share, and what is left."""
-    at_end = totals[steps, copies]
-    same_copy = copies[1:] == copies[:-1]
+def _per_episode(totals: Array, rows: Array, steps: Array) -> tuple[Array, Array]:
+    """Divides running totals at the ends of episodes (sorted by row): each episode's share, and what is left."""
+    at_end = totals[steps, rows]
+    same_row = rows[1:] == rows[:-1]
     shares = at_end.copy()
-    shares[1:] -= np.where(same_copy, at_end[:-1], 0)
+    shares[1:] -= np.where(same_row, at_end[:-1], 0)
     left = totals[-1].copy()
-    last = np.append(~same_copy, True)[: len(copies)]
-    left[copies[last]] -= at_end[last]
+    last = np.append(~same_row, True)[: len(rows)]
+    left[rows[last]] -= at_end[last]
     return shares, left
 
 

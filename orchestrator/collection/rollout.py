@@ -23,25 +23,27 @@ from orchestrator.policies.network import Observation
 
 @dataclass(frozen=True, slots=True)
 class CutEpisodes:
-    """Episodes that were truncated in a step which also began the next ones."""
+    """Episodes that were truncated, and whose rows observe something else from then on."""
 
     step: int
-    copies: Array
+    rows: Array
     final_observation: Mapping[str, Array]
-    """`[len(copies), ...]` by key."""
+    """`[len(rows), ...]` by key."""
     state: Tensor | None
 
 
 class Rollout:
-    """Records `horizon` steps of `count` copies; the arrays `[horizon, count]` are reused by the next rollout."""
+    """Records `horizon` steps of `count` rows, which belong to `games`; the arrays `[horizon, count]` are reused by the
+    next rollout."""
 
-    def __init__(self, horizon: int, count: int) -> None:
+    def __init__(self, horizon: int, count: int, games: int) -> None:
         self._horizon = horizon
         self._reward = np.zeros((horizon, count), np.float32)
         self._terminated = np.zeros((horizon, count), np.bool_)
         self._truncated = np.zeros((horizon, count), np.bool_)
         self._valid = np.zeros((horizon, count), np.bool_)
         self._episode_start = np.zeros((horizon, count), np.bool_)
+        self._games_ended = np.zeros((horizon, games), np.bool_)
         self.begin()
 
     def begin(self) -> None:
@@ -71,6 +73,11 @@ class Rollout:
         return self._valid[: self.steps]
 
     @property
+    def games_ended(self) -> Array:
+        """`[steps, games]`, where games have many agents."""
+        return self._games_ended[: self.steps]
+
+    @property
     def parameters(self) -> Tensor:
         """Of the action distributions, `[steps, count, P]`."""
         return torch.stack(self._parameters)
@@ -96,12 +103,14 @@ class Rollout:
         self._terminated[index] = step.terminated
         self._truncated[index] = step.truncated
         self._valid[index] = step.valid
+        if step.games_ended is not None:
+            self._games_ended[index] = step.games_ended
         if step.final_observation is not None:
-            copies = np.flatnonzero(step.truncated & ~step.terminated)
-            if len(copies):
-                final = {key: array[copies] for key, array in arrays_of(step.final_observation).items()}
-                state = None if acting.state is None else acting.state[torch.from_numpy(copies)]
-                self.cut.append(CutEpisodes(index, copies, final, state))
+            rows = np.flatnonzero(step.truncated & ~step.terminated)
+            if len(rows):
+                final = {key: array[rows] for key, array in arrays_of(step.final_observation).items()}
+                state = None if acting.state is None else acting.state[torch.from_numpy(rows)]
+                self.cut.append(CutEpisodes(index, rows, final, state))
         for name, values in step.stats.items():
             self.stats.setdefault(name, []).extend(values)
         self.steps += 1
@@ -139,20 +148,20 @@ class Rollout:
         written = slot[FINAL_OBSERVATIONS]
         written[...] = 0
         for cut in self.cut:
-            rows = cut.copies, written[cut.copies]
+            places = cut.rows, written[cut.rows]
             for key, array in cut.final_observation.items():
-                slot[observation_field(key, FINAL_OBSERVATION)][rows] = array
+                slot[observation_field(key, FINAL_OBSERVATION)][places] = array
             if cut.state is not None:
-                slot[FINAL_RECURRENT_STATE][rows] = cut.state.numpy()
-            written[cut.copies] += 1
+                slot[FINAL_RECURRENT_STATE][places] = cut.state.numpy()
+            written[cut.rows] += 1
 
     def _value_cut_episodes(self, next_value: Array, acting: ActingPolicy) -> None:
         if not self.cut:
             return
-        steps = np.repeat([cut.step for cut in self.cut], [len(cut.copies) for cut in self.cut])
-        copies = np.concatenate([cut.copies for cut in self.cut])
+        steps = np.repeat([cut.step for cut in self.cut], [len(cut.rows) for cut in self.cut])
+        rows = np.concatenate([cut.rows for cut in self.cut])
         states = [cut.state for cut in self.cut if cut.state is not None]
         keys = self.cut[0].final_observation
         final = {key: np.concatenate([cut.final_observation[key] for cut in self.cut]) for key in keys}
         value = acting.value(as_tensors(observation_of(final)), torch.cat(states) if states else None)
-        next_value[copies, steps] = value.numpy()
+        next_value[rows, steps] = value.numpy()

@@ -40,6 +40,9 @@ class CollectorService:
     def spaces(self) -> Spaces:
         return self._collector.spaces()
 
+    def agents(self) -> tuple[str, ...]:
+        return self._collector.agents()
+
     def recorded_spaces(self) -> Mapping[str, Any]:
         return self._collector.recorded_spaces()
 

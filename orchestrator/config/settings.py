@@ -65,7 +65,7 @@ class CollectionConfig:
     collectors: Annotated[Count, MAY_CHANGE] = 1
     """Worker processes that share the environments equally."""
     horizon: Annotated[Count, CalledElsewhere("n_steps", "num_steps", "rollout_length")] = 32
-    """Agent steps that each environment takes per epoch."""
+    """Steps that each environment takes per epoch: as many agent steps, for each of its agents."""
     environment_options: Mapping[str, object] = field(default_factory=dict[str, object])
     """Keyword arguments for making each environment (replaces the whole table of a file)."""
     held_epochs: Annotated[Count, MAY_CHANGE] = 8
@@ -327,5 +327,6 @@ class TrainerConfig:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Agent steps that one epoch collects (fewer count where an environment spends steps on resetting)."""
+        """Agent steps that one epoch collects of environments with one agent (fewer count where one spends steps on
+        resetting)."""
         return self.collection.num_environments * self.collection.horizon

@@ -53,7 +53,7 @@ class NativeEnvironment(VectorEnvironment):
             environment.single_action_space,
             adaptation,
         )
-        self.same_step = resets_in_same_step(name, environment)
+        self._same_step = resets_in_same_step(name, environment)
         self._environment = environment
         self._state = EnvironmentState([environment])
         self._space_seeds = SpaceSeeds([environment])
@@ -73,7 +73,7 @@ class NativeEnvironment(VectorEnvironment):
             if is_signal(error):
                 raise
             raise self._failed("reset", error) from error
-        self._resetting = None
+        self._set_resetting(None)
         return self._without_mask(observation)
 
     def step(self, actions: Array) -> Step:
@@ -102,11 +102,11 @@ class NativeEnvironment(VectorEnvironment):
         final_observation: ObservationArrays | None = None
         stats: dict[str, list[float]] = {}
         if any_ended:
-            if self.same_step:
+            if self._same_step:
                 final_observation = self._final_observation(infos, observation, ended)
             accumulate_rollout_stats(self._episode_infos(infos, ended), stats)
-        if not self.same_step:
-            self._resetting = ended if any_ended else None
+        if not self._same_step:
+            self._set_resetting(ended if any_ended else None)
         try:
             self._read_mask(observation, infos, self._resetting)
         except WrongReturn as error:
@@ -134,11 +134,16 @@ class NativeEnvironment(VectorEnvironment):
 
     def set_state(self, state: Mapping[str, object]) -> None:
         self._state.restore(state)
-        self._resetting = cast("Array | None", state["resetting"])
+        self._set_resetting(cast("Array | None", state["resetting"]))
 
     def close(self) -> None:
         with user_code(f"close of environment {self.name!r}"):
             self._environment.close()
+
+    def _set_resetting(self, copies: Array | None) -> None:
+        """Which copies the next step only resets (None: none)."""
+        self._resetting = copies
+        self.idle[...] = False if copies is None else copies
 
     def _final_observation(
         self, infos: Mapping[str, Any], observation: ObservationArrays, ended: Array
@@ -173,7 +178,7 @@ class NativeEnvironment(VectorEnvironment):
 
     def _last_infos(self, infos: Mapping[str, Any]) -> Mapping[str, Any]:
         """The infos that belong to the last step of the episodes that ended in it."""
-        return infos.get("final_info", {}) if self.same_step else infos
+        return infos.get("final_info", {}) if self._same_step else infos
 
     def _episode_infos(self, infos: Mapping[str, Any], ended: Array) -> list[Mapping[str, object]]:
         last = self._last_infos(infos)

@@ -45,7 +45,6 @@ class SerialEnvironment(VectorEnvironment):
     """
 
     native: ClassVar[bool] = False
-    same_step = True
 
     def __init__(
         self, name: str, environments: Sequence[gymnasium.Env[Any, Any]], adaptation: Adaptation = NO_ADAPTATION

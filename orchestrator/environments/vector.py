@@ -11,6 +11,7 @@ import numpy as np
 
 from orchestrator.environments.action_mask import USUAL_MASK, ActionMask, observes_mask
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
+from orchestrator.environments.agents import SINGLE_AGENT
 from orchestrator.environments.recorded_spaces import recorded_spaces
 from orchestrator.environments.returned import WrongReturn, exact, narrow
 from orchestrator.environments.spaces import (
@@ -36,45 +37,67 @@ class EnvironmentFailed(OrchestratorError, RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One step of every copy; arrays have the leading dimension `[n]` and are overwritten by the next step."""
+    """One step of every row; arrays have the leading dimension `[n]` and are overwritten by the next step."""
 
     observation: ObservationArrays
-    """What to act on next: where an episode ended, the first of the next one (`same_step`) or its last."""
+    """What to act on next: where an episode ended, the first of the next one, or its last where the row is `idle`."""
     reward: Array
     """float32."""
     terminated: Array
     truncated: Array
     valid: Array
-    """False where this call only reset the copy: not a transition."""
+    """False where the row was `idle` before: not a transition."""
     final_observation: ObservationArrays | None
-    """Only where resets happen in the same step, and an episode ended: its last observation, in its row."""
+    """The last observations of the episodes that ended, in their rows; None where none did, and where they are the
+    `observation`."""
     stats: Mapping[str, list[float]]
     """The numbers in the last infos of the episodes that ended, in the order of the copies."""
     fields: Mapping[str, Array]
     """What `record` asked for, `[n, *shape]` each; 0 where not valid."""
+    games_ended: Array | None = None
+    """`[games]`: which games ended, where they have many agents (None: with one agent, when its episode does)."""
+
+    def episode_starts(self, idle: Array, out: Array) -> None:
+        """Write `[n]` where the observation is an episode's first, the rows being `idle` from now on."""
+        np.logical_or(self.terminated, self.truncated, out=out)
+        out |= ~self.valid
+        out &= ~idle
 
 
 class VectorEnvironment(ABC):
-    """`count` copies of the environment `name`. Observations and actions are those of the agent's spaces.
+    """`games` copies of the environment `name`, each with the same `agents`. Observations and actions are those of the
+    agent's spaces, which all agents share.
+
+    Each agent of each game is a row: those of the first game come first. A row's episode is the life of its agent,
+    which may begin after the game does, and end before it.
 
     Raises InvalidEnvironment for spaces that are not supported.
     """
 
     native: ClassVar[bool]
     """Whether the environment steps all copies itself."""
-    same_step: bool
-    """Whether a copy is reset in the step that ends its episode; else in the next one, which is then not valid."""
+    agents: tuple[str, ...]
+    """The names of the agents of one game; `SINGLE_AGENT` where there is only one, which has no name."""
+    count: int
+    """Rows."""
+    idle: Array
+    """bool `[n]`, overwritten by the next step, which takes no action here: it only resets the copy, or the agent is
+    out (or not yet there). What is observed there must be finite, and counts for nothing."""
 
     def __init__(
         self,
         name: str,
-        count: int,
+        games: int,
         observation_space: Space,
         action_space: Space,
         adaptation: Adaptation = NO_ADAPTATION,
+        agents: tuple[str, ...] = SINGLE_AGENT,
     ) -> None:
         self.name = name
-        self.count = count
+        self.games = games
+        self.agents = agents
+        self.count = games * len(agents)
+        self.idle = np.zeros(self.count, np.bool_)
         self._own_spaces = observation_space, action_space
         self.observation_space = agent_observation_space(observation_space, name)
         self.action_space = agent_action_space(action_space, name)
@@ -145,10 +168,15 @@ class VectorEnvironment(ABC):
             name: array.astype(np.float64) if array.dtype.kind == "f" else array for name, array in self._fields.items()
         }
 
+    def row_name(self, row: int) -> str:
+        """What messages call a row: "copy 3", or "agent 'red_0' of copy 3"."""
+        game, agent = divmod(int(row), len(self.agents))
+        return f"copy {game}" if self.agents == SINGLE_AGENT else f"agent {self.agents[agent]!r} of copy {game}"
+
     def check(
-        self, observation: Mapping[str, Array], reward: Array | None, copies: Array, first_step: int, of: str
+        self, observation: Mapping[str, Array], reward: Array | None, rows: Array, first_step: int, of: str
     ) -> None:
-        """Raise EnvironmentFailed for values in agents' arrays `[steps, len(copies), ...]` that nothing can be learned
+        """Raise EnvironmentFailed for values in agents' arrays `[steps, len(rows), ...]` that nothing can be learned
         from; the message numbers the steps from `first_step`, and says what they are steps of."""
         found = {
             f"observation/{key}" if key else "observation": self._values.observation(key, array)
@@ -158,9 +186,10 @@ class VectorEnvironment(ABC):
             found["reward"] = not_finite(reward)
         for name, problem in found.items():
             if problem is not None:
+                row = self.row_name(rows[problem.place[1]])
                 raise EnvironmentFailed(
-                    f"environment {self.name!r} gave {problem.value} in the {name} of copy {copies[problem.place[1]]},"
-                    f" step {first_step + problem.place[0]} of the {of}; expected {problem.expected}"
+                    f"environment {self.name!r} gave {problem.value} in the {name} of {row}, step"
+                    f" {first_step + problem.place[0]} of the {of}; expected {problem.expected}"
                 )
 
     def warn(self, about: str, text: str) -> None:
@@ -186,11 +215,11 @@ class VectorEnvironment(ABC):
         """Raises EnvironmentFailed for an action that the mask forbids: only a policy that is broken draws one."""
         forbidden = None if self._mask is None else self._mask.forbidden(actions)
         if forbidden is not None:
-            copy = int(forbidden[0])
+            row = int(forbidden[0])
             raise EnvironmentFailed(
-                f"environment {self.name!r}: the action {actions[copy].tolist()} of copy {copy}, which its action mask"
-                f" forbids, was to be taken in step {self._steps}; expected one that is allowed: does the network"
-                " forbid those, or give NaN?"
+                f"environment {self.name!r}: the action {actions[row].tolist()} of {self.row_name(row)}, which its"
+                f" action mask forbids, was to be taken in step {self._steps}; expected one that is allowed: does the"
+                " network forbid those, or give NaN?"
             )
 
     def _finish_fields(self) -> None:

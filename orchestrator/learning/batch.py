@@ -28,7 +28,7 @@ def read_batch(
     batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     batch["proximal_log_prob"] = batch["log_prob"]
     if stale and bootstraps is not None:
-        batch |= refreshed(policy, batch, bootstraps, config.steps_per_epoch // learning.minibatches)
+        batch |= refreshed(policy, batch, bootstraps, batch["log_prob"].numel() // learning.minibatches)
     valid = batch["valid"]
     episode_end = batch["terminated"] | batch["truncated"]
     if policy.reward_normalizer is not None:

@@ -64,7 +64,8 @@ class Learner:
         self._unsaved = UnsavedAttributes(self.policy, run.policy.network, self._losses.members)
         self._looked_at_unsaved = False
         self.policy.to(self._device)
-        torch.set_num_threads(config.threads or threads_for(self.policy, plan.config, plan.max_threads))
+        minibatch_steps = plan.agents * run.steps_per_epoch // config.minibatches
+        torch.set_num_threads(config.threads or threads_for(self.policy, minibatch_steps, plan.max_threads))
         self.arena = ParameterArena(self.policy, self._device)
         self._statistics = LossStatistics(self._device)
         self._losses.attach(

@@ -33,6 +33,8 @@ class LearnerPlan:
     max_threads: int
     """As many of these as the work of a minibatch is worth, unless the configuration says how many."""
     interrupt: Interrupt
+    agents: int = 1
+    """Of one game, each with a segment of the experience."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from orchestrator.config.settings import TrainerConfig
     from orchestrator.policies import Policy
 
 _WORK_PER_THREAD = 64_000_000
@@ -13,8 +12,7 @@ _WORK_PER_THREAD = 64_000_000
 two-core machine this was measured on, a second thread made small networks slower."""
 
 
-def threads_for(policy: Policy, config: TrainerConfig, most: int) -> int:
+def threads_for(policy: Policy, minibatch_steps: int, most: int) -> int:
     """At least 1, at most `most`."""
-    minibatch_steps = config.steps_per_epoch // config.learning.minibatches
     work = sum(parameter.numel() for parameter in policy.parameters()) * minibatch_steps
     return max(1, min(most, work // _WORK_PER_THREAD))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from orchestrator.checks.configuration import check_minibatches
+from losses import Loss
+from orchestrator.checks.configuration import check_minibatches, segment_reasons
 from orchestrator.collection.collector import CollectorPlan, CollectReport
 from orchestrator.collection.experience_fields import check_declared, experience_fields
 from orchestrator.collection.service import CollectorService, CollectRequest
@@ -80,6 +81,8 @@ class WorkerGroup:
         self._learner_slots = SlotSender()
         self._warned: set[str] = set()
         self.spaces: Spaces
+        self.agents: tuple[str, ...]
+        """The names of the agents of one game."""
         self.recorded_spaces: Mapping[str, Any]
         self.spec: ExperienceSpec
         self.description: LearnerDescription
@@ -115,6 +118,7 @@ class WorkerGroup:
             raise hangs[0]
         self._collectors = [_Collector(index, worker, SlotSender()) for index, worker in enumerate(workers)]
         self.spaces = await self._ask(self._collectors[0].worker, "spaces")
+        self.agents = await self._ask(self._collectors[0].worker, "agents")
         self.recorded_spaces = await self._ask(self._collectors[0].worker, "recorded_spaces")
         plan = LearnerPlan(
             config=config,
@@ -123,12 +127,14 @@ class WorkerGroup:
             device=resolve_device(config.device),
             max_threads=await in_thread(available_cores),  # which reads files
             interrupt=self._interrupt,
+            agents=len(self.agents),
         )
         self._learner = await self._open("learner", 1, Learner, plan)
         self.description = await self._ask(self._learner, "describe")
-        if self.description.recurrent_state_size:
-            check_minibatches(config, ["the policy is recurrent"])
-        size = config.collection.num_environments, config.collection.horizon
+        recurrent = ["the policy is recurrent"] if self.description.recurrent_state_size else []
+        reasons = segment_reasons(config, [one for one in losses if isinstance(one, Loss)])
+        check_minibatches(config, reasons or recurrent, len(self.agents))
+        size = config.collection.num_environments * len(self.agents), config.collection.horizon
         own = experience_fields(self.spaces, self.description.recurrent_state_size, refreshes=config.refreshes)
         check_declared(self.description.fields, own)
         self.spec = ExperienceSpec.merge(*size, {"the run": own, "the losses": self.description.fields})

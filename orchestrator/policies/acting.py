@@ -7,6 +7,8 @@ more.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,9 @@ from orchestrator.policies.distributions import ActionDistribution, Bernoulli, D
 from orchestrator.policies.network import Observation, copied, one_step
 from orchestrator.policies.policy import Policy
 from state.error import OrchestratorError
+
+if TYPE_CHECKING:
+    from orchestrator.environments.vector import VectorEnvironment
 
 # Rows that go through the network at once: their activations stay in the processor's cache, which halves the time
 # of a batch of 65,536 rows.
@@ -78,7 +83,11 @@ class ActingPolicy:
 
 
 def check_defined(
-    distribution: ActionDistribution, parameters: Tensor, acted: Tensor, environment: str, first_step: int = 0
+    distribution: ActionDistribution,
+    parameters: Tensor,
+    acted: Tensor,
+    environment: VectorEnvironment,
+    first_step: int = 0,
 ) -> None:
     """Raise PolicyFailed where parameters `[steps, count, P]`, of steps from `first_step` on, make no distribution.
 
@@ -87,9 +96,9 @@ def check_defined(
     undefined = distribution.defined(parameters).logical_not_().logical_and_(acted)
     if not bool(undefined.any()):
         return
-    step, copy = undefined.nonzero()[0].tolist()
-    where = f" for copy {copy} of environment {environment!r}, step {first_step + step}"
-    raise PolicyFailed(f"the policy gave {undefined_text(distribution, parameters[step, copy], where)}", step)
+    step, row = undefined.nonzero()[0].tolist()
+    where = f" for {environment.row_name(row)} of environment {environment.name!r}, step {first_step + step}"
+    raise PolicyFailed(f"the policy gave {undefined_text(distribution, parameters[step, row], where)}", step)
 
 
 def undefined_text(distribution: ActionDistribution, row: Tensor, where: str = "") -> str:

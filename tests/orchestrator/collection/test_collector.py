@@ -86,7 +86,7 @@ class Reference:
     """The same rollouts, naively: one environment after another, one step at a time, in float64."""
 
     def __init__(self, plan: CollectorPlan, single: Callable[[], gymnasium.Env[Any, Any]]) -> None:
-        count = plan.count
+        count = plan.games
         self.weights: dict[str, Any] = {}
         self.recurrent = False
         self.next_step = plan.config.environment == NEXT_STEP

@@ -85,7 +85,6 @@ def test_serial_copies_give_what_single_environments_give(observation: str) -> N
 def test_native_copies_give_what_single_environments_give(observation: str, mode: str) -> None:
     environment = make_vector(f"tests.environments:Wandering/{mode}-v0", COUNT, {"observation": observation}, "native")
     assert environment.native
-    assert environment.same_step is (mode == "SameStep")
     singles = [make_vector(WANDERING, 1, {"observation": observation})._environments[0] for _ in range(COUNT)]  # type: ignore[attr-defined]
     raw = [single.reset(seed=7 + row)[0] for row, single in enumerate(singles)]  # how SyncVectorEnv seeds
     first = arrays_of(environment.reset(7))
@@ -108,11 +107,12 @@ def test_native_copies_give_what_single_environments_give(observation: str, mode
             assert (step.terminated[row], step.truncated[row]) == (terminated, truncated)
             ended = terminated or truncated
             ends += ended
-            if ended and environment.same_step:
+            if ended and mode == "SameStep":
                 assert step.final_observation is not None
                 assert_row(arrays_of(step.final_observation), row, expected_observation(observation, last))
                 last, _ = single.reset()
-            resetting[row] = ended and not environment.same_step
+            resetting[row] = ended and mode == "NextStep"
+            assert environment.idle[row] == resetting[row]
             assert_row(arrays_of(step.observation), row, expected_observation(observation, last))
     assert ends > 10
 
@@ -190,8 +190,7 @@ def test_the_values_of_an_info_belong_to_the_step_and_not_to_the_reset_after_it(
         ended = step.terminated | step.truncated
         assert step.stats.get("steps", []) == steps[ended].tolist()
         assert set(step.stats) <= {"steps", "nested/reward"}
-        if environment.same_step:
-            steps[ended] = 0
+        steps[ended & ~environment.idle] = 0
     assert episodes
 
 
@@ -238,9 +237,10 @@ def test_what_an_environment_does_wrong_is_reported_with_its_name(fault: str, me
 def test_native_cartpole_is_stepped_natively_and_truncates_at_its_limit() -> None:
     environment = make_vector("CartPole-v1", 4, {"max_episode_steps": 5})
     assert environment.native
-    assert not environment.same_step
     environment.reset(0)
-    steps = [environment.step(np.array([0, 1, 0, 1]))for _ in range(6)]  # fmt: skip
+    steps = [environment.step(np.array([0, 1, 0, 1])) for _ in range(5)]
+    assert environment.idle.all()
+    steps.append(environment.step(np.array([0, 1, 0, 1])))
     assert steps[4].truncated.all()
     assert not steps[5].valid.any()
     assert not steps[5].truncated.any()
