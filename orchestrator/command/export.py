@@ -17,6 +17,9 @@ from orchestrator.config.user_path import user_path
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.deployment.export import Exported
+    from orchestrator.deployment.loaded_policy import LoadedPolicy
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportArguments:
@@ -28,6 +31,11 @@ class ExportArguments:
     """ONNX (needs the extra `export`), or the format of torch.export."""
     output: Path | None = None
     """File to write (None: policy.onnx or policy.pt2 in the run's folder, or here)."""
+    push_to_hub: str | None = None
+    """Repository on the Hugging Face Hub, user/name, to upload the file, the card and the picture to (needs the extra
+    `hub`, and a token: `hf auth login`, or HF_TOKEN). It is made if there is none."""
+    private: Switch = False
+    """Make the repository a private one, where it is made."""
     trust_code: Switch = False
     """Run the network that is named in the settings of a checkpoint from a URI."""
 
@@ -39,9 +47,41 @@ def run_command(arguments: Sequence[str]) -> int:
     from orchestrator.deployment.load import load_policy
 
     output = _output(parsed, SUFFIXES[parsed.to])
-    card = export_policy(load_policy(parsed.path, trust_code=parsed.trust_code), parsed.to, output)
-    print(f"{output}\n{card}")
+    _check_hub(parsed)
+    policy = load_policy(parsed.path, trust_code=parsed.trust_code)
+    exported = export_policy(policy, parsed.to, output)
+    print(f"{exported.file}\n{exported.card}")
+    if parsed.push_to_hub is not None:
+        print(_push(parsed.push_to_hub, policy, parsed.to, exported, private=parsed.private))
     return 0
+
+
+def _check_hub(arguments: ExportArguments) -> None:
+    from orchestrator.deployment.hub import REPOSITORY, check_hub
+
+    name = arguments.push_to_hub
+    if name is None:
+        if arguments.private:
+            expected, cure = "only together with --push-to-hub", "leave it out, or name a repository"
+            raise ConfigurationError([Problem(field="private", value=True, expected=expected, cure=cure)])
+        return
+    if not REPOSITORY.fullmatch(name):
+        expected, cure = "a repository on the Hub: user/name", "name it, say, alice/cartpole"
+        raise ConfigurationError([Problem(field="push_to_hub", value=name, expected=expected, cure=cure)])
+    check_hub()
+
+
+def _push(repository: str, policy: LoadedPolicy, to: str, exported: Exported, *, private: bool) -> str:
+    """The address of the repository that has it all."""
+    from orchestrator.deployment.hub import push_to_hub
+    from orchestrator.deployment.model_card import hub_head
+
+    page = hub_head(policy, to) + exported.card.read_text(encoding="utf-8")
+    files: dict[str, Path | bytes] = {"README.md": page.encode(), exported.file.name: exported.file}
+    if exported.picture is not None:
+        files[exported.picture.name] = exported.picture
+    message = f"The policy after {policy.manifest['agent_step']:,} agent steps"
+    return push_to_hub(repository, files, message, private=private)
 
 
 def _output(arguments: ExportArguments, suffix: str) -> Path:

@@ -7,6 +7,7 @@ import logging
 import os
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +19,8 @@ from torch import Tensor
 from orchestrator.deployment.graph import PolicyGraph, example
 from orchestrator.deployment.model_card import model_card
 from orchestrator.environments.recorded_spaces import recorded_spaces
+from orchestrator.report.picture import learning_curve
+from orchestrator.report.run_record import RunRecordError, read_run
 from state.error import OrchestratorError
 
 if TYPE_CHECKING:
@@ -44,8 +47,18 @@ class ExtraMissing(OrchestratorError, ValueError):
     """What is needed is not installed."""
 
 
-def export_policy(policy: LoadedPolicy, to: Format, output: Path) -> Path:
-    """Write `policy` to the file `output`, and a model card beside it, whose path is returned; blocks, for seconds.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """What has been written."""
+
+    file: Path
+    card: Path
+    picture: Path | None
+    """The learning curve, where the checkpoint is in the folder of a run with metrics."""
+
+
+def export_policy(policy: LoadedPolicy, to: Format, output: Path) -> Exported:
+    """Write `policy` to the file `output`, and a model card and a learning curve beside it; blocks, for seconds.
 
     What has been written is run, and compared with the policy on batches of several sizes. Raises ExportError where
     the file cannot be written, torch cannot export the network or the numbers differ, and ExtraMissing.
@@ -78,9 +91,22 @@ def export_policy(policy: LoadedPolicy, to: Format, output: Path) -> Path:
         unfinished.replace(output)
     finally:
         unfinished.unlink(missing_ok=True)
+    curve = _learning_curve(policy, about["agent_step"])
+    picture = output.with_suffix(".svg") if curve else None
+    if picture is not None:
+        picture.write_text(curve, encoding="utf-8")
     card = output.with_suffix(".md")
-    card.write_text(model_card(policy, about, output.name, to))
-    return card
+    card.write_text(model_card(policy, about, output.name, to, picture and picture.name), encoding="utf-8")
+    return Exported(file=output, card=card, picture=picture)
+
+
+def _learning_curve(policy: LoadedPolicy, until: float) -> str:
+    """That of the run up to the checkpoint; empty where the checkpoint is not in the folder of a run with metrics."""
+    try:
+        run = read_run(policy.checkpoint.parent.parent)
+    except RunRecordError:
+        return ""
+    return learning_curve(run, f"{policy.config.environment}, seed {policy.config.seed}", until)
 
 
 def _write_torch(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from orchestrator.config.file import config_text
 
@@ -27,8 +29,8 @@ session = onnxruntime.InferenceSession("{file}")
 """
 
 
-def model_card(policy: LoadedPolicy, about: Mapping[str, Any], file: str, to: str) -> str:
-    """The text, in Markdown."""
+def model_card(policy: LoadedPolicy, about: Mapping[str, Any], file: str, to: str, picture: str | None = None) -> str:
+    """The text, in Markdown; `picture` is the file of the learning curve, where there is one."""
     config = policy.config
     given = ", ".join(f'"{name}": {name.rpartition("/")[2]}' for name in about["inputs"])
     example = (_ONNX if to == "onnx" else _TORCH).format(file=file, inputs=given)
@@ -51,6 +53,7 @@ def model_card(policy: LoadedPolicy, about: Mapping[str, Any], file: str, to: st
         "",
         *_table(("metric", "value"), [(f"`{name}`", f"{value:.6g}") for name, value in scores.items()]),
         "",
+        *([f"![The returns over agent steps]({quote(picture)})", ""] if picture else []),
         "## Use",
         "",
         "```python",
@@ -70,6 +73,28 @@ def model_card(policy: LoadedPolicy, about: Mapping[str, Any], file: str, to: st
     if policy.recurrent:
         lines += ["`state` is 0 at the beginning of an episode; pass `next_state` at the next step.", ""]
     return "\n".join([*lines, "## Settings", "", "```toml", config_text(config).rstrip(), "```", ""])
+
+
+def hub_head(policy: LoadedPolicy, to: str) -> str:
+    """What the Hugging Face Hub wants to know at the top of a card, as YAML; strings are written as JSON has them."""
+    environment = json.dumps(policy.config.environment)
+    score = policy.metrics.get("eval/score", policy.metrics.get("rollout/recent_return"))
+    lines = [
+        "---",
+        "library_name: async-rl-orchestrator",
+        "pipeline_tag: reinforcement-learning",
+        f"tags: [reinforcement-learning, {to}, {environment}]",
+    ]
+    if isinstance(score, (int, float)):
+        lines += [
+            "model-index:",
+            "- name: PPO",
+            "  results:",
+            "  - task: {type: reinforcement-learning, name: reinforcement-learning}",
+            f"    dataset: {{type: {environment}, name: {environment}}}",
+            f"    metrics: [{{type: mean_reward, name: mean_reward, value: {score:.6g}}}]",
+        ]
+    return "\n".join([*lines, "---", "", ""])
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

@@ -6,7 +6,7 @@ import importlib.metadata
 import shlex
 import shutil
 import tomllib
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,6 +17,7 @@ from orchestrator.checkpoints.remote import RemoteCheckpoints
 from orchestrator.command.cli import run
 from tests.documentation import Block, blocks_of, single_pages
 from tests.orchestrator.checkpoints.object_store_server import object_store_server
+from tests.orchestrator.deployment.hub_server import hub_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,9 +56,16 @@ def test_what_is_not_run_is_still_in_the_documents() -> None:
 
 
 @contextmanager
-def store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """`s3://bucket` is on loopback, and has the run under the two addresses that documents use."""
-    with object_store_server(monkeypatch, "bucket"):
+def services(lines: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What the commands talk to, on loopback: `s3://bucket`, which has the run under the two addresses that documents
+    use, and the Hugging Face Hub."""
+    with ExitStack() as servers:
+        if any("--push-to-hub" in line for line in lines):
+            servers.enter_context(hub_server(monkeypatch, folder))
+        if not any("s3://" in line for line in lines):
+            yield
+            return
+        servers.enter_context(object_store_server(monkeypatch, "bucket"))
         run = folder / "runs" / "first"
         for address in ("s3://bucket/experiments/first", "s3://bucket/runs/first"):
             for path in CheckpointFolder(run / "checkpoints").list():
@@ -109,7 +117,7 @@ def test_the_commands_of_a_page_can_be_given_one_after_another(
 ) -> None:
     install_plugins(folder, page)
     given = [(block, line) for block in blocks_of(page) if block.language == "console" for line in commands(block)]
-    with store(folder, monkeypatch) if any("s3://" in line for _, line in given) else nullcontext():
+    with services([line for _, line in given], folder, monkeypatch):
         for block, line in given:
             if not line.startswith(tuple(NOT_RUN)):
                 assert code_of(orchestrator(line, folder)) == 0, f"{block}: {line}\n{capfd.readouterr().err}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 import anyio
 import numpy as np
@@ -11,10 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from orchestrator import LoadedPolicy, PolicyConfig, Trainer, TrainerConfig, load_policy
+from orchestrator import (
+    CheckpointsConfig,
+    EvaluationConfig,
+    LoadedPolicy,
+    MetricsConfig,
+    PolicyConfig,
+    Trainer,
+    TrainerConfig,
+    load_policy,
+)
 from orchestrator.__main__ import main
 from orchestrator.environments.spaces import agent_parts
-from tests.orchestrator.training import small_config
+from tests.orchestrator.training import WaitForCheckpoints, small_config
 from tests.used_environments import CASES, Telling, make
 
 if TYPE_CHECKING:
@@ -138,7 +148,7 @@ def test_what_was_exported_acts_as_the_policy_in_ten_thousand_steps(
     file = tmp_path / ("policy.onnx" if to == "onnx" else "policy.pt2")
     assert main(["export", str(runs(case)), "--to", to, "--output", str(file)]) == 0
     assert capsys.readouterr().out.splitlines() == [str(file), str(tmp_path / "policy.md")]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["policy.md", file.name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["policy.md", "policy.svg", file.name])
     run, about = (onnx_program if to == "onnx" else torch_program)(file)
     assert about["environment"] == "tests.used_environments:make"
     assert about["outputs"]["value"] == {"shape": ["batch"], "dtype": "float32"}
@@ -184,6 +194,39 @@ def test_a_place_that_cannot_be_written_is_named_before_anything_is_exported(
     for output, problem in (("file/policy.pt2", "cannot be written: File exists"), ("folder.pt2", "is a folder")):
         assert main(["export", str(runs("vector")), "--to", "torch", "--output", str(tmp_path / output)]) == 1
         assert f"{tmp_path / output} {problem}" in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_model_card_shows_the_runs_curve_up_to_the_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = small_config(
+        epochs=12,
+        run_dir=run,
+        checkpoints=CheckpointsConfig(every=4, keep=0),
+        evaluation=EvaluationConfig(every=2, episodes=1),
+    )
+    anyio.run(Trainer(config, hooks=[WaitForCheckpoints(config)]).run)
+    whole, part = tmp_path / "whole policy.pt2", tmp_path / "part.pt2"
+    assert main(["export", str(run), "--to", "torch", "--output", str(whole)]) == 0
+    assert main(["export", str(run / "checkpoints" / "00000004"), "--to", "torch", "--output", str(part)]) == 0
+    assert "](whole%20policy.svg)\n" in whole.with_suffix(".md").read_text()
+    counts: list[int] = []
+    for file in (whole, part):
+        picture = ElementTree.fromstring(file.with_suffix(".svg").read_text())
+        texts = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
+        assert {"CartPole-v1, seed 1", "agent steps", "mean return of the last 100 episodes", "evaluations"} <= texts
+        assert "href" not in file.with_suffix(".svg").read_text(), "it needs nothing else"
+        (curve,) = picture.iter("{http://www.w3.org/2000/svg}polyline")
+        counts.append(len(curve.attrib["points"].split()))
+    assert 12 >= counts[0] > counts[1] >= 1
+    assert counts[1] <= 4
+
+
+def test_without_the_runs_metrics_the_card_has_no_picture(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    anyio.run(Trainer(small_config(epochs=2, run_dir=run, metrics=MetricsConfig(jsonl=False))).run)
+    assert main(["export", str(run), "--to", "torch"]) == 0
+    assert "![" not in (run / "policy.md").read_text()
+    assert not (run / "policy.svg").exists()
 
 
 def test_a_wrong_name_of_the_file_and_an_unknown_format_are_refused(
