@@ -46,6 +46,14 @@ def described(error: BaseException) -> str:
     return text
 
 
+def represented(error: BaseException) -> str:
+    """The error's `repr`, and `described` where it has none."""
+    try:
+        return repr(error)
+    except Exception:
+        return described(error)
+
+
 def is_ordinary(error: BaseException) -> bool:
     """Whether an error can be raised anywhere and only says that something failed."""
     return isinstance(error, Exception) and not isinstance(error, (StopIteration, StopAsyncIteration))

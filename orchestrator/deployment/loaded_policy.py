@@ -235,12 +235,14 @@ class LoadedPolicy:
                 f"the policy was given a state that is {error}: pass that of initial_state(), or the one that act()"
                 " returned"
             ) from None
-        if not np.isfinite(given).all():
+        with np.errstate(over="ignore"):
+            copy = np.array(given, np.float32, ndmin=2)
+        if not np.isfinite(copy).all():
             raise WrongObservation(
                 "the policy was given a state that is not finite: pass that of initial_state() at the beginning of an"
                 " episode, or the one that act() returned"
             )
-        return torch.from_numpy(np.array(given, np.float32, ndmin=2)) if size else None
+        return torch.from_numpy(copy) if size else None
 
 
 def _surely_finite(array: NDArray[Any]) -> bool:

@@ -20,6 +20,7 @@ from orchestrator.hooks.wakeup import Wakeup
 from orchestrator.workers.event_loop import asyncio_task
 from state.error import OrchestratorError
 from state.frozen_mapping import FrozenMapping
+from state.user_code import represented
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -309,7 +310,7 @@ class HookRunner:
             failed.__cause__ = error
             self.fail_run(failed)
             return
-        text = repr(error)  # a handler may keep what it is given, and the error keeps the state
+        text = represented(error)  # a handler may keep what it is given, and the error keeps the state
         often = "" if in_a_row == 1 else f" ({in_a_row} times in a row)"  # its traceback would fill the log
         _log.error("hook %r failed to %s: %s%s", self.name, doing, text, often, exc_info=in_a_row == 1 and error)
         if policy == "stop":

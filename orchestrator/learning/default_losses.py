@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, cast
 
 from losses import LearnerCallback, Loss, ppo_losses, vtrace_losses
-from orchestrator.config.own_code import call_function
+from orchestrator.config.error import shown
+from orchestrator.config.own_code import OwnCodeError, call_function
 from orchestrator.config.plugins import code_named
 from state.user_code import user_code
 
@@ -18,7 +19,7 @@ def default_losses(config: TrainerConfig) -> tuple[LearnerCallback, ...]:
     """The losses named in `config.losses.names`; a function that is named there returns one loss or several, or a
     `LearnerCallback`.
 
-    Raises OwnCodeError when it fails, TypeError when it returns something else.
+    Raises OwnCodeError when it fails, or returns something else.
     """
     settings = config.losses
     known: dict[str, Loss] = {}
@@ -53,5 +54,7 @@ def _own(name: str) -> list[LearnerCallback]:
         losses = cast("list[object]", list(made) if isinstance(made, Iterable) else [made])
     for loss in losses:
         if not isinstance(loss, LearnerCallback):
-            raise TypeError(f"{name} must return a losses.Loss or several, not {type(loss).__name__}")
+            raise OwnCodeError(
+                f"{name} returned {shown(loss)}, expected a losses.Loss, or several of them: correct the function"
+            )
     return cast("list[LearnerCallback]", losses)

@@ -268,7 +268,10 @@ class WorkerGroup:
                 while collector.recent[0] < now - RESTART_SECONDS:
                     collector.recent.popleft()
                 if len(collector.recent) > MAX_RESTARTS:
-                    raise
+                    raise WorkerCrashed(
+                        f"{error}; it has died {len(collector.recent)} times within an hour, and what it runs is the"
+                        f" environment {self._config.environment!r}, with the policy"
+                    ) from error
                 _log.warning(
                     "%s; starting it again (%d of %d) within an hour: its episodes begin again",
                     error,

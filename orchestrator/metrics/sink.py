@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
+from orchestrator.config.error import shown
 from state.error import OrchestratorError
 
 if TYPE_CHECKING:
@@ -165,14 +166,13 @@ class ThreadedSink:
         self._guarded.close()
 
 
-def check_sink(sink: object, function: str = "") -> None:
-    """Raises TypeError, naming what is missing, for what is no sink; `function` has returned it, if it was one."""
-    whose = f" (which {function} returned)" if function else ""
+def check_sink(sink: object) -> None:
+    """Raises TypeError, naming what is missing, for what is no sink."""
     if isinstance(sink, type):
-        raise TypeError(f"{sink.__name__}{whose} is a class of metrics sinks; give an instance of it")
+        raise TypeError(f"{sink.__name__} is a class of metrics sinks; give an instance of it")
     missing = [name for name in ("open", "write", "close") if not callable(getattr(sink, name, None))]
     if missing:
-        raise TypeError(f"{sink!r}{whose} is no sink of metrics: it has no {', no '.join(missing)}")
+        raise TypeError(f"{shown(sink)} is no sink of metrics: it has no {', no '.join(missing)}")
 
 
 def require(package: str, extra: str) -> None:

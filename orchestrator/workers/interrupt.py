@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -29,16 +30,27 @@ class Interrupt:
 
 
 class InterruptChecks:
-    """Asks whether to stop, and measures how long that takes to be noticed."""
+    """Asks whether to stop, and measures how long that takes to be noticed. A fork of the process ends here."""
 
     def __init__(self, interrupt: Callable[[], bool]) -> None:
         self.longest = 0.0
         """Seconds; the longest between two checks so far."""
         self._interrupt = interrupt
+        self._process = os.getpid()
         self._last = time.monotonic()
 
     def __call__(self) -> bool:
         now = time.monotonic()
         self.longest = max(self.longest, now - self._last)
         self._last = now
+        end_fork_of(self._process)
         return self._interrupt()
+
+
+def end_fork_of(process: int) -> None:
+    """Does nothing in `process`; ends a fork of it that has come back from the code which forked: two would write to
+    the same memory, and answer the same requests."""
+    if os.getpid() != process:
+        text = f"the process {os.getpid()}, forked by code of process {process}, came back from that code, and is ended"
+        os.write(2, f"orchestrator: {text}: let it end itself, with os._exit()\n".encode())
+        os._exit(1)

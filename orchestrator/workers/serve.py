@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import traceback
 from typing import TYPE_CHECKING, Any, cast
 
 from orchestrator.config.own_code import place_of
+from orchestrator.workers.interrupt import end_fork_of
 from state.user_code import described, failure_of, is_ordinary
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ def serve(channel: Channel, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
+    process = os.getpid()
     target: Any = None
     try:
         while True:
@@ -46,6 +49,7 @@ def serve(channel: Channel, threads: int) -> None:
                 reply = _failure(error)
             else:
                 reply = ("ok", value)
+            end_fork_of(process)
             _send(channel, reply)
     finally:
         close = getattr(target, "close", None)

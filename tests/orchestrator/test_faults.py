@@ -26,6 +26,7 @@ from orchestrator.loop.patience import Patience
 from orchestrator.loop.worker_group import EXPERIENCE, POLICY, worker_group
 from orchestrator.workers.interrupt import Interrupt
 from state.shared_memory import SlotRing
+from tests.orchestrator.snapshots.test_resume import assert_same
 from tests.orchestrator.training import FailingLoss, losses_with, small_config, worker_processes
 
 if TYPE_CHECKING:
@@ -154,6 +155,15 @@ async def test_a_killed_collector_is_replaced_and_the_run_goes_on(
     assert "starting it again (1 of 3)" in caplog.text
 
 
+async def test_an_environment_that_forks_changes_nothing_though_both_processes_return() -> None:
+    before = worker_processes()
+    config = small_config(epochs=4, backend="process")
+    plain = await Trainer(with_environment(config)).run()
+    forked = await Trainer(with_environment(config, how="fork")).run()
+    assert_same(plain, forked)
+    assert worker_processes() == before
+
+
 async def test_several_collectors_that_fail_at_once_raise_one_error() -> None:
     config = with_environment(small_config(collectors=2), how="raise", fail_at=1)
     async with worker_group(config, losses_with(FailingLoss("")), Interrupt(), Patience()) as workers:
@@ -165,8 +175,10 @@ async def test_several_collectors_that_fail_at_once_raise_one_error() -> None:
 
 async def test_a_collector_that_keeps_dying_fails_the_run(caplog: pytest.LogCaptureFixture) -> None:
     config = with_environment(small_config(epochs=5, backend="process"), how="kill")
-    with pytest.raises(WorkerCrashed, match="'collector-0' died during 'collect': killed by SIGKILL"):
+    with pytest.raises(WorkerCrashed, match="'collector-0' died during 'collect': killed by SIGKILL") as caught:
         await Trainer(config).run()
+    assert "4 times within an hour" in str(caught.value)
+    assert "failing_environment" in str(caught.value)
     assert caplog.text.count("starting it again") == 3
 
 

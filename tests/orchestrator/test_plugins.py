@@ -267,8 +267,20 @@ class Sink:
 
 def test_a_function_of_settings_that_returns_no_hook_is_refused_by_name() -> None:
     name = "tests.orchestrator.test_plugins:no_hook"
-    with pytest.raises(TypeError, match=f"{name} must return a Hook, not 3"):
+    with pytest.raises(OwnCodeError, match=f"{name} returned 3, expected a Hook: correct the function"):
         Trainer(replace(small_config(), hooks=(name,)))
+
+
+@pytest.mark.parametrize("setting", ["losses.names", "hooks", "metrics.sinks"])
+def test_a_function_that_returns_something_else_is_wrong_input_for_the_command(
+    setting: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    name = "tests.orchestrator.test_plugins:no_hook"
+    assert run(["train", f"--{setting}", name, "--run-dir", str(tmp_path / "run")]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert name in error
+    assert "returned 3" in error
+    assert "correct the function" in error
 
 
 def test_an_environment_that_no_package_gives_is_still_unknown(installed: Path) -> None:

@@ -226,6 +226,8 @@ class FailingEnvironment(gymnasium.Env[Any, Any]):
                 sys.exit(3)
             if self._how == "cancelled":
                 raise asyncio.CancelledError
+            if self._how == "fork":
+                os.fork()  # and both go on
             if self._how == "hang":
                 while True:
                     time.sleep(0.01)

@@ -8,7 +8,7 @@ from urllib.parse import quote
 from orchestrator.checkpoints import CheckpointFolder, retention_of
 from orchestrator.config.error import shown
 from orchestrator.config.fields import leaves
-from orchestrator.config.own_code import call_function
+from orchestrator.config.own_code import OwnCodeError, call_function
 from orchestrator.config.plugins import code_named
 from orchestrator.evaluation.plan import evaluation_plans
 from orchestrator.hooks.hook import Hook
@@ -115,7 +115,7 @@ def _scores_to_come(config: TrainerConfig) -> frozenset[str]:
 def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:
     """The sinks in addition to metrics.jsonl.
 
-    Raises MissingExtra, OwnCodeError for a function that can't be had or fails, TypeError where one returns no sink.
+    Raises MissingExtra, and OwnCodeError for a function that can't be had, fails, or returns no sink.
     """
     settings = config.metrics
     sinks: list[Sink] = []
@@ -127,7 +127,10 @@ def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:
         sinks.append(Prometheus(host=settings.prometheus_host, port=settings.prometheus_port))
     for name in settings.sinks:
         sink = call_function(code_named(name, "sinks"))
-        check_sink(sink, name)
+        try:
+            check_sink(sink)
+        except TypeError as error:
+            raise OwnCodeError(f"{name} returned {shown(sink)}: {error}; correct the function") from None
         sinks.append(cast("Sink", sink))
     return tuple(sinks)
 
@@ -135,13 +138,13 @@ def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:
 def named_hooks(config: TrainerConfig) -> list[Hook]:
     """The hooks that `config.hooks` names.
 
-    Raises OwnCodeError for a function that can't be had or fails, TypeError where one returns no hook.
+    Raises OwnCodeError for a function that can't be had, fails, or returns no hook.
     """
     hooks: list[Hook] = []
     for name in config.hooks:
         hook = call_function(code_named(name, "hooks"))
         if not isinstance(hook, Hook):
-            raise TypeError(f"{name} must return a Hook, not {shown(hook)}")
+            raise OwnCodeError(f"{name} returned {shown(hook)}, expected a Hook: correct the function")
         hooks.append(hook)
     return hooks
 

@@ -213,7 +213,13 @@ def test_states_and_masks_that_are_none_for_the_policy_are_refused(runs: Any) ->
         with_memory.act(np.zeros((2, 5)), state=with_memory.initial_state())
     with pytest.raises(WrongObservation, match=r"a state that is an array of shape \[3\], expected \[0\]"):
         without.act(VECTOR, state=np.zeros(3, np.float32))
-    odd = [[1.0], [1.0, 2.0]], np.zeros(16, complex), ["a"] * 16, np.full(16, np.nan, np.float32)
+    numbers = (
+        np.zeros(16, complex),
+        np.full(16, np.nan, np.float32),
+        np.full(16, 1e300),
+        torch.ones(16).requires_grad_(),
+    )
+    odd = [[1.0], [1.0, 2.0]], ["a"] * 16, *numbers
     for state in odd:
         for use in (with_memory.act, with_memory.value):
             with pytest.raises(WrongObservation, match=r"was given a state that is .*initial_state\(\)"):

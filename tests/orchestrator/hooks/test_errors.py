@@ -222,6 +222,27 @@ async def test_an_attempt_that_takes_too_long_is_cancelled_and_can_be_retried() 
     assert ended == ["run/hanging/on_epoch_end/0"] * 2
 
 
+async def test_an_error_whose_text_cannot_be_had_is_logged_and_the_hook_lives_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Mute(Exception):
+        def __repr__(self) -> str:
+            raise ValueError("no text")
+
+        __str__ = __repr__
+
+    def fail(_: object) -> None:
+        raise Mute
+
+    hook = AtEpochEnd("hook", act=fail, on_error="log", max_lag=100)
+    async with running(hook) as engine:
+        await publish_epochs(engine, *range(1, 9))
+        assert await engine.drain(10) == ()
+        assert engine.statistics().hooks["hook"].failed == 8
+        assert engine.failure() is None
+    assert "Mute, whose text cannot be had" in caplog.text
+
+
 async def test_disabling_counts_failures_in_a_row_only() -> None:
     outcomes = iter([0, 0, 1, 0, 0, 0, 1, 1])
     hook = AtEpochEnd("hook", act=lambda _: 1 / next(outcomes) and None, on_error="disable", max_lag=100)

@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator import ConfigurationError, Hook, MetricsConfig, MetricsHook, Trainer
 from orchestrator.checks.configuration import check_config
+from orchestrator.config.own_code import OwnCodeError
 from orchestrator.hooks.included import metrics as metrics_module
 from orchestrator.metrics import Prometheus, Record, RunInfo
 from state.trainer_state import TrainerState
@@ -241,7 +242,7 @@ def test_what_is_no_sink_is_refused() -> None:
     nothing: Any = object()
     with pytest.raises(TypeError, match="is no sink of metrics: it has no open, no write, no close"):
         MetricsHook([nothing])
-    with pytest.raises(TypeError, match="no write, no close"):
+    with pytest.raises(OwnCodeError, match="no write, no close"):
         Trainer(small_config(metrics=MetricsConfig(sinks=(f"{__name__}:Half",))))
 
 
