@@ -18,6 +18,7 @@ from orchestrator.config.plugins import code_named
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.native import NativeEnvironment
 from orchestrator.environments.options import parameters_of
+from orchestrator.environments.pufferlib import PufferEnv, PufferVector
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
 from orchestrator.environments.serial import SerialEnvironment, close_all
 from orchestrator.environments.single import SingleGame
@@ -27,7 +28,7 @@ from state.user_code import described, is_signal, user_code
 
 Mode = Literal["auto", "native", "sync"]
 
-_COUNT, _LIMIT = "num_envs", "max_episode_steps"
+_COUNT, _LIMIT, _THREADS = "num_envs", "max_episode_steps", "num_threads"
 """What functions that make vector environments take besides the options."""
 
 
@@ -197,6 +198,8 @@ def _returned(
         of_vectors = {_COUNT: count}
         if _LIMIT in parameters and adaptation.max_episode_steps is not None:
             of_vectors[_LIMIT] = adaptation.max_episode_steps
+        if _THREADS in parameters and _THREADS not in options:
+            of_vectors[_THREADS] = adaptation.threads
     made = _called(environment, function, options | of_vectors)
     if of_vectors and isinstance(made, gymnasium.Env):  # it means something else by them
         made.close()
@@ -210,7 +213,7 @@ def _returned(
             cure = "make as many as num_envs says" if of_vectors or takes_any else "let it take num_envs as a keyword"
             made.close()
             raise InvalidEnvironment(
-                f"environment {environment!r} returned a {type(made).__name__} whose num_envs is {_copies_in(made)},"
+                f"environment {environment!r} returned {_kind_of(made)} whose num_envs is {_copies_in(made)},"
                 f" expected {count}; {cure}"
             )
         return made
@@ -228,11 +231,14 @@ def _copies_in(vector: VectorEnv[Any, Any, Any]) -> object:
 
 def _called(environment: str, function: EnvironmentFunction, options: dict[str, Any]) -> object:
     try:
-        return function(**_copied(options))
+        made = function(**_copied(options))
     except BaseException as error:
         if is_signal(error):
             raise
         raise _cannot_make(environment, function, options, error) from error
+    if not isinstance(made, (gymnasium.Env, VectorEnv, type)) and isinstance(made, PufferEnv):
+        return PufferVector(made)
+    return made
 
 
 def _wrapped_in_all(

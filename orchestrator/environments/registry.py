@@ -12,6 +12,8 @@ from gymnasium.envs.registration import EnvSpec, load_env_creator
 from orchestrator.config.error import nearest
 from orchestrator.config.own_code import OwnCodeError, function_in, import_function, import_module, place_of
 from orchestrator.config.plugins import code_named, plugin_names
+from orchestrator.environments.envpool import find_task
+from orchestrator.environments.pufferlib import find_ocean
 from orchestrator.environments.spaces import InvalidEnvironment
 from state.user_code import described, is_signal
 
@@ -20,18 +22,33 @@ EnvironmentFunction = Callable[..., object]
 
 # Packages that register their environments only when imported, by the namespace of the ids.
 _NAMESPACES = {"ALE": "ale_py"}
-_EXTRAS = {"Box2D": "box2d", "box2d": "box2d", "mujoco": "mujoco", "ale_py": "atari", "minigrid": "minigrid"}
+_EXTRAS = {
+    "Box2D": "box2d",
+    "box2d": "box2d",
+    "mujoco": "mujoco",
+    "ale_py": "atari",
+    "minigrid": "minigrid",
+    "envpool": "envpool",
+}
+_LIBRARIES = {"envpool": find_task, "pufferlib": find_ocean}
+"""What finds the environment "library/name"."""
 _DISTRIBUTION = "async-rl-orchestrator"
 
 
 def find(environment: str) -> EnvSpec | EnvironmentFunction:
-    """What `environment` names: a gymnasium id, a name that an installed package gives, "module:id", or
-    "package.module:function".
+    """What `environment` names: a gymnasium id, one of another library ("envpool/Pong-v5"), a name that an installed
+    package gives, "module:id", or "package.module:function".
 
     Raises InvalidEnvironment saying what is unknown, with the nearest names there are.
     """
     module_name, colon, name = environment.rpartition(":")
     if not colon:
+        library, _, of_library = environment.partition("/")
+        if library in _LIBRARIES:
+            try:
+                return _LIBRARIES[library](of_library)
+            except ImportError as error:
+                raise InvalidEnvironment(missing_package(environment, error)) from error
         _import_namespace(environment)
         if environment in gymnasium.registry or environment not in plugin_names("environments"):
             return _registered(environment, environment)
@@ -65,12 +82,13 @@ def check_environment(environment: str) -> list[str]:
 
 
 def extra_of(environment: str) -> str | None:
-    """The extra of this project that brings the package of a gymnasium id; None for one that needs none, or another's.
+    """The extra of this project that brings the package of an environment; None for one that needs none, or another's.
     Imports nothing.
     """
     spec = gymnasium.registry.get(environment)
     if spec is None:
-        home = _NAMESPACES.get(environment.partition("/")[0], environment.rpartition(":")[0])
+        namespace = environment.partition("/")[0]
+        home = _NAMESPACES.get(namespace, namespace if namespace in _LIBRARIES else environment.rpartition(":")[0])
     else:
         home = str(spec.entry_point)
     return next((extra for package, extra in _EXTRAS.items() if package in home), None)

@@ -1,0 +1,99 @@
+"""PufferLib's environments, named "pufferlib/cartpole", and `PufferEnv`s that functions return."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from orchestrator.config.error import nearest
+from orchestrator.environments.spaces import Array, InvalidEnvironment
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_OCEAN = "pufferlib.ocean.environment"
+
+
+@runtime_checkable
+class PufferEnv(Protocol):
+    """What `pufferlib.PufferEnv` promises: it writes what happens to its agents into arrays of its own."""
+
+    single_observation_space: Any
+    single_action_space: Any
+    num_agents: int
+    observations: Array
+    """`[num_agents, ...]`."""
+    rewards: Array
+    terminals: Array
+    truncations: Array
+
+    def reset(self, seed: int | None = None) -> Any: ...
+    def step(self, actions: Array) -> Any: ...
+    def close(self) -> Any: ...
+
+
+class PufferVector(VectorEnv[Any, Any, Any]):
+    """A `PufferEnv` as a vector environment of its agents.
+
+    It resets in the step that ends an episode, and then gives the next episode's first observation alone. Of an
+    episode that was truncated, the observation before its last step stands in for the last.
+    """
+
+    def __init__(self, environment: PufferEnv) -> None:
+        self.num_envs = environment.num_agents
+        self.single_observation_space = environment.single_observation_space
+        self.single_action_space = environment.single_action_space
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.render_mode = getattr(environment, "render_mode", None)
+        self._environment = environment
+        self._logs: list[Mapping[str, Any]] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._environment.reset(seed)
+        return self._environment.observations, {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        environment = self._environment
+        before = environment.observations.copy()
+        *_, logs = environment.step(actions)
+        self._logs += logs
+        terminated, truncated = environment.terminals.astype(np.bool_), environment.truncations.astype(np.bool_)
+        ended = terminated | truncated
+        infos: dict[str, Any] = {}
+        if ended.any():
+            infos = {"final_obs": before, "final_info": self._logged(int(np.argmax(ended)))}
+        return environment.observations, environment.rewards, terminated, truncated, infos
+
+    def render(self) -> Any:
+        frame = self._environment.render()  # type: ignore[attr-defined]
+        return None if frame is None else (frame,)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self._environment.close()
+
+    def _logged(self, agent: int) -> dict[str, Any]:
+        """The means of the numbers logged since the last episode that ended, as the info of one `agent`."""
+        numbers: dict[str, list[float]] = {}
+        for log in self._logs:
+            for name, value in log.items():
+                if isinstance(value, (int, float, np.number)):
+                    numbers.setdefault(str(name), []).append(float(value))
+        self._logs = []
+        given = np.arange(self.num_envs) == agent
+        infos: dict[str, Any] = {}
+        for name, values in numbers.items():
+            infos |= {name: np.where(given, np.mean(values), 0.0), f"_{name}": given}
+        return infos
+
+
+def find_ocean(name: str) -> Callable[..., object]:
+    """The class of PufferLib's own environment `name`. Raises InvalidEnvironment for one that it does not have, and
+    ImportError where PufferLib is not installed."""
+    ocean = importlib.import_module(_OCEAN)
+    if name not in ocean.MAKE_FUNCTIONS:
+        hint = nearest(name, ocean.MAKE_FUNCTIONS)
+        raise InvalidEnvironment(f"environment 'pufferlib/{name}': PufferLib has no {name!r}: {hint}")
+    return ocean.env_creator(f"puffer_{name}")

@@ -1,0 +1,200 @@
+"""Environments of libraries that step all copies themselves: EnvPool's, and those with PufferLib's interface."""
+
+from __future__ import annotations
+
+import sys
+import types
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from orchestrator import (
+    CheckpointsConfig,
+    EvaluationConfig,
+    Trainer,
+    evaluate_checkpoint,
+)
+from orchestrator.config.presets import read_preset
+from orchestrator.environments import InvalidEnvironment, check_environment, extra_of, make_vector
+from orchestrator.environments.adaptation import Adaptation
+from tests.orchestrator.test_returned_vectors import Look, Tenfold, assert_same, trained, weights
+from tests.orchestrator.training import WaitForCheckpoints, small_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.slow
+
+HERE = "tests.orchestrator.test_native_libraries"
+ENVPOOL = "envpool/CartPole-v1"
+PUFFER = f"{HERE}:PufferCartPole"
+__all__ = ["Tenfold"]
+
+
+class PufferCartPole:
+    """CartPole of numpy with the interface of `pufferlib.PufferEnv`, to whose buffers it writes: the step that ends an
+    episode also begins the next one. Logs from time to time."""
+
+    def __init__(self, num_envs: int = 1, limit: int = 500, buf: Any = None, seed: int = 0) -> None:
+        self.single_observation_space = spaces.Box(-np.inf, np.inf, (4,), np.float32)
+        self.single_action_space = spaces.Discrete(2)
+        self.num_agents, self._limit = num_envs, limit
+        assert buf is None
+        self.observations = np.zeros((num_envs, 4), np.float32)
+        self.rewards = np.zeros(num_envs, np.float32)
+        self.terminals, self.truncations = np.zeros(num_envs, bool), np.zeros(num_envs, bool)
+        self._random = np.random.default_rng(seed)
+        self._state, self._steps = np.zeros((num_envs, 4)), np.zeros(num_envs, int)
+
+    def reset(self, seed: int | None = None) -> Any:
+        if seed is not None:
+            self._random = np.random.default_rng(seed)
+        self._begin(np.ones(self.num_agents, bool))
+        return self.observations, []
+
+    def step(self, actions: Any) -> Any:
+        _, speed, angle, turn = self._state.T
+        force = np.where(np.asarray(actions) == 1, 10.0, -10.0)
+        push = (force + 0.05 * turn**2 * np.sin(angle)) / 1.1
+        bend = (9.8 * np.sin(angle) - np.cos(angle) * push) / (0.5 * (4 / 3 - 0.1 * np.cos(angle) ** 2 / 1.1))
+        change = np.stack([speed, push - 0.05 * bend * np.cos(angle) / 1.1, turn, bend], axis=1)
+        self._state += 0.02 * change
+        self._steps += 1
+        self.rewards[:] = 1.0
+        self.terminals[:] = (abs(self._state[:, 0]) > 2.4) | (abs(self._state[:, 2]) > 0.2095)
+        self.truncations[:] = (self._steps >= self._limit) & ~self.terminals
+        ended = self.terminals | self.truncations
+        logs = [{"score": float(self._steps[ended].mean()), "name": "cart"}] if ended.any() else []
+        self._begin(ended)
+        return self.observations, self.rewards, self.terminals, self.truncations, logs
+
+    def close(self) -> None:
+        pass
+
+    def _begin(self, copies: Any) -> None:
+        self._state[copies] = self._random.uniform(-0.05, 0.05, (int(copies.sum()), 4))
+        self._steps[copies] = 0
+        self.observations[:] = self._state
+
+
+@pytest.fixture(params=[ENVPOOL, PUFFER])
+def name(request: pytest.FixtureRequest) -> str:
+    if request.param == ENVPOOL:
+        pytest.importorskip("envpool")
+    return str(request.param)
+
+
+def test_it_trains_and_is_evaluated_with_the_same_bits_each_time_in_workers_and_inline(name: str) -> None:
+    config = small_config(environment=name, collectors=2, evaluation=EvaluationConfig(every=2, episodes=3))
+    look, state = trained(config)
+    assert look.returns == look.lengths
+    assert len(look.lengths) > 5
+    assert state.eval_scores is not None
+    again, in_workers = trained(replace(config, collection=replace(config.collection, backend="process")))
+    assert again.lengths == look.lengths
+    assert_same(weights(state), weights(in_workers))
+
+
+def test_wrappers_and_limits_hold(name: str) -> None:
+    settings: dict[str, Any] = {"environment": name, "max_episode_steps": 6}
+    assert max(trained(small_config(**settings))[0].lengths) == 6.0
+    look: Look = trained(small_config(**settings, environment_wrappers=(f"{HERE}:Tenfold",)))[0]
+    assert max(look.lengths) == 6.0
+    assert look.returns == [10 * length for length in look.lengths]
+
+
+def test_a_resumed_run_begins_new_episodes_where_a_simulator_keeps_its_state_and_says_so(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(
+        environment=name, run_dir=tmp_path / "run", checkpoints=CheckpointsConfig(every=2, keep=0), epochs=4
+    )
+    whole = anyio.run(Trainer(config, hooks=[WaitForCheckpoints(config)]).run)
+    branch = replace(config, run_dir=tmp_path / "branch")
+    resumed = anyio.run(Trainer(branch, resume=tmp_path / "run" / "checkpoints" / "00000002").run)
+    assert resumed.epoch == whole.epoch
+    assert ("the environment can't give its state" in caplog.text) == (name == ENVPOOL)
+    if name == PUFFER:
+        assert_same(weights(whole), weights(resumed))
+    assert evaluate_checkpoint(tmp_path / "run", episodes=2)["episodes"] == 2
+
+
+@pytest.mark.timeout(900)
+def test_cartpole_reaches_475(name: str, tmp_path: Path) -> None:
+    preset = read_preset("cartpole")
+    config = replace(
+        preset,
+        environment=name,
+        run_dir=tmp_path / "run",
+        evaluation=replace(preset.evaluation, every=0),
+    )
+    anyio.run(Trainer(config).run)
+    assert evaluate_checkpoint(tmp_path / "run", episodes=20)["return_mean"] >= 475
+
+
+def test_how_episodes_end_and_begin_in_envpool() -> None:
+    pytest.importorskip("envpool")
+    environment = make_vector(ENVPOOL, 3, adaptation=Adaptation(max_episode_steps=12))
+    assert environment.native
+    first = np.array(environment.reset(3))
+    assert (np.array(environment.reset(4)) != first).any()
+    assert (np.array(environment.reset(3)) == first).all()
+    steps = [environment.step(np.array([number % 2, 1, 0])) for number in range(12)]
+    fallen = [[number for number, step in enumerate(steps) if step.terminated[copy]] for copy in range(3)]
+    assert fallen[0] == []
+    assert all(len(numbers) == 1 for numbers in fallen[1:])
+    assert steps[-1].truncated.tolist() == [True, False, False]
+    for copy in (1, 2):
+        (end,) = fallen[copy]
+        assert [bool(step.valid[copy]) for step in steps[end : end + 3]] == [True, False, True][: 12 - end]
+        assert steps[end].stats["elapsed_step"][0] == end + 1
+    after = environment.step(np.zeros(3, np.int64))
+    assert after.valid.tolist()[0] is False
+    environment.close()
+    environment.close()
+
+
+def test_of_a_truncated_episode_the_observation_before_its_last_step_is_valued() -> None:
+    environment = make_vector(PUFFER, 2, {"limit": 3})
+    observations = [np.array(environment.reset(1))]
+    for number in range(3):
+        step = environment.step(np.array([number % 2, 1]))
+        observations.append(np.array(step.observation))
+    assert step.truncated.all()
+    assert step.final_observation is not None
+    np.testing.assert_array_equal(step.final_observation, observations[2])
+    assert (observations[3] != observations[2]).all(), "which is the next episode's"
+    assert step.stats["score"] == [3.0]
+
+
+def test_pufferlibs_own_environments_are_found_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    ocean: Any = types.ModuleType("pufferlib.ocean.environment")
+    ocean.MAKE_FUNCTIONS = {"cartpole": "Cartpole"}
+    ocean.env_creator = {"puffer_cartpole": PufferCartPole}.__getitem__
+    for module in ("pufferlib", "pufferlib.ocean"):
+        monkeypatch.setitem(sys.modules, module, types.ModuleType(module))
+    monkeypatch.setitem(sys.modules, "pufferlib.ocean.environment", ocean)
+    look, _ = trained(small_config(environment="pufferlib/cartpole"))
+    assert look.lengths
+    with pytest.raises(InvalidEnvironment, match=r"PufferLib has no 'cartpol': did you mean cartpole\?"):
+        make_vector("pufferlib/cartpol", 1)
+
+
+def test_names_that_the_libraries_do_not_have_and_libraries_that_are_missing_are_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    (problem,) = check_environment(ENVPOOL)
+    assert "pip install 'async-rl-orchestrator[envpool]' installs it" in problem
+    assert extra_of(ENVPOOL) == "envpool"
+    monkeypatch.undo()
+    envpool = pytest.importorskip("envpool")
+    assert "CartPole-v1" in envpool.list_all_envs()
+    (problem,) = check_environment("envpool/CartPol-v1")
+    assert "did you mean CartPole-v1 or" in problem
+    with pytest.raises(InvalidEnvironment, match=r"'envpool/CartPole-v1' could not be made with .*colour"):
+        make_vector(ENVPOOL, 1, {"colour": "red"})
