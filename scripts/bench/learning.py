@@ -125,12 +125,13 @@ def configured(task: Task, seed: int, variant: str) -> TrainerConfig:
 
 def train(task: Task, seed: int, variant: str, to_threshold: bool) -> dict[str, Any]:
     """Train once; `steps` and `seconds` (of training, the start of the workers left out) are None if not learned. The
-    `curve` is a list of agent steps, seconds and mean return."""
+    `curve` is a list of agent steps, seconds and mean return, `warnings` the kinds of what the run said was wrong."""
     import anyio
 
     from orchestrator import Trainer
 
     curve: list[tuple[int, float, float | None]] = []
+    warnings: set[str] = set()
     result: dict[str, Any] = {"steps": None, "seconds": None, "final": None, "total_seconds": None}
 
     async def main() -> None:
@@ -141,6 +142,8 @@ def train(task: Task, seed: int, variant: str, to_threshold: bool) -> dict[str, 
                 assert timer is not None
                 mean = tracker.recent_mean("episode_return")
                 curve.append((state.agent_step, round(timer.seconds, 2), mean))
+                if state.results and "learning_problems" in state.results:
+                    warnings.update(state.results["learning_problems"].value)
                 if result["steps"] is not None or mean is None or tracker.episodes < MIN_EPISODES:
                     continue
                 if mean >= task.threshold:
@@ -149,7 +152,7 @@ def train(task: Task, seed: int, variant: str, to_threshold: bool) -> dict[str, 
                         run.stop("learned")
 
     anyio.run(main)
-    return result | ending(curve)
+    return result | ending(curve) | {"warnings": sorted(warnings)}
 
 
 def train_peer(task: Task, seed: int, steps: int, to_threshold: bool) -> dict[str, Any]:
@@ -211,6 +214,8 @@ def report(name: str, results: Sequence[dict[str, Any]]) -> None:
     if learned:
         parts.append(f"{spread([result['steps'] for result in learned])} agent steps")
         parts.append(f"{spread([result['seconds'] for result in learned])} s")
+    if warned := sorted({kind for result in results for kind in result.get("warnings", ())}):
+        parts.append(f"warned of {', '.join(warned)}")
     finals = [result["final"] for result in results if result["final"] is not None]
     if finals:
         parts.append(f"at the end {spread(finals)}, {statistics.median(r['total_seconds'] for r in results):.3g} s")
