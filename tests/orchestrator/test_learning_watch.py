@@ -78,10 +78,20 @@ async def test_a_run_with_a_learning_rate_that_is_too_high_says_so_once_everywhe
     assert "policy_change" in dict(rows(read_run(tmp_path / "run")))["warnings"]
 
 
-async def test_a_run_that_learns_gives_no_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_run_that_learns_gives_no_warning_and_shows_that_it_learns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = io.StringIO()
+    config = cartpole(tmp_path / "run", 12)
     with caplog.at_level(logging.WARNING):
-        final = await Trainer(cartpole(tmp_path / "run", 12)).run()
+        progress = ProgressHook(config.total_agent_steps, "plain", Console(file=shown, width=400))
+        final = await Trainer(config, hooks=[progress]).run()
     assert warnings(caplog) == []
+    assert final.results is not None
+    assert final.results["learning"].value == "better than at the start"
+    first, *_, last = shown.getvalue().splitlines()
+    assert "learning too early to tell" in first or "learning" not in first, "of an epoch before, or of none"
+    assert "learning better than at the start" in last
     assert "learning_problems" not in (final.results or {})
     assert dict(rows(read_run(tmp_path / "run")))["warnings"] == "none"
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from orchestrator.hooks.hook import HookResult
     from state.trainer_state import TrainerState
 
-RESULT = "learning_problems"
+RESULT, VERDICT = "learning_problems", "learning"
 """Name of the result in `state.results`: the texts of the problems that there are, by kind."""
 KINDS = ("entropy", "policy_change", "value_loss", "explained_variance", "gradient_norm", "return", "episodes")
 """Names of the problems, `warnings/<kind>` in the metrics."""
@@ -96,6 +96,16 @@ class ProblemDetector:
             elif not alarm.active:
                 self.current.pop(kind, None)
         return new
+
+    @property
+    def verdict(self) -> str:
+        """Whether it learns, in a few words."""
+        returns = self._returns
+        if not returns.known:
+            return "too early to tell"
+        if returns.good:
+            return "better than at the start" if self._fresh else "as good as before"
+        return "fallen back" if returns.has_improved or not self._fresh else "no better than at the start"
 
     def _signs(self, reading: Reading) -> dict[str, str | None]:
         """For each kind about which the epoch says something: the problem, or None if there is no sign of it.
@@ -327,6 +337,12 @@ class _Returns:
 def _variance(values: Sequence[float] | deque[float]) -> float:
     mean = sum(values) / len(values)
     return sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
+
+
+def verdict_of(state: TrainerState) -> str | None:
+    """Whether the run learns, as a state's results tell; None where they do not."""
+    result = cast("HookResult | None", (state.results or {}).get(VERDICT))
+    return None if result is None else cast("str", result.value)
 
 
 def problems_of(state: TrainerState) -> Mapping[str, str] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from orchestrator.hooks.hook import Hook, StateUpdate
-from orchestrator.hooks.included.learning_problems import RESULT, ProblemDetector, Reading
+from orchestrator.hooks.included.learning_problems import RESULT, VERDICT, ProblemDetector, Reading
 from orchestrator.hooks.included.metrics_record import statistic
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ _log = logging.getLogger("orchestrator")
 class LearningWatch(Hook):
     """Logs each problem that the statistics of a run with the settings `config` show, once until it is over.
 
-    The problems that there are now, by kind, are the result `learning_problems`.
+    The problems that there are now, by kind, are the result `learning_problems`, and the result `learning` says in a
+    few words whether the return has become better.
     """
 
     name = "learning_watch"
@@ -30,18 +31,25 @@ class LearningWatch(Hook):
     def __init__(self, config: TrainerConfig) -> None:
         self._config = config
         self._detector = ProblemDetector(config)
+        self._verdict = ""
 
     async def on_new_training_run(self, state: TrainerState) -> None:
         # The first episodes of a resumed run are not those of an untrained policy.
         fresh = state.epoch == 0 and self._config.init_from is None
         self._detector = ProblemDetector(self._config, fresh=fresh)
+        self._verdict = ""
 
     async def on_epoch_end(self, state: TrainerState) -> StateUpdate | None:
-        before = dict(self._detector.current)
+        problems, verdict = dict(self._detector.current), self._verdict
         for kind, text in self._detector.observe(reading(state)).items():
             _log.warning("learning (%s), epoch %d: %s", kind, state.epoch, text)
-        current = self._detector.current
-        return None if current == before else StateUpdate(results={RESULT: dict(current)})
+        self._verdict = self._detector.verdict
+        results: dict[str, object] = {}
+        if self._detector.current != problems:
+            results[RESULT] = dict(self._detector.current)
+        if self._verdict != verdict:
+            results[VERDICT] = self._verdict
+        return StateUpdate(results=results) if results else None
 
 
 def reading(state: TrainerState) -> Reading:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.hooks.hook import Hook
-from orchestrator.hooks.included.learning_problems import problems_of
+from orchestrator.hooks.included.learning_problems import problems_of, verdict_of
 from orchestrator.hooks.included.metrics_record import statistic
 from orchestrator.hooks.included.terminal import Forgiving
 from orchestrator.workers.event_loop import in_thread
@@ -142,6 +142,8 @@ def progress(
         shown["left"] = "?" if remaining is None else _duration(remaining)
     mean = None if tracker is None else tracker.recent_mean("episode_return")
     shown["return"] = "-" if mean is None else f"{mean:.1f}"
+    if (verdict := verdict_of(state)) is not None:
+        shown["learning"] = verdict
     if state.eval_scores is not None and state.eval_scores.avg_category_score is not None:
         shown["eval"] = f"{state.eval_scores.avg_category_score:.1f}"
         if state.eval_scores.epoch is not None:
