@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from orchestrator.metrics.sink import RunInfo as RunInfo
     from orchestrator.metrics.sink import Sink as Sink
     from orchestrator.metrics.tensorboard import TensorBoard as TensorBoard
+    from orchestrator.metrics.trackio import Trackio as Trackio
     from orchestrator.metrics.wandb import Wandb as Wandb
     from orchestrator.policies.network import Network as Network
     from orchestrator.policies.network import NetworkError as NetworkError

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 
 import pytest
 import torch
@@ -15,6 +17,11 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# trackio reads this once, at its import; without it, tests would write into the user's folder.
+_of_trackio = tempfile.TemporaryDirectory(prefix="of-trackio-")
+os.environ["TRACKIO_DIR"] = _of_trackio.name
 
 
 @pytest.fixture(params=["asyncio", "trio"])

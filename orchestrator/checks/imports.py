@@ -118,7 +118,14 @@ def _name_problems(path: str, name: str, code: NamesCode) -> Iterator[Problem]:
     yield Problem(field=path, value=name, expected=expected, cure=cure)
 
 
-@reads(PATH.metrics.tensorboard, PATH.metrics.wandb, PATH.metrics.prometheus, PATH.metrics.heartbeat, PATH.run_dir)
+@reads(
+    PATH.metrics.tensorboard,
+    PATH.metrics.wandb,
+    PATH.metrics.trackio,
+    PATH.metrics.prometheus,
+    PATH.metrics.heartbeat,
+    PATH.run_dir,
+)
 def sink_problems(config: TrainerConfig) -> Iterator[Problem]:
     """Sinks whose packages are not installed, or that write into a folder that the run does not have."""
     from orchestrator.metrics.sink import MissingExtra, require
@@ -128,6 +135,7 @@ def sink_problems(config: TrainerConfig) -> Iterator[Problem]:
         (path.tensorboard, "tensorboard", "tensorboard", metrics.tensorboard),
         (path.tensorboard, "tensorboard", "google_crc32c", metrics.tensorboard),
         (path.wandb, "wandb", "wandb", metrics.wandb != "off"),
+        (path.trackio, "trackio", "trackio", metrics.trackio),
         (path.prometheus, "prometheus", "prometheus_client", metrics.prometheus),
     ):
         try:

@@ -255,6 +255,10 @@ class MetricsConfig:
     """Log to Weights & Biases: online, or into the run's folder for wandb sync (requires the extra wandb)."""
     wandb_project: str | None = None
     """W&B project (None: the one that W&B is configured to use)."""
+    trackio: bool = False
+    """Log to trackio, by default into its folder on this machine (requires the extra trackio)."""
+    trackio_project: str | None = None
+    """trackio's project (None: orchestrator)."""
     prometheus: bool = False
     """Serve the newest metrics over HTTP for Prometheus (requires the extra prometheus)."""
     prometheus_host: str = "127.0.0.1"

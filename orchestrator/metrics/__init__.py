@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.metrics.sink import RunInfo as RunInfo
     from orchestrator.metrics.sink import Sink as Sink
     from orchestrator.metrics.tensorboard import TensorBoard as TensorBoard
+    from orchestrator.metrics.trackio import Trackio as Trackio
     from orchestrator.metrics.wandb import Wandb as Wandb
 else:
     __getattr__, __dir__ = lazy_names(__name__)

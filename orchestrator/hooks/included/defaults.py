@@ -23,7 +23,7 @@ from orchestrator.hooks.included.progress import ProgressHook
 from orchestrator.hooks.included.trace import TraceHook
 from orchestrator.hooks.included.upload import UploadHook
 from orchestrator.hooks.included.wandb_artifacts import WandbCheckpointHook
-from orchestrator.metrics import Prometheus, Sink, TensorBoard, Wandb
+from orchestrator.metrics import Prometheus, Sink, TensorBoard, Trackio, Wandb
 from orchestrator.metrics.sink import check_sink
 from state.eval_rewards import EvalRewardSummary
 
@@ -123,6 +123,8 @@ def default_sinks(config: TrainerConfig) -> tuple[Sink, ...]:
         sinks.append(TensorBoard())
     if settings.wandb != "off":
         sinks.append(Wandb(project=settings.wandb_project, mode=settings.wandb))
+    if settings.trackio:
+        sinks.append(Trackio(project=settings.trackio_project))
     if settings.prometheus:
         sinks.append(Prometheus(host=settings.prometheus_host, port=settings.prometheus_port))
     for name in settings.sinks:
