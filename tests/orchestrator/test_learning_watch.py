@@ -14,6 +14,7 @@ from rich.console import Console
 
 from orchestrator import (
     CollectionConfig,
+    Hook,
     LearningConfig,
     LossesConfig,
     MetricsConfig,
@@ -29,6 +30,8 @@ from tests.orchestrator.training import small_config
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from state.trainer_state import TrainerState
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -105,6 +108,27 @@ async def test_rewards_that_are_always_0_are_reported(tmp_path: Path, caplog: py
     )
     with caplog.at_level(logging.WARNING):
         await Trainer(config).run()
+    [text] = [line for line in warnings(caplog) if line.startswith("learning (return)")]
+    assert "Every episode has the same return" in text
+
+
+async def test_a_resumed_run_is_judged_by_its_beginning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = small_config(
+        epochs=42,
+        num_environments=8,
+        run_dir=tmp_path / "run",
+        environment_wrappers=(f"{__name__}:{without_rewards.__name__}",),
+    )
+
+    class StopsEarly(Hook):
+        async def on_epoch_end(self, state: TrainerState) -> None:
+            if state.epoch == 15:
+                self.run.stop()
+
+    with caplog.at_level(logging.WARNING):
+        await Trainer(config, hooks=[StopsEarly()]).run()
+        assert warnings(caplog) == []
+        await Trainer(config, resume=tmp_path / "run").run()
     [text] = [line for line in warnings(caplog) if line.startswith("learning (return)")]
     assert "Every episode has the same return" in text
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from orchestrator.config.paths import PATH
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from state.trainer_state import TrainerState
 
 RESULT, VERDICT = "learning_problems", "learning"
-"""Name of the result in `state.results`: the texts of the problems that there are, by kind."""
+"""Names of results in `state.results`: the texts of the problems that there are, by kind; a text whether it learns."""
 KINDS = ("entropy", "policy_change", "value_loss", "explained_variance", "gradient_norm", "return", "episodes")
 """Names of the problems, `warnings/<kind>` in the metrics."""
 
@@ -83,6 +83,30 @@ class ProblemDetector:
         self._first_value_losses: list[float] = []
         self.current: dict[str, str] = {}
         """The problems that there are now, by kind."""
+
+    def memory(self) -> dict[str, Any]:
+        """All that what it says next depends on, as plain data."""
+        return {
+            "fresh": self._fresh,
+            "epochs": self._epochs,
+            "first_entropy": self._first_entropy,
+            "first_value_losses": list(self._first_value_losses),
+            "current": dict(self.current),
+            "alarms": {kind: [alarm.signs, alarm.without, alarm.active] for kind, alarm in self._alarms.items()},
+            "returns": self._returns.memory(),
+        }
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        """Go on from a `memory` of a detector for the same run."""
+        self._fresh, self._epochs = memory["fresh"], memory["epochs"]
+        self._first_entropy = memory["first_entropy"]
+        self._first_value_losses = list(memory["first_value_losses"])
+        self.current = dict(memory["current"])
+        for kind, (signs, without, active) in memory["alarms"].items():
+            if kind in self._alarms:
+                self._alarms[kind] = _Alarm(_PATIENCE.get(kind, 1), signs, without, active)
+        self._returns = _Returns(self._fresh)
+        self._returns.recall(memory["returns"])
 
     def observe(self, reading: Reading) -> Mapping[str, str]:
         """The problems that this epoch has brought to light, by kind: what is seen, the likely cause, the cure."""
@@ -297,6 +321,24 @@ class _Returns:
         self.first_mean = self.recent_mean = self.gain = 0.0
         """`gain`: how much better, in standard errors."""
 
+    def memory(self) -> dict[str, Any]:
+        best = None if math.isinf(self._best) else self._best
+        return {
+            "first": list(self._first),
+            "recent": list(self.recent),
+            "best": best,
+            "any": self.any,
+            "improved": self.has_improved,
+        }
+
+    def recall(self, memory: Mapping[str, Any]) -> None:
+        self._first = list(memory["first"])
+        self.first_mean = sum(self._first) / len(self._first) if self._first else 0.0
+        self._best = -math.inf if memory["best"] is None else memory["best"]
+        self.any, self.has_improved = memory["any"], memory["improved"]
+        self.recent.extend(memory["recent"])
+        self._compare()
+
     @property
     def first_count(self) -> int:
         return len(self._first)
@@ -320,6 +362,9 @@ class _Returns:
             self.first_mean = sum(self._first) / len(self._first)
             return
         self.recent.extend(finite)
+        self._compare()
+
+    def _compare(self) -> None:
         if not self.known:
             return
         self.recent_mean = sum(self.recent) / len(self.recent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from orchestrator.hooks.included.learning_problems import RESULT, VERDICT, Probl
 from orchestrator.hooks.included.metrics_record import statistic
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from orchestrator.config.settings import TrainerConfig
     from state.experience import ExperienceSpec
     from state.trainer_state import TrainerState
@@ -32,11 +34,20 @@ class LearningWatch(Hook):
         self._config = config
         self._detector = ProblemDetector(config)
         self._verdict = ""
+        self._memory: Mapping[str, Any] = {}
+
+    def state_dict(self) -> Mapping[str, object]:
+        return self._detector.memory()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._memory = state
 
     async def on_new_training_run(self, state: TrainerState) -> None:
-        # The first episodes of a resumed run are not those of an untrained policy.
+        # Without its memory, the first episodes of a resumed run are not those of an untrained policy.
         fresh = state.epoch == 0 and self._config.init_from is None
         self._detector = ProblemDetector(self._config, fresh=fresh)
+        if self._memory:
+            self._detector.recall(self._memory)
         self._verdict = ""
 
     async def on_epoch_end(self, state: TrainerState) -> StateUpdate | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -51,6 +52,22 @@ def found(readings: list[Reading], config: TrainerConfig = CONFIG, *, fresh: boo
 
 def test_a_run_that_learns_gives_no_warning() -> None:
     assert found([healthy(epoch) for epoch in range(100)]) == []
+
+
+@pytest.mark.parametrize("pause", [1, 3, 8, 30, 76])
+def test_what_is_remembered_makes_no_difference(pause: int) -> None:
+    readings = [stuck(epoch, entropy=0.001 if 5 < epoch < 12 else 0.5, approx_kl=0.5) for epoch in range(100)]
+    detector = ProblemDetector(CONFIG)
+    warned: list[tuple[int, str, str]] = []
+    for epoch, reading in enumerate(readings):
+        if epoch == pause:
+            memory = json.loads(json.dumps(detector.memory()))
+            detector = ProblemDetector(CONFIG, fresh=False)
+            detector.recall(memory)
+            assert detector.memory() == memory
+        warned += [(epoch, kind, text) for kind, text in detector.observe(reading).items()]
+    assert warned == found(readings)
+    assert {kind for _, kind, _ in warned} == {"entropy", "policy_change", "return"}
 
 
 @pytest.mark.parametrize(
