@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import textwrap
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from tests.paths import PROJECT
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import CodeType
 
 _FENCED = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
@@ -62,3 +65,9 @@ def text_of(name: str) -> str:
 
 def code_blocks(text: str) -> list[str]:
     return re.findall(r"^```python[^\n]*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def compiled(code: str, name: str) -> tuple[CodeType, bool]:
+    """`code`, and whether it is a notebook's cell that awaits: evaluating it then gives a coroutine."""
+    found: CodeType = compile(code, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    return found, bool(found.co_flags & inspect.CO_COROUTINE)

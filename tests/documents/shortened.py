@@ -1,9 +1,6 @@
 """Runs a program of the documents as `python PROGRAM` does, with trainings that end after some epochs.
 
-    python -m tests.documents.shortened PROGRAM
-
-What the program only defines is run as well: trainers that it has made and not started, and coroutine functions that
-need no arguments. (What needs some is tested with them, page by page.)
+python -m tests.documents.shortened PROGRAM
 """
 
 from __future__ import annotations
@@ -82,7 +79,8 @@ def needs_nothing(value: object) -> bool:
 
 
 def run_all_of(names: dict[str, Any], made: Sequence[Trainer]) -> None:
-    """What a program has defined and not run itself."""
+    """What the code of a page has defined and not run: trainers that it has not started, and coroutine functions that
+    need no arguments. (What needs some is tested with them, page by page.)"""
     for trainer in made:
         if not started(trainer):
             anyio.run(trainer.run)
@@ -95,5 +93,5 @@ if __name__ == "__main__":
     program = sys.argv[1]
     sys.path.insert(0, str(Path(program).parent.absolute()))
     sys.argv = [program]
-    trainers = shorten_trainings()
-    run_all_of(runpy.run_path(program, run_name="__main__"), trainers)
+    shorten_trainings()
+    runpy.run_path(program, run_name="__main__")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import subprocess
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.documentation import Block, blocks_of, single_pages
+from tests.documentation import Block, blocks_of, compiled, single_pages
 from tests.documents.shortened import run_all_of
 from tests.paths import PROJECT
 
@@ -27,12 +28,14 @@ def python_blocks() -> list[Block]:
     return [block for page in single_pages() for block in blocks_of(page) if block.language == "python"]
 
 
-PROGRAMS = [block for block in python_blocks() if "__main__" in block.text]
+SERVICES = [block for block in python_blocks() if "uvicorn.run" in block.text]
+"""What never ends by itself, and is asked for things by other tests."""
+PROGRAMS = [block for block in python_blocks() if "__main__" in block.text and block not in SERVICES]
 """What the reader is to run as a program, by itself."""
 PARTS: dict[str, list[Block]] = {}
 """All other code, by page, of which each has one program."""
 for one in python_blocks():
-    if one not in PROGRAMS:
+    if one not in PROGRAMS + SERVICES:
         PARTS.setdefault(one.page, []).append(one)
 
 
@@ -54,6 +57,9 @@ def test_the_code_of_a_page_runs_from_its_beginning_to_its_end(
 ) -> None:
     names: dict[str, Any] = {"__name__": "documented"}
     for block in PARTS[page]:
-        exec(compile("\n" * (block.line - 1) + block.text, page, "exec"), names)
+        code, awaits = compiled("\n" * (block.line - 1) + block.text, page)
+        cell: Any = eval(code, names)
+        if awaits:
+            asyncio.run(cell)
     run_all_of(names, trainers)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
