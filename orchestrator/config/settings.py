@@ -35,7 +35,7 @@ from orchestrator.config.annotations import (
 from orchestrator.config.former_names import accepts_former_names
 from orchestrator.config.user_path import is_text, user_path
 
-NETWORKS = ("auto", "mlp", "cnn", "lstm")
+NETWORKS = ("auto", "mlp", "cnn", "lstm", "tokens", "tokens_lstm")
 LOSSES = ("ppo_actor", "ppo_critic", "vtrace_actor", "vtrace_critic")
 
 _DECAY_RATES = each("two numbers, each 0 or above and below 1", lambda beta: 0 <= beta < 1)
@@ -154,7 +154,8 @@ class PolicyConfig:
     """The policy network and the normalization around it."""
 
     network: Annotated[str, NamesCode("networks", NETWORKS, arguments=1)] = "auto"
-    """mlp, cnn, lstm, package.module:function (called with the spaces), or auto: cnn for images, otherwise mlp."""
+    """mlp, cnn, lstm, tokens or tokens_lstm (for MettaGrid), package.module:function (called with the spaces), or
+    auto: cnn for images, otherwise mlp."""
     hidden_sizes: Annotated[tuple[int, ...], _WIDTHS, Formerly("hidden")] = (64, 64)
     """Widths of the hidden layers."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"

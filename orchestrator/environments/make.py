@@ -16,7 +16,8 @@ from orchestrator.config.error import shown
 from orchestrator.config.own_code import OwnCodeError, call_function, place_of
 from orchestrator.config.plugins import code_named
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
-from orchestrator.environments.native import NativeEnvironment
+from orchestrator.environments.mettagrid import MettaGridVector, is_config
+from orchestrator.environments.native import NativeEnvironment, agents_of
 from orchestrator.environments.options import parameters_of
 from orchestrator.environments.pufferlib import PufferEnv, PufferVector
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
@@ -200,14 +201,14 @@ def _returned(
             of_vectors[_LIMIT] = adaptation.max_episode_steps
         if _THREADS in parameters and _THREADS not in options:
             of_vectors[_THREADS] = adaptation.threads
-    made = _called(environment, function, options | of_vectors)
+    made = _called(environment, function, options | of_vectors, count)
     if of_vectors and isinstance(made, gymnasium.Env):  # it means something else by them
         made.close()
-        return cast("gymnasium.Env[Any, Any]", _called(environment, function, options))
+        return cast("gymnasium.Env[Any, Any]", _called(environment, function, options, count))
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if isinstance(made, VectorEnv) and _copies_in(made) != count and not of_vectors and takes_any:
         made.close()
-        made = _called(environment, function, options | {_COUNT: count})
+        made = _called(environment, function, options | {_COUNT: count}, count)
     if isinstance(made, VectorEnv):
         if _copies_in(made) != count:
             cure = "make as many as num_envs says" if of_vectors or takes_any else "let it take num_envs as a keyword"
@@ -226,18 +227,22 @@ def _returned(
 
 
 def _copies_in(vector: VectorEnv[Any, Any, Any]) -> object:
-    return getattr(vector, _COUNT, None)
+    rows = getattr(vector, _COUNT, None)
+    return rows // len(agents_of(vector)) if isinstance(rows, int) else rows
 
 
-def _called(environment: str, function: EnvironmentFunction, options: dict[str, Any]) -> object:
+def _called(environment: str, function: EnvironmentFunction, options: dict[str, Any], games: int) -> object:
+    """What a function returns; `games` of it where that is one of other libraries."""
     try:
         made = function(**_copied(options))
+        if is_config(made):
+            return MettaGridVector(made, games)
     except BaseException as error:
         if is_signal(error):
             raise
         raise _cannot_make(environment, function, options, error) from error
     if not isinstance(made, (gymnasium.Env, VectorEnv, type)) and isinstance(made, PufferEnv):
-        return PufferVector(made)
+        return PufferVector(made, games)
     return made
 
 
@@ -251,6 +256,11 @@ def _wrapped_in_all(
     try:
         if isinstance(made, VectorEnv):
             _check_spaces(environment, made, "single_")
+            if made.num_envs > 1:
+                raise InvalidEnvironment(
+                    f"environment {environment!r} has {made.num_envs} agents, expected one: a game of many can't be put"
+                    f" in environment_wrappers, be given {_LIMIT}, or be recorded; give it options of its own"
+                )
             made = SingleGame(environment, made)
         if adaptation.max_episode_steps is not None and not limited:
             made = TimeLimit(made, adaptation.max_episode_steps)

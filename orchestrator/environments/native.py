@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
+from orchestrator.environments.agents import SINGLE_AGENT
 from orchestrator.environments.capture import EnvironmentState
 from orchestrator.environments.observations import ObservationReader
 from orchestrator.environments.returned import (
@@ -38,6 +39,8 @@ from state.user_code import described, is_signal, user_code
 class NativeEnvironment(VectorEnvironment):
     """Adapts any gymnasium `VectorEnv` that resets its copies in the same or in the next step.
 
+    One that has `agents`, names of the agents of a game, gives each of them a row: `num_envs` counts rows.
+
     Raises InvalidEnvironment for one that leaves the resets to its caller or does not say what it does.
     """
 
@@ -46,12 +49,14 @@ class NativeEnvironment(VectorEnvironment):
     def __init__(
         self, name: str, environment: VectorEnv[Any, Any, Any], adaptation: Adaptation = NO_ADAPTATION
     ) -> None:
+        agents = agents_of(environment)
         super().__init__(
             name,
-            environment.num_envs,
+            environment.num_envs // len(agents),
             environment.single_observation_space,
             environment.single_action_space,
             adaptation,
+            agents,
         )
         self._same_step = resets_in_same_step(name, environment)
         self._environment = environment
@@ -126,6 +131,7 @@ class NativeEnvironment(VectorEnvironment):
             final_observation,
             stats,
             self._fields,
+            None if self.agents == SINGLE_AGENT else np.all(ended.reshape(self.games, -1), axis=1),
         )
 
     def get_state(self) -> dict[str, object]:
@@ -198,6 +204,11 @@ class NativeEnvironment(VectorEnvironment):
             f"copy {error.place[0]} of {self.count}" if isinstance(error, WrongEntry) else f"its {self.count} copies"
         )
         return EnvironmentFailed(f"environment {self.name!r}: {what}{when} of {copies} {came}")
+
+
+def agents_of(environment: VectorEnv[Any, Any, Any]) -> tuple[str, ...]:
+    """The agents of one game of a vector environment, as `VectorEnvironment` has them."""
+    return getattr(environment, "agents", SINGLE_AGENT)
 
 
 def resets_in_same_step(name: str, environment: VectorEnv[Any, Any, Any]) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from orchestrator.config.error import nearest
+from orchestrator.environments.agents import SINGLE_AGENT
 from orchestrator.environments.spaces import Array, InvalidEnvironment
 
 if TYPE_CHECKING:
@@ -36,14 +37,16 @@ class PufferEnv(Protocol):
 
 
 class PufferVector(VectorEnv[Any, Any, Any]):
-    """A `PufferEnv` as a vector environment of its agents.
+    """A `PufferEnv` of `games` as a vector environment of its agents.
 
     It resets in the step that ends an episode, and then gives the next episode's first observation alone. Of an
     episode that was truncated, the observation before its last step stands in for the last.
     """
 
-    def __init__(self, environment: PufferEnv) -> None:
+    def __init__(self, environment: PufferEnv, games: int) -> None:
         self.num_envs = environment.num_agents
+        agents, left = divmod(self.num_envs, games)
+        self.agents = SINGLE_AGENT if agents < 2 or left else tuple(f"agent_{index}" for index in range(agents))
         self.single_observation_space = environment.single_observation_space
         self.single_action_space = environment.single_action_space
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}

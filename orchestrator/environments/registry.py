@@ -13,6 +13,7 @@ from orchestrator.config.error import nearest
 from orchestrator.config.own_code import OwnCodeError, function_in, import_function, import_module, place_of
 from orchestrator.config.plugins import code_named, plugin_names
 from orchestrator.environments.envpool import find_task
+from orchestrator.environments.mettagrid import find_game
 from orchestrator.environments.pufferlib import find_ocean
 from orchestrator.environments.spaces import InvalidEnvironment
 from state.user_code import described, is_signal
@@ -29,8 +30,9 @@ _EXTRAS = {
     "ale_py": "atari",
     "minigrid": "minigrid",
     "envpool": "envpool",
+    "mettagrid": "mettagrid",
 }
-_LIBRARIES = {"envpool": find_task, "pufferlib": find_ocean}
+_LIBRARIES = {"envpool": find_task, "pufferlib": find_ocean, "mettagrid": find_game}
 """What finds the environment "library/name"."""
 _DISTRIBUTION = "async-rl-orchestrator"
 

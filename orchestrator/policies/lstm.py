@@ -15,6 +15,7 @@ from orchestrator.policies.initialization import ACTOR_GAIN, CRITIC_GAIN, orthog
 from orchestrator.policies.lstm_scan import lstm_scan
 from orchestrator.policies.mlp import Dense
 from orchestrator.policies.network import Observation, Spaces
+from orchestrator.policies.tokens import TokenEncoder
 
 
 class VectorEncoder(nn.Module):
@@ -31,19 +32,29 @@ class VectorEncoder(nn.Module):
 
 
 class LSTM(nn.Module):
-    """Observations are encoded by convolutions where there are images, else by layers of the widths `hidden_sizes`.
+    """Observations are encoded by the `encoder`; without one, by convolutions where there are images, else by layers of
+    the widths `hidden_sizes`.
 
     The state is the LSTM's hidden state followed by its cell state.
     """
 
     def __init__(
-        self, spaces: Spaces, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh", lstm_size: int = 64
+        self,
+        spaces: Spaces,
+        hidden_sizes: Sequence[int] = (64, 64),
+        activation: str = "tanh",
+        lstm_size: int = 64,
+        encoder: TokenEncoder | None = None,
     ) -> None:
         super().__init__()
         self.state_size = 2 * lstm_size
-        self.encoder: ImageEncoder | VectorEncoder = (
-            ImageEncoder(spaces) if has_images(spaces.observation) else VectorEncoder(spaces, hidden_sizes, activation)
-        )
+        self.encoder: ImageEncoder | VectorEncoder | TokenEncoder
+        if encoder is not None:
+            self.encoder = encoder
+        elif has_images(spaces.observation):
+            self.encoder = ImageEncoder(spaces)
+        else:
+            self.encoder = VectorEncoder(spaces, hidden_sizes, activation)
         self.lstm = nn.LSTM(self.encoder.size, lstm_size, batch_first=True)
         self.head = ActionHead(spaces)
         self.actor = Dense((lstm_size, self.head.outputs), activation, ACTOR_GAIN)

@@ -19,6 +19,7 @@ from orchestrator.policies.cnn import CNN, has_images
 from orchestrator.policies.lstm import LSTM
 from orchestrator.policies.mlp import MLP
 from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces, evaluating
+from orchestrator.policies.tokens import TokenEncoder, Tokens
 from state.module_tensors import named_tensors, tensor_places
 from state.policy_snapshot import PolicyLayout
 from state.user_code import described, is_signal
@@ -48,6 +49,10 @@ def make_network(config: PolicyConfig, spaces: Spaces) -> nn.Module:
             return CNN(spaces)
         case "lstm":
             return LSTM(spaces, config.hidden_sizes, config.activation, config.lstm_size)
+        case "tokens":
+            return Tokens(spaces, config.hidden_sizes, config.activation)
+        case "tokens_lstm":
+            return LSTM(spaces, (), config.activation, config.lstm_size, TokenEncoder(spaces))
         case _:
             return _own_network(name, spaces)
 

@@ -171,6 +171,23 @@ def test_of_a_truncated_episode_the_observation_before_its_last_step_is_valued()
     assert step.stats["score"] == [3.0]
 
 
+class Pairs(PufferCartPole):
+    """Two carts per game, each an agent."""
+
+    def __init__(self, num_envs: int = 1) -> None:
+        super().__init__(2 * num_envs)
+
+
+def test_each_agent_of_a_game_of_several_is_a_row() -> None:
+    environment = make_vector(f"{HERE}:Pairs", 3)
+    assert (environment.games, environment.count, environment.agents) == (3, 6, ("agent_0", "agent_1"))
+    look, state = trained(small_config(environment=f"{HERE}:Pairs", evaluation=EvaluationConfig(every=2, episodes=3)))
+    assert look.returns == look.lengths
+    assert state.eval_scores is not None
+    with pytest.raises(InvalidEnvironment, match="has 2 agents, expected one"):
+        make_vector(f"{HERE}:Pairs", 3, adaptation=Adaptation(max_episode_steps=3))
+
+
 def test_pufferlibs_own_environments_are_found_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     ocean: Any = types.ModuleType("pufferlib.ocean.environment")
     ocean.MAKE_FUNCTIONS = {"cartpole": "Cartpole"}

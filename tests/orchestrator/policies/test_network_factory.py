@@ -134,7 +134,7 @@ def test_an_own_network_with_memory_is_recognised_by_its_state_size() -> None:
     ("network", "message"),
     [
         ("mlpp", r"there is no network 'mlpp': did you mean mlp\?; one of your own is named"),
-        ("transformer", "there is no network 'transformer': use one of auto, mlp, cnn, lstm;"),
+        ("transformer", "there is no network 'transformer': use one of auto, mlp, cnn, lstm, tokens, tokens_lstm;"),
         ("no_such_module:make", "there is no module no_such_module: install it, or start in the folder"),
         (f"{HERE}:Ownn", "has no Ownn: did you mean Own"),
         (f"{HERE}:NOT_A_FUNCTION", "is not a function but of type int"),

@@ -1,0 +1,151 @@
+"""Agent steps per second of MettaGrid's arena with 24 agents: its simulators alone, in this project, through its
+PettingZoo and PufferLib forms, and the whole training loop; all on the same cores, in turn.
+
+    python scripts/bench/mettagrid_speed.py [--repeats 3] [--games 4] [--steps 300]
+
+Needs the `mettagrid` extra. The PufferLib form needs the package pufferlib-core (`pip install --no-deps`, since it
+wants another torch); without it, it is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import arguments, describe_machine, epoch_seconds, in_subprocess, spread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+AGENTS, HORIZON, EPOCHS = 24, 32, 4
+OPTIONS = {"num_agents": AGENTS, "max_steps": 10_000}
+
+
+def arena() -> Any:
+    from orchestrator.environments.mettagrid import find_game
+
+    return find_game("arena")(**OPTIONS)
+
+
+def rate(step: Callable[[Any], object], games: int, steps: int) -> float:
+    """Agent steps per second of `step`, which takes actions `[games * agents]`."""
+    actions = np.random.default_rng(0).integers(0, 5, (64, games * AGENTS)).astype(np.int32)
+    for index in range(20):
+        step(actions[index])
+    began = time.perf_counter()
+    for index in range(steps):
+        step(actions[index % 64])
+    return games * AGENTS * steps / (time.perf_counter() - began)
+
+
+def simulators(games: int, steps: int) -> float:
+    from mettagrid.simulator import Simulation
+
+    alone = [Simulation(arena(), seed=seed) for seed in range(games)]
+
+    def step(actions: Any) -> None:
+        for index, simulation in enumerate(alone):
+            simulation._c_sim.actions()[:] = actions[index * AGENTS : (index + 1) * AGENTS]
+            simulation.step()
+
+    return rate(step, games, steps)
+
+
+def ours(games: int, steps: int) -> float:
+    from orchestrator.environments import make_vector
+
+    environment = make_vector("mettagrid/arena", games, OPTIONS)
+    environment.reset(1)
+    return rate(environment.step, games, steps)
+
+
+def pettingzoo(games: int, steps: int) -> float:
+    """MettaGrid's own ParallelEnv, whose dicts are put into arrays, as a batch for a policy."""
+    from mettagrid.envs.pettingzoo_env import MettaGridPettingZooEnv
+    from mettagrid.simulator import Simulator
+
+    environments = [MettaGridPettingZooEnv(Simulator(), arena()) for _ in range(games)]
+    observations = np.zeros((games * AGENTS, 500, 3), np.uint8)
+    for environment in environments:
+        environment.reset(seed=1)
+
+    def step(actions: Any) -> None:
+        for index, environment in enumerate(environments):
+            first = index * AGENTS
+            result = environment.step({agent: actions[first + agent] for agent in range(AGENTS)})
+            for agent, observation in result[0].items():
+                observations[first + agent] = observation
+
+    return rate(step, games, steps)
+
+
+def pufferlib(games: int, steps: int) -> float | None:
+    try:
+        from mettagrid.envs.mettagrid_puffer_env import MettaGridPufferEnv
+        from pufferlib import vector
+    except ImportError:
+        return None
+    from mettagrid.simulator import Simulator
+
+    def make(buf: Any = None, seed: int = 0) -> Any:
+        return MettaGridPufferEnv(Simulator(), arena(), buf=buf, seed=seed)
+
+    environment = vector.make(make, num_envs=games, backend=vector.Serial)
+    environment.reset()
+    return rate(environment.step, games, steps)
+
+
+def training(games: int, steps: int) -> float:
+    from orchestrator import CollectionConfig, PolicyConfig, TrainerConfig
+
+    config = TrainerConfig(
+        environment="mettagrid/arena",
+        total_agent_steps=10**9,
+        staleness=1,
+        collection=CollectionConfig(num_environments=games, horizon=HORIZON, environment_options=OPTIONS),
+        policy=PolicyConfig(network="tokens"),
+    )
+    return games * AGENTS * HORIZON / statistics.median(epoch_seconds(config, EPOCHS))
+
+
+CONTENDERS = {
+    "simulators alone": simulators,
+    "this project's environment": ours,
+    "MettaGrid's PettingZoo form": pettingzoo,
+    "MettaGrid's PufferLib form": pufferlib,
+    "whole training loop, staleness 1": training,
+}
+
+
+def main() -> None:
+    parser = arguments(__doc__, repeats=3)
+    parser.add_argument("--games", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=300)
+    chosen = parser.parse_args()
+    if chosen.one:
+        print(json.dumps(CONTENDERS[chosen.one[0]](chosen.games, chosen.steps)))
+        return
+    print(describe_machine())
+    print(f"arena, {chosen.games} games of {AGENTS} agents, observations uint8 [500, 3]")
+    rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    for _ in range(chosen.repeats):
+        for name in CONTENDERS:
+            found = in_subprocess(__file__, "--games", chosen.games, "--steps", chosen.steps, "--one", name)
+            rates[name] += [] if found is None else [found]
+    alone = statistics.median(rates["simulators alone"])
+    for name, values in rates.items():
+        if values:
+            print(f"{name:34} {spread(values)} steps/s  {statistics.median(values) / alone:.3f} x the simulators alone")
+        else:
+            print(f"{name:34} left out: pufferlib-core is not installed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""MettaGrid's games: each agent is a row, which the simulator writes itself; and the network for its tokens."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from orchestrator import (
+    CheckpointsConfig,
+    ConfigurationError,
+    EvaluationConfig,
+    Hook,
+    PolicyConfig,
+    Trainer,
+    evaluate_checkpoint,
+)
+from orchestrator.environments import InvalidEnvironment, check_environment, extra_of, make_vector
+from orchestrator.environments.adaptation import Adaptation
+from orchestrator.policies.network import NetworkError, Spaces
+from orchestrator.policies.tokens import Tokens
+from tests.orchestrator.test_returned_vectors import assert_same, trained, weights
+from tests.orchestrator.training import WaitForCheckpoints, small_config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrator import TrainerConfig
+    from state import TrainerState
+
+pytestmark = pytest.mark.slow
+
+HERE = "tests.orchestrator.test_mettagrid"
+ARENA = "mettagrid/arena"
+SPACES = Spaces(spaces.Box(0, 255, (40, 3), np.uint8), spaces.Discrete(5))
+
+
+def config_with(network: str = "tokens", **settings: Any) -> TrainerConfig:
+    settings = {"environment": ARENA, "environment_options": {"num_agents": 6, "max_steps": 20}} | settings
+    return small_config(
+        total_agent_steps=3 * 2 * 6 * 16 + 1,
+        num_environments=2,
+        horizon=16,
+        policy=PolicyConfig(network=network, hidden_sizes=(8,), lstm_size=8),
+        **settings,
+    )
+
+
+def own_game(num_agents: int = 3) -> Any:
+    from mettagrid.builder.envs import make_navigation
+
+    config = make_navigation(num_agents)
+    config.game.max_steps = 9
+    return config
+
+
+class Rewards(Hook):
+    overflow = "block"
+
+    def __init__(self) -> None:
+        self.means: list[float] = []
+        self.shape: tuple[int, ...] = ()
+
+    async def on_rollout_end(self, state: TrainerState) -> None:
+        assert state.experience is not None
+        assert state.rollout_stats is not None
+        self.shape = state.experience["observation"].shape
+        self.means.append(float(state.experience["reward"].mean()))
+
+
+@pytest.mark.parametrize("network", ["tokens", "tokens_lstm"])
+def test_an_arena_trains_and_is_evaluated_with_the_same_bits_in_workers_and_inline(network: str) -> None:
+    pytest.importorskip("mettagrid")
+    config = config_with(network, collectors=2, evaluation=EvaluationConfig(every=2, episodes=2))
+    look, state = trained(config)
+    assert set(look.lengths) == {20.0}
+    assert state.eval_scores is not None
+    again, in_workers = trained(replace(config, collection=replace(config.collection, backend="process")))
+    assert again.returns == look.returns
+    assert_same(weights(state), weights(in_workers))
+
+
+def test_each_agent_is_a_row_that_the_simulator_writes() -> None:
+    pytest.importorskip("mettagrid")
+    environment = make_vector(ARENA, 2, {"num_agents": 6, "max_steps": 5})
+    assert (environment.games, environment.count, len(environment.agents)) == (2, 12, 6)
+    observation = environment.reset(1)
+    assert isinstance(observation, np.ndarray)
+    assert (observation.shape, observation.dtype) == ((12, 500, 3), np.uint8)
+    first = observation.copy()
+    simulations = environment._environment._simulations  # type: ignore[attr-defined]
+    for game, simulation in enumerate(simulations):
+        rows = slice(6 * game, 6 * game + 6)
+        assert np.shares_memory(observation[rows], simulation._c_sim.observations())
+        np.testing.assert_array_equal(first[rows], simulation._c_sim.observations())
+    for number in range(5):
+        step = environment.step(np.arange(12) % 5)
+        assert step.games_ended is not None
+        assert step.games_ended.tolist() == [number == 4] * 2
+    assert step.terminated.all()
+    assert step.final_observation is not None
+    assert (step.final_observation != step.observation).any(), "which is the next game's"
+    assert set(step.stats["action.noop.success"]) == {5.0}
+    assert (np.array(environment.reset(1)) == first).all()
+    assert (np.array(environment.reset(2)) != first).any()
+    environment.close()
+
+
+def test_a_function_may_return_the_config_of_a_game() -> None:
+    pytest.importorskip("mettagrid")
+    rewards = Rewards()
+    config = config_with(environment=f"{HERE}:own_game", environment_options={"num_agents": 4})
+    anyio.run(Trainer(config, hooks=[rewards]).run)
+    assert rewards.shape[0] == 2 * 4
+
+
+def test_a_resumed_run_begins_new_games_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("mettagrid")
+    config = config_with(run_dir=tmp_path / "run", checkpoints=CheckpointsConfig(every=2, keep=0))
+    whole = anyio.run(Trainer(config, hooks=[WaitForCheckpoints(config)]).run)
+    branch = replace(config, run_dir=tmp_path / "branch")
+    resumed = anyio.run(Trainer(branch, resume=tmp_path / "run" / "checkpoints" / "00000002").run)
+    assert resumed.epoch == whole.epoch
+    assert "the environment can't give its state" in caplog.text
+    assert evaluate_checkpoint(tmp_path / "run", episodes=2)["return_mean"] >= 0
+
+
+def test_wrappers_and_names_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert extra_of(ARENA) == "mettagrid"
+    for module in [one for one in sys.modules if one.startswith("mettagrid.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "mettagrid", None)
+    (problem,) = check_environment(ARENA)
+    assert "pip install 'async-rl-orchestrator[mettagrid]' installs it" in problem
+    monkeypatch.undo()
+    pytest.importorskip("mettagrid")
+    (problem,) = check_environment("mettagrid/arenas")
+    assert "did you mean arena" in problem
+    with pytest.raises(InvalidEnvironment, match="has 24 agents, expected one: a game of many can't be put"):
+        make_vector(ARENA, 2, adaptation=Adaptation(max_episode_steps=7))
+    with pytest.raises(ConfigurationError, match="agents: did you mean num_agents"):
+        anyio.run(Trainer(config_with(environment_options={"agents": 3})).run)
+
+
+class Beside(gymnasium.Env[Any, Any]):
+    """Each episode is one step: to the side where the altar (tag 2) is, among walls (tag 1) on others."""
+
+    observation_space = SPACES.observation
+    action_space = spaces.Discrete(4)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        places = self.np_random.permutation([0x56, 0x76, 0x65, 0x67])
+        self._best = [0x56, 0x76, 0x65, 0x67].index(places[0])
+        tokens = np.full((40, 3), 255, np.uint8)
+        tokens[:4] = [(place, 6, 2 if number == 0 else 1) for number, place in enumerate(places)]
+        self.np_random.shuffle(tokens[:4])
+        return tokens, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return np.full((40, 3), 255, np.uint8), float(action == self._best), True, False, {}
+
+
+def test_where_something_is_is_learned_from_tokens() -> None:
+    rewards = Rewards()
+    settings = {"num_environments": 32, "horizon": 32, "policy": PolicyConfig(network="tokens", hidden_sizes=(32,))}
+    anyio.run(Trainer(small_config(environment=f"{HERE}:Beside", epochs=40, **settings), hooks=[rewards]).run)
+    assert rewards.means[0] < 0.4
+    assert np.mean(rewards.means[-3:]) > 0.6, rewards.means
+
+
+def some_tokens(rows: int, count: int) -> Any:
+    generator = np.random.default_rng(3)
+    tokens = np.full((rows, 40, 3), 255, np.uint8)
+    for column, limit in enumerate((220, 50, 30)):
+        tokens[:, :count, column] = generator.integers(0, limit, (rows, count))
+    tokens[0, 0, 0] = 254
+    return tokens
+
+
+def test_tokens_are_a_set_of_which_each_part_counts_and_missing_ones_do_not() -> None:
+    torch.manual_seed(1)
+    network = Tokens(SPACES, (16,)).eval()
+    torch.nn.init.normal_(network.encoder.amounts.weight)
+    tokens = some_tokens(3, 20)
+    parameters, value = network(torch.from_numpy(tokens))
+    assert (parameters.shape, value.shape) == ((3, 5), (3,))
+    turned = np.concatenate([tokens[:, :20][:, ::-1], tokens[:, 20:]], axis=1)
+    spread = np.concatenate([tokens[:, 20:], tokens[:, :20]], axis=1)
+    for other in (turned, spread, tokens[:, :20]):
+        torch.testing.assert_close(network(torch.from_numpy(other.copy()))[1], value, rtol=1e-4, atol=1e-5)
+    for column in range(3):
+        changed = tokens.copy()
+        changed[:, 4, column] = (changed[:, 4, column].astype(int) + 1) % 16
+        assert (network(torch.from_numpy(changed))[1] - value).abs().min() > 1e-6
+    nothing = np.full((2, 40, 3), 255, np.uint8)
+    assert torch.isfinite(network(torch.from_numpy(nothing))[1]).all()
+
+
+@pytest.mark.parametrize("space", [spaces.Box(0, 255, (40, 4), np.uint8), spaces.Box(0, 1, (40, 3), np.float32)])
+def test_what_is_no_tokens_is_refused(space: spaces.Box) -> None:
+    with pytest.raises(NetworkError, match=r"need tokens to look at: a Box of uint8 \[tokens, 3\]"):
+        Tokens(Spaces(space, spaces.Discrete(2)))
