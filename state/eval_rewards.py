@@ -24,6 +24,9 @@ class EvalRewardSummary:
     """Score of each category."""
     simulation_scores: Mapping[tuple[str, str], float] = _NO_SIMULATIONS
     """Score of each simulation, by (category, simulation name)."""
+    agent_scores: Mapping[tuple[str, str], float] = _NO_SIMULATIONS
+    """Of simulations with many agents, by (category, "<simulation>/<type>"), the mean return of each type of agents,
+    and as "<simulation>/team_return" that of all agents together."""
     policy_version: int | None = None
     """The version of the policy that was evaluated."""
     epoch: int | None = None
@@ -34,13 +37,16 @@ class EvalRewardSummary:
         simulations = {names: float(score) for names, score in self.simulation_scores.items()}
         object.__setattr__(self, "category_scores", FrozenMapping(categories))
         object.__setattr__(self, "simulation_scores", FrozenMapping(simulations))
-        _check_names(categories, simulations)
+        agents = {names: float(score) for names, score in self.agent_scores.items()}
+        object.__setattr__(self, "agent_scores", FrozenMapping(agents))
+        _check_names(categories, [*simulations, *agents])
 
     @classmethod
     def from_simulations(
         cls,
         simulation_scores: Mapping[tuple[str, str], float],
         *,
+        agent_scores: Mapping[tuple[str, str], float] = _NO_SIMULATIONS,
         policy_version: int | None = None,
         epoch: int | None = None,
     ) -> EvalRewardSummary:
@@ -51,6 +57,7 @@ class EvalRewardSummary:
         return cls(
             category_scores={name: sum(scores) / len(scores) for name, scores in by_category.items()},
             simulation_scores=simulation_scores,
+            agent_scores=agent_scores,
             policy_version=policy_version,
             epoch=epoch,
         )
@@ -66,20 +73,20 @@ class EvalRewardSummary:
         return _mean(self.simulation_scores.values())
 
     def metrics(self) -> dict[str, float]:
-        """Flat names: `eval/<category>/<simulation>`, `eval/<category>`, and `eval/score` over the categories."""
-        metrics = {_simulation_metric(*names): score for names, score in self.simulation_scores.items()}
+        """Flat names: `eval/<category>/<simulation>` (of agents `eval/<category>/<simulation>/<type>`),
+        `eval/<category>`, and `eval/score` over the categories."""
+        of_names = [*self.simulation_scores.items(), *self.agent_scores.items()]
+        metrics = {_simulation_metric(*names): score for names, score in of_names}
         metrics |= {_category_metric(name): score for name, score in self.category_scores.items()}
         score = self.avg_category_score
         return metrics if score is None else metrics | {_SCORE_METRIC: score}
 
     def to_dict(self) -> dict[str, object]:
         """What `from_dict` reads, made of JSON's types."""
-        simulations: dict[str, dict[str, float]] = {}
-        for (category, simulation), score in self.simulation_scores.items():
-            simulations.setdefault(category, {})[simulation] = score
         return {
             "category_scores": dict(self.category_scores),
-            "simulation_scores": simulations,
+            "simulation_scores": _to_tables(self.simulation_scores),
+            "agent_scores": _to_tables(self.agent_scores),
             "policy_version": self.policy_version,
             "epoch": self.epoch,
         }
@@ -90,14 +97,23 @@ class EvalRewardSummary:
         saved = SavedValues(data, "evaluation scores")
         return cls(
             category_scores=saved.numbers("category_scores"),
-            simulation_scores={
-                (category, simulation): score
-                for category, scores in saved.number_tables("simulation_scores").items()
-                for simulation, score in scores.items()
-            },
+            simulation_scores=_from_tables(saved.number_tables("simulation_scores")),
+            # An earlier release has not written it.
+            agent_scores=_from_tables(saved.number_tables("agent_scores")) if "agent_scores" in data else {},
             policy_version=saved.optional_integer("policy_version"),
             epoch=saved.optional_integer("epoch"),
         )
+
+
+def _to_tables(scores: Mapping[tuple[str, str], float]) -> dict[str, dict[str, float]]:
+    tables: dict[str, dict[str, float]] = {}
+    for (category, name), score in scores.items():
+        tables.setdefault(category, {})[name] = score
+    return tables
+
+
+def _from_tables(tables: Mapping[str, Mapping[str, float]]) -> dict[tuple[str, str], float]:
+    return {(category, name): score for category, scores in tables.items() for name, score in scores.items()}
 
 
 _SCORE_METRIC = "eval/score"

@@ -14,6 +14,7 @@ from orchestrator.policies import build_policy
 from orchestrator.snapshots.recorded_settings import read_settings
 from orchestrator.workers.global_generators import seeded_global_generators
 from state.eval_rewards import EvalRewardSummary
+from state.stats_tracker import TEAM_RETURN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,13 +77,15 @@ def evaluate_checkpoint(
 def _report(plan: EvaluationPlan, scores: EpisodeScores) -> dict[str, Any]:
     for text in scores.warnings.values():
         _log.warning("%s", text)
+    agents = scores.of_agents
     return {
         "environment": plan.environment,
-        "episodes": len(scores.returns),
+        "episodes": scores.games,
         "actions": "most likely" if plan.deterministic else "sampled",
         "return_mean": scores.mean_return,
         "return_std": statistics.pstdev(scores.returns),
         "return_min": min(scores.returns),
         "return_max": max(scores.returns),
         "length_mean": statistics.fmean(scores.lengths),
+        **{f"return_mean/{of}" if of != TEAM_RETURN else "team_return_mean": mean for of, mean in agents.items()},
     }

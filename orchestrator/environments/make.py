@@ -19,6 +19,7 @@ from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.mettagrid import MettaGridVector, is_config
 from orchestrator.environments.native import NativeEnvironment, agents_of
 from orchestrator.environments.options import parameters_of
+from orchestrator.environments.pettingzoo import Game, PettingZooEnvironment, as_game, is_of_agents
 from orchestrator.environments.pufferlib import PufferEnv, PufferVector
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
 from orchestrator.environments.serial import SerialEnvironment, close_all
@@ -61,13 +62,15 @@ def make_vector(
         except InvalidEnvironment:
             # The vectorized form may know fewer options; if the single one fails too, its reason is the better.
             pass
-    return _make_serial(environment, partial(_make_one, environment, found, keywords, adaptation), count, adaptation)
+    make_one: Any = partial(_make_one, environment, found, keywords, adaptation)
+    return _make_serial(environment, make_one, count, adaptation)
 
 
 def make_single(
     environment: str, options: Mapping[str, object], adaptation: Adaptation = NO_ADAPTATION
-) -> gymnasium.Env[Any, Any]:
-    """One `environment` as gymnasium knows it, made with `options`, in its wrappers. Raises as `make_vector`."""
+) -> gymnasium.Env[Any, Any] | Game:
+    """One `environment` as gymnasium or PettingZoo knows it, made with `options`, in its wrappers. Raises as
+    `make_vector`."""
     return _make_one(environment, find(environment), dict(options), adaptation)
 
 
@@ -142,11 +145,26 @@ def _make_returned(
         )
     first = [made]
 
-    def make_one() -> gymnasium.Env[Any, Any]:
+    def make_one() -> Any:
         made = first.pop() if first else _returned(environment, function, options, adaptation, 1)
         return _wrapped_in_all(environment, made, adaptation, limited=False)
 
+    if is_of_agents(made):
+        return _make_games(environment, make_one, count, adaptation)
     return _make_serial(environment, make_one, count, adaptation)
+
+
+def _make_games(
+    environment: str, make_one: Callable[[], Game], count: int, adaptation: Adaptation
+) -> VectorEnvironment:
+    games: list[Game] = []
+    try:
+        while len(games) < count:
+            games.append(make_one())
+        return PettingZooEnvironment(environment, games, adaptation)
+    except BaseException:
+        close_all(games)
+        raise
 
 
 def _adapted(environment: str, vector: VectorEnv[Any, Any, Any], adaptation: Adaptation) -> VectorEnvironment:
@@ -173,7 +191,7 @@ def _make_serial(
 
 def _make_one(
     environment: str, found: EnvSpec | EnvironmentFunction, options: dict[str, Any], adaptation: Adaptation
-) -> gymnasium.Env[Any, Any]:
+) -> gymnasium.Env[Any, Any] | Game:
     if not isinstance(found, EnvSpec):
         made = _returned(environment, found, options, adaptation, 1)
         return _wrapped_in_all(environment, made, adaptation, limited=False)
@@ -191,8 +209,9 @@ def _make_one(
 
 def _returned(
     environment: str, function: EnvironmentFunction, options: dict[str, Any], adaptation: Adaptation, count: int
-) -> gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]:
-    """What a function returns: a single environment, or a vector environment of `count` copies."""
+) -> gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any] | Game:
+    """What a function returns: a single environment, a game of many agents, or a vector environment of `count`
+    copies."""
     parameters = parameters_of(function)
     of_vectors: dict[str, Any] = {}
     if _COUNT in parameters:
@@ -202,9 +221,9 @@ def _returned(
         if _THREADS in parameters and _THREADS not in options:
             of_vectors[_THREADS] = adaptation.threads
     made = _called(environment, function, options | of_vectors, count)
-    if of_vectors and isinstance(made, gymnasium.Env):  # it means something else by them
-        made.close()
-        return cast("gymnasium.Env[Any, Any]", _called(environment, function, options, count))
+    if of_vectors and (isinstance(made, gymnasium.Env) or is_of_agents(made)):  # it means something else by them
+        cast("Game", made).close()
+        made = _called(environment, function, options, count)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if isinstance(made, VectorEnv) and _copies_in(made) != count and not of_vectors and takes_any:
         made.close()
@@ -218,12 +237,12 @@ def _returned(
                 f" expected {count}; {cure}"
             )
         return made
-    if not isinstance(made, gymnasium.Env):
+    if not isinstance(made, gymnasium.Env) and not is_of_agents(made):
         raise InvalidEnvironment(
-            f"environment {environment!r} returned {_kind_of(made)}, expected a gymnasium.Env, or a"
-            f" gymnasium.vector.VectorEnv of num_envs copies; {_cure_for(made)}"
+            f"environment {environment!r} returned {_kind_of(made)}, expected a gymnasium.Env, a"
+            f" gymnasium.vector.VectorEnv of num_envs copies, or a pettingzoo.ParallelEnv; {_cure_for(made)}"
         )
-    return made
+    return cast("gymnasium.Env[Any, Any] | Game", made)
 
 
 def _copies_in(vector: VectorEnv[Any, Any, Any]) -> object:
@@ -248,12 +267,18 @@ def _called(environment: str, function: EnvironmentFunction, options: dict[str, 
 
 def _wrapped_in_all(
     environment: str,
-    made: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any],
+    made: gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any] | Game,
     adaptation: Adaptation,
     *,
     limited: bool,
-) -> gymnasium.Env[Any, Any]:
+) -> gymnasium.Env[Any, Any] | Game:
     try:
+        if is_of_agents(made):
+            made = as_game(environment, made)
+            for wrapper in adaptation.wrappers:
+                made = as_game(environment, _wrapped(environment, made, wrapper))
+            return made
+        made = cast("gymnasium.Env[Any, Any] | VectorEnv[Any, Any, Any]", made)
         if isinstance(made, VectorEnv):
             _check_spaces(environment, made, "single_")
             if made.num_envs > 1:
@@ -265,7 +290,7 @@ def _wrapped_in_all(
         if adaptation.max_episode_steps is not None and not limited:
             made = TimeLimit(made, adaptation.max_episode_steps)
         for wrapper in adaptation.wrappers:
-            made = _wrapped(environment, made, wrapper)
+            made = cast("gymnasium.Env[Any, Any]", _wrapped(environment, made, wrapper))
         _check_spaces(environment, made, "")
     except BaseException:
         made.close()
@@ -273,18 +298,21 @@ def _wrapped_in_all(
     return made
 
 
-def _wrapped(environment: str, made: gymnasium.Env[Any, Any], wrapper: str) -> gymnasium.Env[Any, Any]:
+def _wrapped(environment: str, made: gymnasium.Env[Any, Any] | Game, wrapper: str) -> object:
+    """The same kind of environment in a wrapper."""
     try:
         result = call_function(code_named(wrapper, "wrappers"), made)
     except OwnCodeError as error:
         raise InvalidEnvironment(f"environment {environment!r}: its wrapper {wrapper!r}: {error}") from error
-    if not isinstance(result, gymnasium.Env):
+    single = isinstance(made, gymnasium.Env)
+    if not isinstance(result, gymnasium.Env) if single else not is_of_agents(result):
         cure = "return the wrapped environment" if result is None else _cure_for(result)
+        expected = "gymnasium.Env" if single else "pettingzoo.ParallelEnv"
         raise InvalidEnvironment(
             f"environment {environment!r}: its wrapper {wrapper!r} returned {_kind_of(result)}, expected a"
-            f" gymnasium.Env; {cure}"
+            f" {expected}; {cure}"
         )
-    return cast("gymnasium.Env[Any, Any]", result)
+    return result
 
 
 def _check_spaces(environment: str, made: object, prefix: str) -> None:
@@ -315,7 +343,7 @@ def _cure_for(made: object) -> str:
         return "does the function lack a `return`?"
     if type(made).__module__.partition(".")[0] == "gym":
         return "port it from gym to gymnasium, or wrap it with shimmy's GymV26CompatibilityV0 or GymV21CompatibilityV0"
-    return "derive its class from gymnasium.Env"
+    return "derive its class from gymnasium.Env, or from pettingzoo.ParallelEnv for many agents"
 
 
 def _copied(options: Any) -> Any:
@@ -339,7 +367,7 @@ def _cannot_make(
     if isinstance(found, EnvSpec):
         expected = "what gymnasium.make makes with them"
     else:
-        expected = "a function that takes them as keywords and returns a gymnasium.Env or VectorEnv"
+        expected = "a function that takes them as keywords and returns an environment"
     return InvalidEnvironment(
         f"environment {environment!r} could not be made with the options ({given}): {text}; expected {expected}:"
         f" correct the options, or what raised this (at {place_of(error.__cause__ or error)})"

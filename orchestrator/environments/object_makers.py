@@ -59,6 +59,17 @@ def _instance(restoration: Restoration, node: Node, index: int) -> Any:
     return object.__new__(kind)
 
 
+def _drawing(restoration: Restoration, node: Node, index: int) -> Any:
+    if index not in restoration.there:
+        raise CannotRestore(f"the saved state has a {node['class']!r} that is not there, or of another size")
+    return restoration.there[index]
+
+
+def _fill_drawing(restoration: Restoration, value: Any, node: Node) -> None:
+    if node["pixels"] is not None:
+        value.get_buffer().write(node["pixels"].tobytes())
+
+
 def _own_class(restoration: Restoration, node: Node, index: int) -> type:
     if index in restoration.there:
         return restoration.there[index]
@@ -332,6 +343,7 @@ _Fill: TypeAlias = "Callable[[Restoration, Any, Node], None]"
 HASHING = ("set", "dict", "OrderedDict", "Counter", "defaultdict")
 MAKE: Mapping[str, _Make] = {
     "instance": _instance,
+    "drawing": _drawing,
     "namespace": lambda _restoration, _node, _index: types.SimpleNamespace(),
     "elsewhere": lambda restoration, node, _index: restoration.elsewhere(node),
     "integer": lambda _restoration, node, _index: int(node["hexadecimal"], 16),
@@ -379,6 +391,7 @@ MAKE: Mapping[str, _Make] = {
 FILL: Mapping[str, _Fill] = {
     "own class": _fill_class,
     "instance": _fill_instance,
+    "drawing": _fill_drawing,
     "namespace": _fill_instance,
     "list": _fill_sequence,
     "deque": _fill_sequence,

@@ -103,6 +103,8 @@ def _same_kind(node: Node, current: Node) -> bool:
     match node[KIND]:
         case "instance":  # of a class that was made at run time: see where the object is made
             return node["class"] == current["class"] or isinstance(node["class"], dict)
+        case "drawing":
+            return (node["class"], node["shape"]) == (current["class"], current["shape"])
         case "function":
             return (node["name"], node["code"]) == (current["name"], current["code"])
         case "own class":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import gymnasium
 import numpy as np
@@ -32,6 +32,11 @@ from orchestrator.environments.spaces import (
 from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment, copy_seeds
 from state.stats_tracker import accumulate_rollout_stats
 from state.user_code import described, is_signal, user_code
+
+
+class SupportsClose(Protocol):
+    def close(self) -> object: ...
+
 
 _LARGE = 2**63
 """Integers from here on need a look before they become floats."""
@@ -164,12 +169,12 @@ class SerialEnvironment(VectorEnvironment):
 
     def _read_info(self, index: int, info: Mapping[str, object]) -> None:
         for name, array in self._given_fields.items():
-            array[index] = self._field(name, _lookup(info, name), info)
+            array[index] = self._field(name, looked_up(info, name), info)
         self._read_mask(index, info)
 
     def _read_mask(self, index: int, info: Mapping[str, object]) -> None:
         if self._mask is not None and self._key_of_mask is not None:
-            self._mask.write(index, _lookup(info, self._key_of_mask), info)
+            self._mask.write(index, looked_up(info, self._key_of_mask), info)
 
     def _finish_step(self, any_ended: bool) -> None:
         try:
@@ -203,7 +208,7 @@ class SerialEnvironment(VectorEnvironment):
         return EnvironmentFailed(f"environment {self.name!r}: {place}{when} failed with {described(error)}{cure}")
 
 
-def close_all(environments: Sequence[gymnasium.Env[Any, Any]]) -> None:
+def close_all(environments: Sequence[SupportsClose]) -> None:
     """Close each, whatever another one raises; then raise that, or all of it in an ExceptionGroup."""
     errors: list[Exception] = []
     for index, environment in enumerate(environments):
@@ -218,7 +223,8 @@ def close_all(environments: Sequence[gymnasium.Env[Any, Any]]) -> None:
         raise errors[0]
 
 
-def _lookup(info: Mapping[str, object], name: str) -> object:
+def looked_up(info: Mapping[str, object], name: str) -> object:
+    """What an info has as `name` ("a/b" is "b" in "a"); None without it."""
     value: object = info
     for part in name.split("/"):
         if not isinstance(value, Mapping) or part not in value:

@@ -41,7 +41,8 @@ def _layers(environment: object) -> Iterator[object]:
     """An environment and what it wraps."""
     while hasattr(environment, "__dict__"):
         yield environment
-        environment = vars(environment).get("env")
+        own = vars(environment)
+        environment = own.get("env", own.get("aec_env"))  # PettingZoo's conversions have the latter
 
 
 def _unseeded(values: Sequence[object]) -> dict[int, Space[Any]]:

@@ -120,6 +120,18 @@ def of_key(path: Path) -> str:
     return f" of key {path[0] if len(path) == 1 else '/'.join(map(str, path))!r}"
 
 
+def blank_of(space: Space) -> Any:
+    """An observation that is in a supported space of an environment's own, and says nothing: as near 0 as it may be."""
+    if isinstance(space, spaces.Dict):
+        return {key: blank_of(inner) for key, inner in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(map(blank_of, space))
+    if isinstance(space, spaces.Box):
+        return np.clip(np.zeros(space.shape, space.dtype), space.low, space.high)
+    start = start_of(space)
+    return np.zeros(space.shape or (), space.dtype) + (0 if start is None else np.asarray(start, space.dtype))
+
+
 def without_parts(space: Space, keys: Iterable[str]) -> Space:
     """The agent's Dict `space` without the parts `keys`; the space itself without any."""
     left_out = set(keys)

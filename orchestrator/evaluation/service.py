@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from state.policy_snapshot import PolicySnapshot
 
 
+Scores = dict[tuple[str, str], float]
+
+
 class EvaluatorService:
     """What an evaluator worker holds: the policy is built once and then given the weights of each snapshot."""
 
@@ -28,18 +31,21 @@ class EvaluatorService:
         # In a thread of the host, the generators are those of the whole program.
         self._own_process = threading.current_thread() is threading.main_thread()
 
-    def evaluate(self, snapshot: PolicySnapshot) -> dict[tuple[str, str], float]:
-        """Mean returns by category and name."""
-        scores: dict[tuple[str, str], float] = {}
+    def evaluate(self, snapshot: PolicySnapshot) -> tuple[Scores, Scores]:
+        """Mean returns by category and name, and those of agents as `EvalRewardSummary.agent_scores`."""
+        scores: Scores = {}
+        of_agents: Scores = {}
         for plan in self._plans:
             # Loaded for each plan: a network may change its buffers by acting.
             policy = self._load(snapshot)
             with self._seeded(plan.seed):
                 played = plan.play_episodes(policy)
-            scores[plan.key] = played.mean_return
+            category, name = plan.key
+            scores[category, name] = played.mean_return
+            of_agents |= {(category, f"{name}/{of}"): mean for of, mean in played.of_agents.items()}
             for about, text in played.warnings.items():
                 self._warnings.setdefault((plan.environment, about), text)
-        return scores
+        return scores, of_agents
 
     def warnings(self) -> dict[tuple[str, str], str]:
         """What the user should know of the environments, by environment and what it is about, of all evaluations."""

@@ -7,11 +7,15 @@ import tempfile
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
+import gymnasium
+import numpy as np
+from gymnasium.utils.save_video import save_video
 from gymnasium.wrappers import RecordVideo
 
 from orchestrator.environments.make import make_single
+from orchestrator.environments.pettingzoo import PettingZooEnvironment
 from orchestrator.environments.serial import SerialEnvironment
 from orchestrator.evaluation.evaluator import evaluate
 from orchestrator.evaluation.plan import check_spaces, closed_in_any_case
@@ -19,9 +23,12 @@ from orchestrator.evaluation.plan import check_spaces, closed_in_any_case
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from orchestrator.environments import VectorEnvironment
+    from orchestrator.environments.pettingzoo import Game
     from orchestrator.evaluation.plan import EvaluationPlan
     from orchestrator.policies import Policy
 
+_FRAMES_PER_SECOND = 30
 VIDEO_STEPS = 1000
 """Agent steps after which a recording is cut: all frames are in memory until the episode is over."""
 
@@ -37,17 +44,60 @@ def record_episode(policy: Policy, plan: EvaluationPlan, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".recording-") as folder:
         with ExitStack() as cleanup:
             cleanup.enter_context(closed_in_any_case(plan.environment, single))
-            recorder = RecordVideo(single, str(Path(folder) / "videos"), episode_trigger=lambda episode: episode == 0)
-            environment = SerialEnvironment(plan.environment, [recorder], plan.adaptation)
-            cleanup.enter_context(closed_in_any_case(plan.environment, environment))
-            check_spaces(policy.spaces, environment)
-            evaluate(policy, [environment], 1, [plan.seed], plan.deterministic, limit=VIDEO_STEPS)
-            if recorder.recording:  # closing the recorder would do so too, but only after the environment
-                recorder.stop_recording()
+            record = _record_single if isinstance(single, gymnasium.Env) else _record_game
+            record(policy, plan, cast("Any", single), str(Path(folder) / "videos"), cleanup)
         videos = list(Path(folder).glob("videos/*.mp4"))
         if not videos:
             raise RuntimeError(f"environment {plan.environment!r} gave no frames as arrays when it was rendered")
         videos[0].replace(path)
+
+
+def _record_single(
+    policy: Policy, plan: EvaluationPlan, single: gymnasium.Env[Any, Any], folder: str, cleanup: ExitStack
+) -> None:
+    recorder = RecordVideo(single, folder, episode_trigger=lambda episode: episode == 0)
+    environment = SerialEnvironment(plan.environment, [recorder], plan.adaptation)
+    cleanup.enter_context(closed_in_any_case(plan.environment, environment))
+    _play(policy, plan, environment)
+    if recorder.recording:  # closing the recorder would do so too, but only after the environment
+        recorder.stop_recording()
+
+
+def _record_game(policy: Policy, plan: EvaluationPlan, game: Game, folder: str, cleanup: ExitStack) -> None:
+    """The game once, however many agents are in it."""
+    rendered = _RenderedGame(game)
+    _play(policy, plan, PettingZooEnvironment(plan.environment, [cast("Game", rendered)], plan.adaptation))
+    frames = [frame for frame in rendered.frames if isinstance(frame, np.ndarray)]
+    if frames:
+        fps = int(getattr(game, "metadata", {}).get("render_fps", _FRAMES_PER_SECOND))
+        save_video(frames, folder, episode_trigger=lambda episode: episode == 0, fps=fps)
+
+
+def _play(policy: Policy, plan: EvaluationPlan, environment: VectorEnvironment) -> None:
+    check_spaces(policy.spaces, environment)
+    evaluate(policy, [environment], 1, [plan.seed], plan.deterministic, limit=VIDEO_STEPS)
+
+
+class _RenderedGame:
+    """A game of which each step's picture is kept, until it is over."""
+
+    def __init__(self, game: Any) -> None:
+        self._game = game
+        self.frames: list[object] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._game, name)
+
+    def reset(self, seed: int | None = None) -> object:
+        result = self._game.reset(seed=seed)
+        if not self.frames:  # the step that ends a game begins the next
+            self.frames.append(self._game.render())
+        return result
+
+    def step(self, actions: dict[Any, Any]) -> object:
+        result = self._game.step(actions)
+        self.frames.append(self._game.render())
+        return result
 
 
 def video_names(plans: Sequence[EvaluationPlan]) -> list[str]:

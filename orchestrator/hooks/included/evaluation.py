@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from orchestrator.evaluation.plan import EvaluationPlan
+    from orchestrator.evaluation.service import Scores
     from orchestrator.workers.worker import Worker
     from state.policy_snapshot import PolicySnapshot
     from state.trainer_state import TrainerState
@@ -63,9 +64,12 @@ class EvaluationHook(Hook):
     async def on_epoch_end(self, state: TrainerState) -> StateUpdate | None:
         if state.policy is None:
             return None
-        scores: dict[tuple[str, str], float] = await self._call("evaluate", state.policy)
+        answer: tuple[Scores, Scores] = await self._call("evaluate", state.policy)
+        scores, of_agents = answer
         await self._warn()
-        summary = EvalRewardSummary.from_simulations(scores, policy_version=state.policy.version, epoch=state.epoch)
+        summary = EvalRewardSummary.from_simulations(
+            scores, agent_scores=of_agents, policy_version=state.policy.version, epoch=state.epoch
+        )
         videos = await self._record(state.policy, state.epoch) if self._wants_video(state.epoch) else {}
         return StateUpdate(eval_scores=summary, results={"videos": videos} if videos else {})
 
