@@ -81,6 +81,7 @@ if TYPE_CHECKING:
     from orchestrator.snapshots.resume import find_resume_source as find_resume_source
     from orchestrator.trainer import Trainer as Trainer
     from orchestrator.workers.worker import WorkerCrashed as WorkerCrashed
+    from orchestrator.workers.worker import WorkerStatistics as WorkerStatistics
     from state.error import OrchestratorError as OrchestratorError
 else:
     check_companions()

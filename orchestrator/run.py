@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from orchestrator.hooks.hook import Hook
     from orchestrator.hooks.statistics import HookStatistics
     from orchestrator.snapshots.checkpoint_files import CheckpointContent
-    from orchestrator.workers.worker import Worker
+    from orchestrator.workers.worker import Worker, WorkerStatistics
     from state.eval_rewards import EvalRewardSummary
+    from state.shared_memory import SlotRingStatistics
     from state.trainer_state import TrainerState
 
 _log = logging.getLogger("orchestrator")
@@ -39,13 +40,20 @@ class RunCancelled(OrchestratorError, RuntimeError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStatistics:
-    """What a run is doing; `engine` tells how each hook keeps up."""
+    """What a run is doing; `engine` tells how each hook keeps up.
+
+    `workers` has each collector (`collector-0`, ...), the learner and what hooks have opened (`evaluator`); `slots` the
+    rings of shared memory, `experience` and `policy`. Both are empty until the workers have started, and stay as they
+    were last once the run has ended.
+    """
 
     epoch: int
     agent_step: int
     paused: bool
     stop_requested: str
     engine: EngineStatistics
+    workers: Mapping[str, WorkerStatistics]
+    slots: Mapping[str, SlotRingStatistics]
 
 
 class Run:
@@ -189,13 +197,15 @@ class Run:
         return checkpoint_content(state, snapshot, self.config, hooks, parts.recorded_spaces)
 
     def statistics(self) -> RunStatistics:
-        """What the run is doing, and how each hook keeps up."""
+        """What the run is doing, how each hook keeps up, and what workers and shared memory do."""
         return RunStatistics(
             epoch=self.state.epoch,
             agent_step=self.state.agent_step,
             paused=self.paused,
             stop_requested=self._parts.control.stop_requested,
             engine=self._parts.engine.statistics(),
+            workers=self._parts.worker_statistics(),
+            slots=self._parts.loop_statistics().slots,
         )
 
     def limit_drain(self, seconds: float) -> None:

@@ -237,6 +237,7 @@ class Trainer:
                     run.trace,
                     weights,
                 )
+                run.loop_statistics = loop.statistics
                 await loop.run()
             await self._finish(run, "on_training_end")
         except Exception:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from state.frozen_mapping import FrozenMapping as FrozenMapping
     from state.frozen_mapping import freeze as freeze
     from state.policy_snapshot import PolicySnapshot as PolicySnapshot
+    from state.shared_memory import SlotRingStatistics as SlotRingStatistics
     from state.stats_tracker import StatsTracker as StatsTracker
     from state.stopwatch import Stopwatch as Stopwatch
     from state.stopwatch import StopwatchReading as StopwatchReading

@@ -12,6 +12,7 @@ import ctypes
 import mmap
 import os
 import tempfile
+import threading
 import weakref
 from collections import deque
 from dataclasses import dataclass
@@ -143,14 +144,22 @@ class BufferView:
 
 @dataclass(frozen=True, slots=True)
 class SlotRingStatistics:
-    """`slots` exist, of which `working` are the loop's and `leased` are held by views outside the loop."""
+    """Slots of shared memory: each is at work, leased, both, or free."""
 
     slots: int
+    """How many there are."""
     working: int
+    """Being filled, waiting for the learner, being learned from, or, of policies, still needed to act with."""
     leased: int
+    """Kept by views outside of the loop, of hooks and programs."""
+    free: int
+    """Neither at work nor leased."""
     max_leased: int
+    """How many may be kept by views alone (`collection.held_epochs`)."""
     nbytes: int
+    """Of all slots."""
     withheld: int
+    """States that have come without a view, because so many were leased."""
 
 
 class Slot:
@@ -205,6 +214,7 @@ class SlotRing:
         self._withheld = 0
         # Views are made and dropped in any thread, finalizers run anywhere; appending to a deque is atomic.
         self._changes: deque[tuple[Slot, int]] = deque()
+        self._counting = threading.RLock()  # also from a signal handler
 
     def claim(self) -> Slot:
         """A free slot, claimed for the loop."""
@@ -245,6 +255,7 @@ class SlotRing:
             slots=len(self._slots),
             working=sum(slot.claims > 0 for slot in self._slots),
             leased=self._leased(),
+            free=sum(not slot.claims and not slot.leases for slot in self._slots),
             max_leased=self.max_leased,
             nbytes=len(self._slots) * self.nbytes,
             withheld=self._withheld,
@@ -258,6 +269,7 @@ class SlotRing:
         return sum(slot.leases > 0 and not slot.claims for slot in self._slots)
 
     def _count_leases(self) -> None:
-        while self._changes:
-            slot, change = self._changes.popleft()
-            slot.leases += change
+        with self._counting:  # statistics may be asked for from any thread
+            while self._changes:
+                slot, change = self._changes.popleft()
+                slot.leases += change

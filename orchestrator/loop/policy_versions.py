@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from orchestrator.policies import Policy
     from state.policy_snapshot import PolicyLayout
-    from state.shared_memory import Slot
+    from state.shared_memory import Slot, SlotRingStatistics
 
 WHOLE_EPOCHS = 6
 """Epochs at the beginning of a run whose staleness is rounded up to whole versions: as long as `auto` measures."""
@@ -82,6 +82,10 @@ class PolicyVersions:
         """The policy amid the learning of `epoch` that a later one is collected with; None where there is none."""
         point = behavior_of(epoch + math.ceil(self._staleness), self._staleness, self._minibatches)
         return point if point.minibatches and point.version == epoch else None
+
+    def statistics(self) -> SlotRingStatistics:
+        """Of the slots that policies are in."""
+        return self._ring.statistics()
 
     def claim(self) -> Slot:
         """Where a further policy can be published to."""

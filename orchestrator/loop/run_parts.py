@@ -12,10 +12,12 @@ from orchestrator.hooks.included.trace import TraceHook
 from orchestrator.loop.control import RunControl
 from orchestrator.loop.newest_state import NewestState
 from orchestrator.loop.patience import Patience
+from orchestrator.loop.statistics import LoopStatistics
 from orchestrator.snapshots.training_snapshot import TrainingSnapshots
 from orchestrator.workers.event_loop import clock
 from orchestrator.workers.interrupt import Interrupt
 from orchestrator.workers.worker import close_workers, open_worker
+from state.frozen_mapping import FrozenMapping
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.hooks.hook import Hook, RunContext
-    from orchestrator.workers.worker import Worker
+    from orchestrator.workers.worker import Worker, WorkerStatistics
 
 ANSWER_SECONDS = 5.0
 """What a worker has at least for its present step or minibatch, or to start, when the run is to end now."""
@@ -47,6 +49,8 @@ class RunParts:
         self.snapshots = TrainingSnapshots()
         self.recorded_spaces: Mapping[str, Any] = {}
         """The environment's, for checkpoints; known once the workers have started."""
+        self.loop_statistics: Callable[[], LoopStatistics] = LoopStatistics
+        """The loop's, once there is one; as they were at the end of the run after it."""
         self._workers: list[Worker] = []
         self._workers_closed = False
         self.ended = anyio.Event()
@@ -62,6 +66,11 @@ class RunParts:
             raise RuntimeError(f"the worker {name!r} was opened after the end of its run, and is closed again")
         worker.observe = None if self.trace is None else self.trace.worker_call
         return worker
+
+    def worker_statistics(self) -> FrozenMapping[str, WorkerStatistics]:
+        """Of the loop's workers, and of those that hooks have opened and not closed."""
+        of_hooks = {one.name: one.statistics() for one in self._workers if not one.ended}
+        return FrozenMapping(of_hooks | dict(self.loop_statistics().workers))
 
     def limit_drain(self, seconds: float) -> None:
         """Give hooks this long to finish after the training, also when it has ended already."""
@@ -95,6 +104,8 @@ class RunParts:
     def end(self, error: BaseException | None) -> None:
         """The run is over."""
         self.error = error
+        last = self.loop_statistics()
+        self.loop_statistics = lambda: last  # without the loop, whose memory can go
         self.snapshots.keep_only(())
         self.ended.set()
         self.newest.wake()

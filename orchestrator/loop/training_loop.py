@@ -17,8 +17,9 @@ from orchestrator.loop.hidden_collection import HiddenCollection
 from orchestrator.loop.patience import WorkerHangs
 from orchestrator.loop.policy_versions import PolicyVersions
 from orchestrator.loop.snapshots import SnapshotTaker
+from orchestrator.loop.statistics import LoopStatistics
 from orchestrator.loop.views import Views
-from orchestrator.loop.worker_group import EXPERIENCE, EarlyPublication
+from orchestrator.loop.worker_group import EXPERIENCE, POLICY, EarlyPublication
 from orchestrator.tracing.timeline import Timeline
 from state.frozen_mapping import FrozenMapping
 from state.policy_point import PolicyPoint
@@ -113,6 +114,11 @@ class TrainingLoop:
         self._rollout_cut = False
         self._failure: Exception | None = None
         """What the collection has failed with."""
+
+    def statistics(self) -> LoopStatistics:
+        """What workers and slots are doing."""
+        rings = {EXPERIENCE: self._experience.statistics(), POLICY: self._versions.statistics()}
+        return LoopStatistics(workers=self._workers.statistics(), slots=FrozenMapping(rings))
 
     async def run(self) -> None:
         """All epochs."""

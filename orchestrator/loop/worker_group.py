@@ -27,6 +27,7 @@ from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.slots import SlotSender
 from orchestrator.workers.worker import Worker, WorkerCrashed, close_workers, open_worker
 from state.experience import ExperienceSpec
+from state.frozen_mapping import FrozenMapping
 from state.trainer_state import TrainerState
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from orchestrator.loop.patience import Patience
     from orchestrator.policies import Policy, Spaces
     from orchestrator.workers.interrupt import Interrupt
+    from orchestrator.workers.worker import WorkerStatistics
     from state.policy_point import PolicyPoint
     from state.shared_memory import Slot
 
@@ -282,6 +284,11 @@ class WorkerGroup:
                 collector.worker = await self._start_collector(collector.index, collector.restarts)
                 collector.slots = SlotSender()
                 await self._ask(collector.worker, "prepare", self.spec)
+
+    def statistics(self) -> FrozenMapping[str, WorkerStatistics]:
+        """Of each collector and the learner, by name."""
+        found = [replace(one.worker.statistics(), restarts=one.restarts) for one in self._collectors]
+        return FrozenMapping({one.name: one for one in [*found, self._learner.statistics()]})
 
     def _warn(self, warnings: Mapping[str, str]) -> None:
         """Once about each thing, whichever collector says it first."""

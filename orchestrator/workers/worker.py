@@ -39,12 +39,23 @@ class Body(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatistics:
-    """`busy_seconds` is the time between requests and their replies."""
+    """What a worker has done since it was started last."""
 
     name: str
     state: Literal["idle", "busy", "closed", "crashed"]
     calls: int
+    """Requests that have been answered."""
     busy_seconds: float
+    """Time between requests and their replies, the present one included."""
+    waiting_seconds: float
+    """The rest of its life: time without a request."""
+    restarts: int = 0
+    """How often it has been replaced after it had died."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked for something."""
+        return self.state in ("idle", "busy")
 
 
 class Worker:
@@ -58,6 +69,10 @@ class Worker:
         self._state: Literal["idle", "busy", "closed", "crashed"] = "idle"
         self._calls = 0
         self._busy_seconds = 0.0
+        self._began = time.monotonic()
+        self._asked: float | None = None
+        """When the present request was made."""
+        self._ended: float | None = None
         self._unanswered = 0
         self._closing = anyio.Lock(fast_acquire=True)
         self.ended = False
@@ -77,7 +92,7 @@ class Worker:
         async with self._turn:
             if self._state in ("closed", "crashed"):
                 raise WorkerCrashed(f"worker {self.name!r} is {self._state}; it cannot be asked to {method!r}")
-            begin = time.monotonic()
+            begin = self._asked = time.monotonic()
             self._state = "busy"
             reply: Any = None
             try:
@@ -101,6 +116,9 @@ class Worker:
                 self._calls += 1
                 ended = time.monotonic()
                 self._busy_seconds += ended - begin
+                self._asked = None
+                if self._state == "crashed":
+                    self._ended = ended
                 if self.observe is not None:
                     self.observe(self.name, method, begin, ended)
                 if self._state == "busy":
@@ -115,13 +133,17 @@ class Worker:
                     return
                 if self._state != "closed":
                     self._state = "closed"
+                    self._ended = self._ended or time.monotonic()
                     self._channel.hang_up()
                 if not await self._body.wait(grace):
                     await self._body.kill()
                 self.ended = True
 
     def statistics(self) -> WorkerStatistics:
-        return WorkerStatistics(self.name, self._state, self._calls, self._busy_seconds)
+        """What it has done by now."""
+        now = self._ended or time.monotonic()
+        busy = self._busy_seconds + (0.0 if self._asked is None else max(0.0, now - self._asked))
+        return WorkerStatistics(self.name, self._state, self._calls, busy, max(0.0, now - self._began - busy))
 
 
 async def close_workers(workers: Iterable[Worker], grace: float = CLOSE_GRACE) -> None:
