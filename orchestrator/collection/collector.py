@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -28,6 +28,7 @@ from orchestrator.environments.spaces import Array, ObservationArrays, arrays_of
 from orchestrator.policies.acting import ActingPolicy, PolicyFailed, as_tensors, check_defined
 from orchestrator.policies.network import Spaces
 from orchestrator.policies.policy import Policy, build_policy
+from orchestrator.workers.cores import available_cores
 from orchestrator.workers.interrupt import InterruptChecks
 from state.experience import ExperienceSpec, FieldSpec
 from state.user_code import raise_failure, user_code
@@ -90,7 +91,7 @@ class Collector:
             plan.games,
             config.environment_options,
             config.mode,
-            Adaptation.of(plan.config),
+            replace(Adaptation.of(plan.config), threads=max(1, available_cores() // config.collectors)),
         )
         self._generator = torch.Generator()
         self._generator.manual_seed(_derived_seed(plan.seed, 0))

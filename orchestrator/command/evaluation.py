@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import statistics
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from orchestrator.checkpoints import find_checkpoint
 from orchestrator.environments import Adaptation
@@ -17,6 +20,7 @@ from state.eval_rewards import EvalRewardSummary
 from state.stats_tracker import TEAM_RETURN
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
     from pathlib import Path
 
     from orchestrator.evaluation.evaluator import EpisodeScores
@@ -55,7 +59,7 @@ def evaluate_checkpoint(
     reports: list[dict[str, Any]] = []
     for plan in plans:
         checkpoint.load_into(policy)  # for each: a network may change its buffers by acting
-        with seeded_global_generators(plan.seed):
+        with seeded_global_generators(plan.seed), _one_thread():
             scores = plan.play_episodes(policy)
         reports.append(_report(plan, scores))
     if len(reports) == 1:
@@ -72,6 +76,17 @@ def evaluate_checkpoint(
         "avg_category_score": summary.avg_category_score,
         "avg_simulation_score": summary.avg_simulation_score,
     }
+
+
+@contextmanager
+def _one_thread() -> Generator[None]:
+    """For a few rows, torch's threads cost more than they save; and so it is as in an evaluation during training."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _report(plan: EvaluationPlan, scores: EpisodeScores) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def run_command(arguments: Sequence[str]) -> int:
     _check_hub(parsed)
     policy = load_policy(parsed.path, trust_code=parsed.trust_code)
     exported = export_policy(policy, parsed.to, output)
-    print(f"{exported.file}\n{exported.card}")
+    print("\n".join(str(file) for file in (exported.file, exported.card, exported.picture) if file is not None))
     if parsed.push_to_hub is not None:
         print(_push(parsed.push_to_hub, policy, parsed.to, exported, private=parsed.private))
     return 0

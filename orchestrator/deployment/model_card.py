@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -72,7 +73,8 @@ def model_card(policy: LoadedPolicy, about: Mapping[str, Any], file: str, to: st
     ]
     if policy.recurrent:
         lines += ["`state` is 0 at the beginning of an episode; pass `next_state` at the next step.", ""]
-    return "\n".join([*lines, "## Settings", "", "```toml", config_text(config).rstrip(), "```", ""])
+    settings = config_text(replace(config, run_dir=None)).rstrip()
+    return "\n".join([*lines, "## Settings", "", "```toml", settings, "```", ""])
 
 
 def hub_head(policy: LoadedPolicy, to: str) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.workers.cores import available_cores
-
 if TYPE_CHECKING:
     from orchestrator.config.settings import TrainerConfig
 
@@ -24,7 +22,7 @@ class Adaptation:
     action_mask: str | None = None
     """Where the environment says which actions are possible: see `ActionMask`."""
     threads: int = 1
-    """Threads that a vector environment may step its copies with, if it asks: its collector's share of the cores."""
+    """Threads that a vector environment may step its copies with, if it asks."""
 
     @classmethod
     def of(cls, config: TrainerConfig) -> Adaptation:
@@ -34,7 +32,6 @@ class Adaptation:
             max_episode_steps=config.max_episode_steps,
             squash=config.policy.box_actions == "squash",
             action_mask=config.action_mask,
-            threads=max(1, available_cores() // config.collection.collectors),
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
 from collections.abc import Callable
 
 import gymnasium
@@ -103,7 +104,9 @@ def missing_package(environment: str, error: ImportError | gymnasium.error.Depen
     if not extra and not missing:
         return f"environment {environment!r}: {described(error)} at {place_of(error)}; correct that import"
     cure = f"pip install '{_DISTRIBUTION}[{extra}]' installs it" if extra else "install it, or correct the import"
-    why = f"{error}".partition(", run `pip install")[0] if extra else f"{error}"  # of two commands, ours suffices
+    why = f"{error}"
+    if extra:  # of two commands, ours suffices
+        why = re.split(", (?:run|you can install it)", why)[0]
     return f"environment {environment!r} needs a package that is not installed: {why}; {cure}"
 
 

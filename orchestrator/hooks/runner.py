@@ -73,6 +73,8 @@ class HookRunner:
         self.mailbox = Mailbox(hook.overflow, hook.max_lag)
         self.meter = Meter()
         self._failed = False
+        self._failed_at: set[tuple[object, ...]] = set()
+        """Kinds of errors and the lines that raised them, of which the log has the traceback."""
         self.ended_run: BaseException | None = None
         """The first failure for which the run ends, and is not a success."""
         self.fatal: Exception | None = None
@@ -311,8 +313,11 @@ class HookRunner:
             self.fail_run(failed)
             return
         text = represented(error)  # a handler may keep what it is given, and the error keeps the state
-        often = "" if in_a_row == 1 else f" ({in_a_row} times in a row)"  # its traceback would fill the log
-        _log.error("hook %r failed to %s: %s%s", self.name, doing, text, often, exc_info=in_a_row == 1 and error)
+        often = "" if in_a_row == 1 else f" ({in_a_row} times in a row)"  # the same traceback would fill the log
+        place = type(error), *_last_line(error)
+        told = in_a_row > 1 and place in self._failed_at
+        self._failed_at.add(place)
+        _log.error("hook %r failed to %s: %s%s", self.name, doing, text, often, exc_info=None if told else error)
         if policy == "stop":
             self._engine.run.stop(f"hook {self.name!r} failed to {doing}: {text}")
             return
@@ -386,6 +391,14 @@ class HookRunner:
             at = self.oldest
             lag = 0 if at is None else max(0, self._engine.newest_epoch - at.state.epoch)
             return self.meter.read(state=self._state(), queue=len(self.mailbox), lag=lag)
+
+
+def _last_line(error: BaseException) -> tuple[str, int | None]:
+    """Where an error was raised."""
+    place: tuple[str, int | None] = "", None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        place = frame.f_code.co_filename, line
+    return place
 
 
 def _let_go_of_frames(error: BaseException | None) -> None:

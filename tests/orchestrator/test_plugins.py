@@ -168,7 +168,10 @@ def test_settings_from_a_request_may_use_such_names(installed: Path, capsys: pyt
         (["--environment", "xxxxxxxx"], "use one of maze, maze-of-nothing, "),
         (["--environment", "maze-of-nothing"], "maze_kit has no nothing"),
         (["--policy.network", "maze_netwrk"], "did you mean maze_network?"),
-        (["--policy.network", "q"], "one of auto, mlp, cnn, lstm, maze_network, or package.module:function"),
+        (
+            ["--policy.network", "q"],
+            "one of auto, mlp, cnn, lstm, tokens, tokens_lstm, maze_network, or package.module:function",
+        ),
         (["--losses.names", "maze_loss"], "did you mean maze_losses?"),
         (["--hooks", "anounce"], "did you mean announce?"),
         (["--hooks", "shell"], "os is in Python's standard library"),

@@ -100,7 +100,11 @@ def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Seq
         own.configured = sinks
         own.settings = own.settings or _settings(config)
     if config.metrics.warnings and (own is not None or any(isinstance(hook, ProgressHook) for hook in given)):
-        hooks.append(LearningWatch(config))
+        watch = LearningWatch(config)
+        hooks.append(watch)
+        for hook in hooks:
+            if isinstance(hook, CheckpointHook):
+                hook.after = (watch.name,)  # so that what it has seen of an epoch is in that epoch's checkpoint
     return hooks
 
 

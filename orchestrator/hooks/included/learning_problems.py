@@ -55,6 +55,8 @@ class Reading:
     """What is known of an epoch. None, and numbers that are not finite: unknown."""
 
     agent_step: int
+    rows: int | None = None
+    """Agents of all environments (None: one for each)."""
     returns: Sequence[float] = ()
     """Of the episodes that ended in the epoch."""
     entropy: float | None = None
@@ -249,7 +251,7 @@ class ProblemDetector:
 
     def _no_episodes(self, reading: Reading) -> str | None:
         steps = reading.agent_step
-        each = steps // self._config.collection.num_environments
+        each = steps // (reading.rows or self._config.collection.num_environments)
         if not self._fresh or self._returns.any or not (self._late(reading) or each >= LONG_EPISODE):
             return None
         return (

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from orchestrator.hooks.hook import Hook, StateUpdate
-from orchestrator.hooks.included.learning_problems import RESULT, VERDICT, ProblemDetector, Reading
+from orchestrator.hooks.included.learning_problems import (
+    RESULT,
+    VERDICT,
+    ProblemDetector,
+    Reading,
+    problems_of,
+    verdict_of,
+)
 from orchestrator.hooks.included.metrics_record import statistic
 
 if TYPE_CHECKING:
@@ -33,7 +40,6 @@ class LearningWatch(Hook):
     def __init__(self, config: TrainerConfig) -> None:
         self._config = config
         self._detector = ProblemDetector(config)
-        self._verdict = ""
         self._memory: Mapping[str, Any] = {}
 
     def state_dict(self) -> Mapping[str, object]:
@@ -48,18 +54,15 @@ class LearningWatch(Hook):
         self._detector = ProblemDetector(self._config, fresh=fresh)
         if self._memory:
             self._detector.recall(self._memory)
-        self._verdict = ""
 
     async def on_epoch_end(self, state: TrainerState) -> StateUpdate | None:
-        problems, verdict = dict(self._detector.current), self._verdict
         for kind, text in self._detector.observe(reading(state)).items():
             _log.warning("learning (%s), epoch %d: %s", kind, state.epoch, text)
-        self._verdict = self._detector.verdict
         results: dict[str, object] = {}
-        if self._detector.current != problems:
+        if self._detector.current != (problems_of(state) or {}):
             results[RESULT] = dict(self._detector.current)
-        if self._verdict != verdict:
-            results[VERDICT] = self._verdict
+        if self._detector.verdict != verdict_of(state):
+            results[VERDICT] = self._detector.verdict
         return StateUpdate(results=results) if results else None
 
 
@@ -68,6 +71,7 @@ def reading(state: TrainerState) -> Reading:
     stats = state.loss_stats or {}
     return Reading(
         agent_step=state.agent_step,
+        rows=None if state.experience is None else state.experience.spec.segments,
         returns=(state.rollout_stats or {}).get("episode_return", ()),
         entropy=statistic(stats, "entropy"),
         approx_kl=statistic(stats, "approx_kl"),

@@ -185,9 +185,8 @@ def sparkline(values: Iterable[float]) -> str:
         return ""
     low, span = min(finite), max(finite) - min(finite)
     top = len(_BARS) - 1
-    return "".join(
-        " " if number is None else _BARS[round((number - low) / span * top) if span > 0 else 0] for number in numbers
-    )
+    heights = [None if one is None else (one - low) / span * top if span > 0 else top // 2 for one in numbers]
+    return "".join(" " if height is None else _BARS[round(height)] for height in heights)
 
 
 @contextmanager

@@ -231,7 +231,10 @@ def test_a_wrong_flag_is_explained(calls: Calls, words: str, expected: str, caps
         ("--environments 4", ["--collection.num-environments or --evaluation.num-environments"]),
         ("--resum x", ["did you mean --resume?"]),
         ("--enviroment x", ["did you mean --environment?"]),
-        ("--policy.network resnet", ["use one of auto, mlp, cnn, lstm (code of your own is named package.module:"]),
+        (
+            "--policy.network resnet",
+            ["use one of auto, mlp, cnn, lstm, tokens, tokens_lstm (code of your own is named package.module:"],
+        ),
         ("--losses.names ppo", ["write ppo_actor and ppo_critic"]),
         ("--zzzzzz", ["orchestrator train --help"]),
         ("--metrics.trace yes", ["--metrics.trace = 'yes'", "it is a switch", "write --metrics.trace alone"]),

@@ -263,7 +263,7 @@ async def test_plain_lines_say_the_same() -> None:
         await engine.drain(10)
     [line] = output.getvalue().splitlines()
     expected = progress(state_of(1), 10_000, {})
-    expected["return"] += " ▁"
+    expected["return"] += " ▄"
     assert line == "  ".join(f"{name} {value}" for name, value in expected.items())
     assert set(NAMES) <= expected.keys()
     assert {"eval", "checkpoint", "value_loss", "approx_kl", "entropy", "explained_variance"} <= expected.keys()
@@ -283,7 +283,7 @@ async def test_a_console_without_unicode_gets_none() -> None:
 
 def test_a_sparkline_reaches_from_the_least_to_the_greatest() -> None:
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
-    assert sparkline([5.0, 5.0]) == "▁▁"
+    assert sparkline([5.0, 5.0]) == "▄▄"
     assert sparkline([1.0, math.nan, 2.0, math.inf]) == "▁ █ "
     assert sparkline([math.nan]) == sparkline([]) == ""
 

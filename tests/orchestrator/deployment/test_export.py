@@ -147,7 +147,8 @@ def test_what_was_exported_acts_as_the_policy_in_ten_thousand_steps(
     policy = load_policy(runs(case))
     file = tmp_path / ("policy.onnx" if to == "onnx" else "policy.pt2")
     assert main(["export", str(runs(case)), "--to", to, "--output", str(file)]) == 0
-    assert capsys.readouterr().out.splitlines() == [str(file), str(tmp_path / "policy.md")]
+    beside = [str(tmp_path / f"policy.{kind}") for kind in ("md", "svg")]
+    assert capsys.readouterr().out.splitlines() == [str(file), *beside]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["policy.md", "policy.svg", file.name])
     run, about = (onnx_program if to == "onnx" else torch_program)(file)
     assert about["environment"] == "tests.used_environments:make"
@@ -175,7 +176,7 @@ def test_what_was_exported_acts_as_the_policy_in_ten_thousand_steps(
 def test_the_model_card_tells_settings_scores_and_use(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run = runs("memory")
     assert main(["export", str(run), "--to", "torch"]) == 0
-    assert capsys.readouterr().out.splitlines() == [str(run / "policy.pt2"), str(run / "policy.md")]
+    assert capsys.readouterr().out.splitlines() == [str(run / f"policy.{kind}") for kind in ("pt2", "md", "svg")]
     card = (run / "policy.md").read_text()
     assert card.startswith("# A policy for tests.used_environments:make\n")
     for text in ("`rollout/recent_return`", 'network = "lstm"', "| input `state` | `[batch, 16]` | float32 |"):

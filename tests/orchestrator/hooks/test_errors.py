@@ -74,6 +74,19 @@ async def test_a_failure_is_logged_with_its_traceback_and_the_hook_goes_on(caplo
     assert "in note" in caplog.text
 
 
+async def test_another_error_has_a_traceback_of_its_own(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(state: TrainerState) -> None:
+        if state.epoch == 2:
+            raise KeyError("second")
+        raise ValueError("first")
+
+    async with running(AtEpochEnd("hook", act=fail, max_lag=100)) as engine:
+        await publish_epochs(engine, 1, 2, 3)
+        assert await engine.drain(10) == ()
+    traced = [type(record.exc_info[1]) for record in caplog.records if record.exc_info]
+    assert traced == [ValueError, KeyError]
+
+
 async def test_the_log_has_one_traceback_for_failures_in_a_row(caplog: pytest.LogCaptureFixture) -> None:
     hook = AtEpochEnd("hook", act=lambda _: 1 / 0, max_lag=100)
     async with running(hook) as engine:
