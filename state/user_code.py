@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import traceback
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
@@ -52,6 +53,24 @@ def represented(error: BaseException) -> str:
         return repr(error)
     except Exception:
         return described(error)
+
+
+def line_of(error: BaseException) -> tuple[str, int | None]:
+    """Where an error was raised."""
+    place: tuple[str, int | None] = "", None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        place = frame.f_code.co_filename, line
+    return place
+
+
+def let_go_of_frames(error: BaseException | None) -> None:
+    """The frames of an error, and of those before it, hold the state, whose views the training needs back."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        traceback.clear_frames(error.__traceback__)
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def is_ordinary(error: BaseException) -> bool:

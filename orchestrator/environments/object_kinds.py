@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from gymnasium import Space
 
+from orchestrator.environments.drawings import DRAWING, drawing_node
 from orchestrator.environments.named_code import functions_of, is_data, is_named, is_stateless, parts_of
 from orchestrator.environments.object_nodes import (
     KIND,
@@ -342,8 +343,8 @@ def _instance(graph: Graph, value: Any, path: Path) -> Node:
             "class": _class_of(graph, kind, (path, ".__class__")),
             "items": graph.items(value, path),
         }
-    if type_name(kind) in _DRAWING:
-        return _drawing(value, type_name(kind))
+    if type_name(kind) in DRAWING:
+        return drawing_node(value)
     if not is_python_object(kind):
         raise NotCapturable(
             f"{text_of(path)} is of the type {type_name(kind)}, which keeps what it knows outside of its attributes"
@@ -356,14 +357,6 @@ def _instance(graph: Graph, value: Any, path: Path) -> Node:
     return {KIND: "instance", "class": of, **graph.named(attributes, path)}
 
 
-def _drawing(value: Any, name: str) -> Node:
-    """What pygame draws on or with, which an environment has from the start: of it, only pixels are state."""
-    is_surface = name == "pygame.surface:Surface"
-    pixels = np.frombuffer(value.get_buffer().raw, np.uint8) if is_surface else None
-    return {KIND: "drawing", "class": name, "pixels": pixels, "shape": list(value.get_size()) if is_surface else []}
-
-
-_DRAWING = ("pygame.surface:Surface", "pygame.font:Font", "pygame.freetype:Font", "pygame.time:Clock")
 _Encode: TypeAlias = "Callable[[Graph, Any, Path], Node]"
 _BY_TYPE: Mapping[type, _Encode] = {
     int: lambda _graph, value, _path: {KIND: "integer", "hexadecimal": hex(value)},

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 import numpy as np
 import torch
 
+from orchestrator.environments.drawings import drawing_there, fill_drawing
 from orchestrator.environments.named_code import parts_of
 from orchestrator.environments.object_kinds import class_parts
 from orchestrator.environments.object_nodes import (
@@ -57,17 +58,6 @@ def _instance(restoration: Restoration, node: Node, index: int) -> Any:
     if hasattr(kind, "__del__"):
         raise CannotRestore(f"a new object of the class {node['class']!r} would be needed, which has a finalizer")
     return object.__new__(kind)
-
-
-def _drawing(restoration: Restoration, node: Node, index: int) -> Any:
-    if index not in restoration.there:
-        raise CannotRestore(f"the saved state has a {node['class']!r} that is not there, or of another size")
-    return restoration.there[index]
-
-
-def _fill_drawing(restoration: Restoration, value: Any, node: Node) -> None:
-    if node["pixels"] is not None:
-        value.get_buffer().write(node["pixels"].tobytes())
 
 
 def _own_class(restoration: Restoration, node: Node, index: int) -> type:
@@ -343,7 +333,7 @@ _Fill: TypeAlias = "Callable[[Restoration, Any, Node], None]"
 HASHING = ("set", "dict", "OrderedDict", "Counter", "defaultdict")
 MAKE: Mapping[str, _Make] = {
     "instance": _instance,
-    "drawing": _drawing,
+    "drawing": drawing_there,
     "namespace": lambda _restoration, _node, _index: types.SimpleNamespace(),
     "elsewhere": lambda restoration, node, _index: restoration.elsewhere(node),
     "integer": lambda _restoration, node, _index: int(node["hexadecimal"], 16),
@@ -391,7 +381,7 @@ MAKE: Mapping[str, _Make] = {
 FILL: Mapping[str, _Fill] = {
     "own class": _fill_class,
     "instance": _fill_instance,
-    "drawing": _fill_drawing,
+    "drawing": fill_drawing,
     "namespace": _fill_instance,
     "list": _fill_sequence,
     "deque": _fill_sequence,

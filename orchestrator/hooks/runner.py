@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,7 +19,7 @@ from orchestrator.hooks.wakeup import Wakeup
 from orchestrator.workers.event_loop import asyncio_task
 from state.error import OrchestratorError
 from state.frozen_mapping import FrozenMapping
-from state.user_code import represented
+from state.user_code import let_go_of_frames, line_of, represented
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -314,14 +313,14 @@ class HookRunner:
             return
         text = represented(error)  # a handler may keep what it is given, and the error keeps the state
         often = "" if in_a_row == 1 else f" ({in_a_row} times in a row)"  # the same traceback would fill the log
-        place = type(error), *_last_line(error)
+        place = type(error), *line_of(error)
         told = in_a_row > 1 and place in self._failed_at
         self._failed_at.add(place)
         _log.error("hook %r failed to %s: %s%s", self.name, doing, text, often, exc_info=None if told else error)
         if policy == "stop":
             self._engine.run.stop(f"hook {self.name!r} failed to {doing}: {text}")
             return
-        _let_go_of_frames(error)
+        let_go_of_frames(error)
         if policy == "disable" and in_a_row >= self.hook.disable_after:
             _log.error("hook %r is disabled after %d failures in a row", self.name, in_a_row)
             self.close("disabled")
@@ -391,21 +390,3 @@ class HookRunner:
             at = self.oldest
             lag = 0 if at is None else max(0, self._engine.newest_epoch - at.state.epoch)
             return self.meter.read(state=self._state(), queue=len(self.mailbox), lag=lag)
-
-
-def _last_line(error: BaseException) -> tuple[str, int | None]:
-    """Where an error was raised."""
-    place: tuple[str, int | None] = "", None
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        place = frame.f_code.co_filename, line
-    return place
-
-
-def _let_go_of_frames(error: BaseException | None) -> None:
-    """The frames of an error, and of those before it, hold the state, whose views the training needs back."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        traceback.clear_frames(error.__traceback__)
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
+import tomllib
 from typing import Any
 
 import anyio
@@ -61,3 +62,13 @@ def test_the_readme_names_only_what_is_there() -> None:
     assert len(named) > 5
     assert [path for path in named if not (root / path).exists()] == []
     assert not re.search(r"\d+ passed", README), "how many tests there are is no promise"
+
+
+def test_the_table_of_extras_has_every_one_there_is() -> None:
+    section = README.split("## Installation and extras")[1].split("\n## ")[0]
+    first_columns = re.findall(r"^\| ([^|]*`[^|]*) \|", section, flags=re.MULTILINE)
+    named = [name for column in first_columns for name in re.findall(r"`(\w+)`", column)]
+    extras = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert sorted(named) == sorted(extras)
+    (everything,) = extras["all"]
+    assert set(everything.split("[")[1].rstrip("]").split(",")) == extras.keys() - {"all"}

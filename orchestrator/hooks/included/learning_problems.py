@@ -7,11 +7,11 @@ learn CartPole, Acrobot, LunarLander, HalfCheetah, Pendulum, MountainCarContinuo
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from orchestrator.config.paths import PATH
+from orchestrator.hooks.included.learning_returns import SURE, Returns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,9 +39,6 @@ VARIANCE_LIMIT = -1.0
 """Explained variance: the values are twice as far from the returns as a constant."""
 GRADIENT_LIMIT = 200.0
 """Norm of the gradient in units of the largest that is let through."""
-FIRST_EPISODES, RECENT_EPISODES, ENOUGH_EPISODES = 32, 100, 20
-SURE = 4.0
-"""Standard errors by which the return must exceed that of the first episodes to count as progress."""
 PART_OF_RUN, ENOUGH_STEPS, ENOUGH_EPOCHS = 0.75, 2_000_000, 20
 """How much of a run, and how many agent steps, may pass without progress, whichever comes first, but no fewer than
 these epochs. (A good run of Acrobot has its first success after a third to a half of its steps.)"""
@@ -79,7 +76,7 @@ class ProblemDetector:
         self._config = config
         self._fresh = fresh
         self._alarms = {kind: _Alarm(_PATIENCE.get(kind, 1)) for kind in KINDS}
-        self._returns = _Returns(fresh)
+        self._returns = Returns(fresh)
         self._epochs = 0
         self._first_entropy: float | None = None
         self._first_value_losses: list[float] = []
@@ -107,7 +104,7 @@ class ProblemDetector:
         for kind, (signs, without, active) in memory["alarms"].items():
             if kind in self._alarms:
                 self._alarms[kind] = _Alarm(_PATIENCE.get(kind, 1), signs, without, active)
-        self._returns = _Returns(self._fresh)
+        self._returns = Returns(self._fresh)
         self._returns.recall(memory["returns"])
 
     def observe(self, reading: Reading) -> Mapping[str, str]:
@@ -305,85 +302,6 @@ class _Alarm:
         raised = not self.active and self.signs >= self.patience
         self.active = self.active or raised
         return raised
-
-
-class _Returns:
-    """The returns of the first episodes and of the last ones, and whether these are better, noise considered."""
-
-    def __init__(self, fresh: bool) -> None:
-        self._fresh = fresh
-        self._first: list[float] = []
-        self._best = -math.inf
-        self.recent: deque[float] = deque(maxlen=RECENT_EPISODES)
-        self.any = False
-        self.has_improved = False
-        """Whether the return has ever been better than at the start."""
-        self.good = False
-        """Whether it is now, and has not fallen back by half of what was gained."""
-        self.first_mean = self.recent_mean = self.gain = 0.0
-        """`gain`: how much better, in standard errors."""
-
-    def memory(self) -> dict[str, Any]:
-        best = None if math.isinf(self._best) else self._best
-        return {
-            "first": list(self._first),
-            "recent": list(self.recent),
-            "best": best,
-            "any": self.any,
-            "improved": self.has_improved,
-        }
-
-    def recall(self, memory: Mapping[str, Any]) -> None:
-        self._first = list(memory["first"])
-        self.first_mean = sum(self._first) / len(self._first) if self._first else 0.0
-        self._best = -math.inf if memory["best"] is None else memory["best"]
-        self.any, self.has_improved = memory["any"], memory["improved"]
-        self.recent.extend(memory["recent"])
-        self._compare()
-
-    @property
-    def first_count(self) -> int:
-        return len(self._first)
-
-    @property
-    def all_alike(self) -> bool:
-        """Whether all episodes that are remembered have one return."""
-        return self.known and min(self._first) == max(self._first) == min(self.recent) == max(self.recent)
-
-    @property
-    def known(self) -> bool:
-        return len(self._first) >= FIRST_EPISODES and len(self.recent) >= ENOUGH_EPISODES
-
-    def add(self, returns: Sequence[float]) -> None:
-        finite = [value for value in returns if math.isfinite(value)]
-        self.any = self.any or bool(finite)
-        if not finite:
-            return
-        if len(self._first) < FIRST_EPISODES:
-            self._first += finite[:RECENT_EPISODES]
-            self.first_mean = sum(self._first) / len(self._first)
-            return
-        self.recent.extend(finite)
-        self._compare()
-
-    def _compare(self) -> None:
-        if not self.known:
-            return
-        self.recent_mean = sum(self.recent) / len(self.recent)
-        self._best = max(self._best, self.recent_mean)
-        difference = self.recent_mean - self.first_mean
-        error = math.sqrt(_variance(self._first) / len(self._first) + _variance(self.recent) / len(self.recent))
-        self.gain = difference / error if error > 0 else math.copysign(math.inf, difference) if difference else 0.0
-        self.has_improved = self.has_improved or self.gain > SURE
-        if self._fresh:
-            self.good = self.gain > SURE and difference >= 0.5 * (self._best - self.first_mean)
-        else:
-            self.good = self.recent_mean >= self._best - 0.5 * abs(self._best)
-
-
-def _variance(values: Sequence[float] | deque[float]) -> float:
-    mean = sum(values) / len(values)
-    return sum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)
 
 
 def verdict_of(state: TrainerState) -> str | None:

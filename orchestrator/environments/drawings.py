@@ -1,0 +1,36 @@
+"""What pygame draws on or with, which an environment has from the start: of it, only pixels are state."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from orchestrator.environments.object_nodes import KIND, CannotRestore, Node, type_name
+
+if TYPE_CHECKING:
+    from orchestrator.environments.object_makers import Restoration
+
+_SURFACE = "pygame.surface:Surface"
+DRAWING = (_SURFACE, "pygame.font:Font", "pygame.freetype:Font", "pygame.time:Clock")
+
+
+def drawing_node(value: Any) -> Node:
+    """The node of one."""
+    name = type_name(type(value))
+    is_surface = name == _SURFACE
+    pixels = np.frombuffer(value.get_buffer().raw, np.uint8) if is_surface else None
+    return {KIND: "drawing", "class": name, "pixels": pixels, "shape": list(value.get_size()) if is_surface else []}
+
+
+def drawing_there(restoration: Restoration, node: Node, index: int) -> Any:
+    """The one that stands in its place. Raises CannotRestore where there is none."""
+    if index not in restoration.there:
+        raise CannotRestore(f"the saved state has a {node['class']!r} that is not there, or of another size")
+    return restoration.there[index]
+
+
+def fill_drawing(restoration: Restoration, value: Any, node: Node) -> None:
+    """Give a surface the pixels that its node has."""
+    if node["pixels"] is not None:
+        value.get_buffer().write(node["pixels"].tobytes())
