@@ -154,8 +154,7 @@ class PolicyConfig:
     """The policy network and the normalization around it."""
 
     network: Annotated[str, NamesCode("networks", NETWORKS, arguments=1)] = "auto"
-    """mlp, cnn, lstm, tokens or tokens_lstm (for MettaGrid), package.module:function (called with the spaces), or
-    auto: cnn for images, otherwise mlp."""
+    """auto (cnn for images, else mlp), mlp, cnn, lstm, tokens, tokens_lstm, or package.module:function(spaces)."""
     hidden_sizes: Annotated[tuple[int, ...], _WIDTHS, Formerly("hidden")] = (64, 64)
     """Widths of the hidden layers."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
