@@ -392,3 +392,7 @@ async def test_agents_die_in_a_game_of_pettingzoo_before_it_ends() -> None:
     assert ended.any()
     # Somebody was out while others went on.
     assert (valid.any(1) & ~valid.all(1)).any()
+    again = Keep()
+    await Trainer(config, hooks=[again]).run()
+    for first, second in zip(keep.experience, again.experience, strict=True):
+        assert all(np.array_equal(first[field], second[field]) for field in first)

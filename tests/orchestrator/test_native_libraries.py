@@ -136,6 +136,18 @@ def test_cartpole_reaches_475(name: str, tmp_path: Path) -> None:
     assert evaluate_checkpoint(tmp_path / "run", episodes=20)["return_mean"] >= 475
 
 
+def test_how_many_threads_step_envpools_copies_changes_no_result() -> None:
+    pytest.importorskip("envpool")
+    config = small_config(environment=ENVPOOL, num_environments=8, epochs=3)
+    results: list[Any] = []
+    for threads in (1, 2, 4):
+        collection = replace(config.collection, environment_options={"num_threads": threads})
+        results.append(trained(replace(config, collection=collection)))
+    for look, state in results[1:]:
+        assert look.lengths == results[0][0].lengths
+        assert_same(weights(state), weights(results[0][1]))
+
+
 def test_how_episodes_end_and_begin_in_envpool() -> None:
     pytest.importorskip("envpool")
     environment = make_vector(ENVPOOL, 3, adaptation=Adaptation(max_episode_steps=12))
