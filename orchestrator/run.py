@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("orchestrator")
 
-RunStatus: TypeAlias = Literal["running", "paused", "stopping", "ended", "failed", "cancelled"]
+RunStatus: TypeAlias = Literal["starting", "running", "paused", "stopping", "ended", "failed", "cancelled"]
 
 
 class RunCancelled(OrchestratorError, RuntimeError):
@@ -75,13 +75,15 @@ class Run:
 
     @property
     def status(self) -> RunStatus:
-        """What the run is doing, or how it has ended."""
+        """What the run is doing, or how it has ended; "starting" until its workers are ready for the first epoch."""
         if self._parts.ended.is_set():
             if self.error is None:
                 return "ended"
             failed = isinstance(self.error, (Exception, SystemExit, KeyboardInterrupt))
             return "failed" if failed else "cancelled"
-        return "stopping" if self._parts.control.stopping else "paused" if self.paused else "running"
+        if self._parts.control.stopping:
+            return "stopping"
+        return "paused" if self.paused else "running" if self._parts.training else "starting"
 
     @property
     def paused(self) -> bool:

@@ -238,6 +238,7 @@ class Trainer:
                     weights,
                 )
                 run.loop_statistics = loop.statistics
+                run.training = True
                 await loop.run()
             await self._finish(run, "on_training_end")
         except Exception:

@@ -118,6 +118,8 @@ async def statuses(trainer: orchestrator.Trainer) -> list[str]:
     seen: list[str] = []
     async with trainer.start() as run:
         seen.append(run.status)
+        await run.next_state(None)
+        seen.append(run.status)
         run.pause()
         seen.append(run.status)
         assert run.paused
@@ -133,7 +135,7 @@ async def statuses(trainer: orchestrator.Trainer) -> list[str]:
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_run_says_what_it_is_doing_and_how_it_has_ended(backend: str) -> None:
-    expected = ["running", "paused", "running", "stopping", "ended"]
+    expected = ["starting", "running", "paused", "running", "stopping", "ended"]
     assert anyio.run(statuses, orchestrator.Trainer(small_config(epochs=10_000)), backend=backend) == expected
 
 

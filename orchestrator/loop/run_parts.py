@@ -49,6 +49,8 @@ class RunParts:
         self.snapshots = TrainingSnapshots()
         self.recorded_spaces: Mapping[str, Any] = {}
         """The environment's, for checkpoints; known once the workers have started."""
+        self.training = False
+        """Whether the workers have started, and the loop with them."""
         self.loop_statistics: Callable[[], LoopStatistics] = LoopStatistics
         """The loop's, once there is one; as they were at the end of the run after it."""
         self._workers: list[Worker] = []
