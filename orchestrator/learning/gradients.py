@@ -1,5 +1,5 @@
-"""Notices what loses its gradient while the run goes on: a network's outputs, a loss, a layer. Looks at torch's graph
-only, never at numbers, so that nothing waits for the device."""
+"""Notices what has no gradient, or loses it while the run goes on: a network's outputs, a loss, a layer. Looks at
+torch's graph only, never at numbers, so that nothing waits for the device."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ class GradientCheck:
     What is frozen has no gradient, rightly: outputs are compared with what they were while the same was frozen.
     """
 
-    def __init__(self, policy: Policy, network: str) -> None:
+    def __init__(self, policy: Policy, network: str, losses: Sequence[Loss]) -> None:
+        """`losses` are all of the run, which need not be active at once."""
         self._policy = policy
         self._network = network
+        self._all_losses = {loss.name for loss in losses}
         self._losses: Sequence[Loss] = ()
         self._trainable = [True for _ in policy.parameters()]
         """Which parameters required a gradient when both outputs had one last."""
@@ -64,15 +66,24 @@ class GradientCheck:
         leaves = _leaves(total)
         reached = {name for name, parameter in parameters.items() if id(parameter) in leaves}
         names = tuple(loss.name for loss in self._losses)
+        if names not in self._reached and set(names) == self._all_losses:
+            self._warn_of_unused([name for name in parameters if name not in reached])
         before = self._reached.setdefault(names, reached)
         lost = [name for name in parameters if name in before and name not in reached]
         idle = [name for name in names if name in without_gradient and name in self._learned_from]
         if lost:
-            shown = ", ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
-            self._warn(f"the parameters {shown}", "no gradient of any loss reaches")
+            self._warn(f"the parameters {_listed(lost)}", "no gradient of any loss reaches")
         elif idle and trainable == self._trainable:
             self._warn(f"the losses {', '.join(idle)}", "the policy gets no gradient from")
         self._learned_from.update(set(names) - without_gradient)
+
+    def _warn_of_unused(self, unused: list[str]) -> None:
+        if unused:
+            self.warnings["gradients of unused parameters"] = (
+                f"no loss ({', '.join(sorted(self._all_losses))}) has a gradient for the parameters {_listed(unused)}"
+                f" of the network {self._network!r}, so that they stay as they are: add the loss that learns them to"
+                " losses.names (a critic for values), or freeze them with requires_grad_(False)"
+            )
 
     def _warn(self, whom: str, what: str) -> None:
         self.warnings[f"gradients of {whom}"] = (
@@ -83,6 +94,10 @@ class GradientCheck:
 
     def _trainable_now(self) -> list[bool]:
         return [parameter.requires_grad for parameter in self._policy.parameters()]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _leaves(total: Tensor) -> set[int]:

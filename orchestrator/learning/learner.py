@@ -60,7 +60,7 @@ class Learner:
         self.policy: Policy = build_policy(run.policy, plan.spaces, run.seed, config.discount)
         self._losses = LossSet(plan.losses)
         check_gradients(self.policy, self._losses.losses, run.policy.network)
-        self._gradients = GradientCheck(self.policy, run.policy.network)
+        self._gradients = GradientCheck(self.policy, run.policy.network, self._losses.losses)
         self._unsaved = UnsavedAttributes(self.policy, run.policy.network, self._losses.members)
         self._looked_at_unsaved = False
         self.policy.to(self._device)

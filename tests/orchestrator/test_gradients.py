@@ -146,3 +146,26 @@ def test_losses_that_take_turns_are_no_fault(caplog: pytest.LogCaptureFixture) -
 def test_an_output_that_no_loss_follows_may_lose_its_gradient() -> None:
     config = small_config(epochs=6, policy=own("losing_critic"), losses=LossesConfig(names=("ppo_actor",)))
     assert anyio.run(Trainer(config).run).epoch == 6
+
+
+@pytest.mark.parametrize(
+    ("names", "unused"), [(("vtrace_actor",), "network.critic"), (("ppo_critic",), "network.actor")]
+)
+def test_a_part_of_the_network_that_no_loss_learns_is_warned_of_by_name(
+    names: tuple[str, ...], unused: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(epochs=3, losses=LossesConfig(names=names))
+    with caplog.at_level(logging.WARNING):
+        anyio.run(Trainer(config).run)
+    (warning,) = warnings(caplog)
+    assert f"{unused}.weight_0" in warning
+    assert f"no loss ({names[0]})" in warning
+    assert "losses.names" in warning
+
+
+def test_a_loss_that_comes_later_may_leave_a_part_of_the_network_until_then(caplog: pytest.LogCaptureFixture) -> None:
+    actor, critic = ppo_losses()
+    critic.schedule = Schedule(from_epoch=2)
+    with caplog.at_level(logging.WARNING):
+        anyio.run(Trainer(small_config(epochs=4), losses=(actor, critic)).run)
+    assert not warnings(caplog)
