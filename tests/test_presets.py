@@ -54,8 +54,8 @@ def test_a_preset_is_printed_to_be_copied(name: str, tmp_path: Path, capsys: pyt
 
 
 def test_flags_override_a_preset() -> None:
-    preset = read_preset("lunar_lander")
-    config = train_settings(["--preset", "lunar_lander", "--seed", "7", "--learning.discount", "0.9"])[1]
+    preset = read_preset("half_cheetah")
+    config = train_settings(["--preset", "half_cheetah", "--seed", "7", "--learning.discount", "0.9"])[1]
     assert config == replace(preset, seed=7, learning=replace(preset.learning, discount=0.9))
     assert preset.learning != TrainerConfig().learning
 
@@ -141,6 +141,7 @@ def best_mean_return(network: str, total_agent_steps: int, enough: float) -> flo
     return best
 
 
+@pytest.mark.slow
 def test_what_a_network_without_memory_cannot_do_the_lstm_learns() -> None:
     assert best_mean_return("lstm", total_agent_steps=150_000, enough=0.8) > 0.8
     assert best_mean_return("mlp", total_agent_steps=30_000, enough=0.8) < 0.6, "chance is 0, its deviation 0.1"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestrator.config.paths import PATH
 from orchestrator.policies import check_outputs
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class GradientCheck:
             self.warnings["gradients of unused parameters"] = (
                 f"no loss ({', '.join(sorted(self._all_losses))}) has a gradient for the parameters {_listed(unused)}"
                 f" of the network {self._network!r}, so that they stay as they are: add the loss that learns them to"
-                " losses.names (a critic for values), or freeze them with requires_grad_(False)"
+                f" {PATH.losses.names} (a critic for values), or freeze them with requires_grad_(False)"
             )
 
     def _warn(self, whom: str, what: str) -> None:

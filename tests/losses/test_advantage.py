@@ -213,6 +213,7 @@ def test_vtrace_is_the_papers_sum(
     np.testing.assert_allclose(target.numpy()[s.valid], expected_target[s.valid], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_vtrace_on_policy_is_gae_with_lambda_one() -> None:
     # Equation 2 of the paper: where both policies are one, the target is the n-step Bellman target.
     s = random_segments(2, 5, 50)

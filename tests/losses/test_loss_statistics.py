@@ -36,6 +36,7 @@ def test_reading_starts_anew_and_leaves_out_what_was_not_added_again() -> None:
     assert statistics.read() == {}
 
 
+@pytest.mark.slow
 def test_adding_never_waits_for_the_device(no_waiting: Callable[[], AbstractContextManager[None]]) -> None:
     statistics = LossStatistics()
 

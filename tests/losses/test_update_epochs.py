@@ -107,6 +107,7 @@ def test_an_impossible_target_is_refused() -> None:
         UpdateEpochsTuner(target_kl=0.0)
 
 
+@pytest.mark.slow
 def test_it_holds_the_divergence_of_a_run_down() -> None:
     """With a rate at which ten passes go too far, against the same run without it."""
     learning = LearningConfig(update_epochs=10, minibatches=2, learning_rate=3e-2)

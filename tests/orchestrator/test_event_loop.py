@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.slow
 def test_nothing_blocks_it_in_a_run_with_everything_switched_on_nor_in_going_on_with_it(tmp_path: Path) -> None:
     blockbuster = pytest.importorskip("blockbuster")  # knows asyncio only
     folder = tmp_path / "run"

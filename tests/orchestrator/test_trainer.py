@@ -269,6 +269,7 @@ async def test_a_run_can_be_watched_paused_and_stopped() -> None:
     assert (run.status, run.stop_reason) == ("ended", "enough")
 
 
+@pytest.mark.slow
 async def test_two_trainers_run_in_one_program_with_the_results_they_have_alone() -> None:
     alone = [await Trainer(small_config(seed=seed)).run() for seed in (1, 2)]
     together: dict[int, TrainerState] = {}

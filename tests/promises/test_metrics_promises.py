@@ -83,6 +83,7 @@ async def test_a_sink_of_ones_own_can_stop_the_run() -> None:
     assert final.epoch >= 3
 
 
+@pytest.mark.slow
 async def test_the_documented_metrics_code_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     small = small_config(epochs=3, run_dir=tmp_path / "runs" / "first")

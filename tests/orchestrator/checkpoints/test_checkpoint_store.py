@@ -122,6 +122,7 @@ def test_a_copy_here_is_used_again_unless_it_is_damaged(address: str, paths: lis
     assert find_checkpoint(address).read(POLICY) == b"weights of 1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [False, True])
 def test_a_stop_at_any_request_loses_no_announced_checkpoint(paths: list[Path], done: bool) -> None:
     def upload_all(objects: Objects) -> Iterator[int]:
@@ -275,6 +276,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         find_remote("s3://bucket/run")
 
 
+@pytest.mark.slow
 def test_a_store_that_cannot_be_reached_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ENDPOINT_URL": "http://127.0.0.1:9", "ALLOW_HTTP": "true", "REGION": "x"}.items():
         monkeypatch.setenv(f"AWS_{name}", value)

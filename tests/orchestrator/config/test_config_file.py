@@ -67,6 +67,7 @@ def test_every_setting_survives_a_file(tmp_path: Path) -> None:
     assert read_config(tmp_path / "config.toml") == config
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(max_size=8), toml_values, max_size=3))
 def test_any_table_of_options_survives(options: dict[str, object]) -> None:
     config = TrainerConfig(collection=CollectionConfig(environment_options=options))

@@ -298,6 +298,7 @@ def through_a_file(state: Any) -> Any:
     return decode(json.loads(json.dumps(encode(state, arrays))), arrays)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(attributes(), attributes())
 def test_random_graphs_of_attributes_are_restored_equal_or_are_known_to_be_not_capturable(

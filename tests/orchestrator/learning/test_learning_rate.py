@@ -73,6 +73,7 @@ async def test_a_run_whose_policy_moves_too_far_learns_more_slowly() -> None:
     assert final.loss_stats["learning_rate"] == pytest.approx(0.02 / 1.5**3)
 
 
+@pytest.mark.slow
 async def test_a_resumed_run_goes_on_with_the_rate_that_it_had(tmp_path: Path) -> None:
     config = config_in(tmp_path / "whole", learning=ADAPTIVE)
     whole = await Trainer(config).run()

@@ -64,6 +64,7 @@ def test_a_pass_over_segments_keeps_their_order_in_time_and_their_mask() -> None
     assert sorted(rows) == list(range(SEGMENTS))
 
 
+@pytest.mark.slow
 def test_prioritised_segments_are_drawn_by_the_size_of_their_advantages_and_weighted_back() -> None:
     fields = batch()
     fields["advantage"] = torch.ones(SEGMENTS, HORIZON)
