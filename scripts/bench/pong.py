@@ -51,7 +51,7 @@ def ours(staleness: int, collectors: int, threads: int) -> list[float]:
     return epoch_seconds(config, EPOCHS, warm_up=WARM_UP)
 
 
-def stable_baselines3(threads: int) -> list[float]:
+def stable_baselines3(threads: int, environments: int = ENVIRONMENTS, device: str = "cpu") -> list[float]:
     """Seconds of each iteration."""
     import torch
     from stable_baselines3 import PPO
@@ -72,20 +72,20 @@ def stable_baselines3(threads: int) -> list[float]:
 
     model = PPO(
         "CnnPolicy",
-        make_vec_env(make, ENVIRONMENTS, seed=1),
+        make_vec_env(make, environments, seed=1),
         n_steps=HORIZON,
-        batch_size=STEPS // MINIBATCHES,
+        batch_size=environments * HORIZON // MINIBATCHES,
         n_epochs=UPDATE_EPOCHS,
         learning_rate=LEARNING_RATE,
         ent_coef=0.01,
-        device="cpu",
+        device=device,
         seed=1,
     )
-    model.learn(STEPS * (WARM_UP + EPOCHS + 1), callback=Clock())
+    model.learn(environments * HORIZON * (WARM_UP + EPOCHS + 1), callback=Clock())
     return [after - before for before, after in pairwise(starts[WARM_UP:])]
 
 
-def leanrl(script: str, threads: int) -> list[float]:
+def leanrl(script: str, threads: int, environments: int = ENVIRONMENTS) -> list[float]:
     """Seconds of each iteration of LeanRL's script, which finds stand-ins for what it imports beside torch."""
     import torch
 
@@ -111,7 +111,11 @@ def leanrl(script: str, threads: int) -> list[float]:
     sys.modules["gym"] = _module("gym", Wrapper=_GymWrapper, spaces=gymnasium.spaces)
     sys.modules["tqdm"] = _module("tqdm", tqdm=Progress)
     sys.modules["wandb"] = _module("wandb", init=lambda **_: None, log=lambda *_, **__: None)
-    options = {"num-envs": ENVIRONMENTS, "num-steps": HORIZON, "total-timesteps": STEPS * (WARM_UP + EPOCHS + 1)}
+    options = {
+        "num-envs": environments,
+        "num-steps": HORIZON,
+        "total-timesteps": environments * HORIZON * (WARM_UP + EPOCHS + 1),
+    }
     options |= {"num-minibatches": MINIBATCHES, "update-epochs": UPDATE_EPOCHS, "learning-rate": LEARNING_RATE}
     sys.argv = [script, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
     source = Path(script).read_text(encoding="utf-8")

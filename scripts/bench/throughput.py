@@ -56,7 +56,7 @@ def ours(environments: int, staleness: int) -> list[float]:
     ]
 
 
-def stable_baselines3(environments: int, threads: int) -> list[float]:
+def stable_baselines3(environments: int, threads: int, device: str = "cpu") -> list[float]:
     """Seconds per agent step of each iteration."""
     import torch
     from stable_baselines3 import PPO
@@ -83,7 +83,7 @@ def stable_baselines3(environments: int, threads: int) -> list[float]:
         learning_rate=3e-4,
         ent_coef=0.01,
         policy_kwargs={"net_arch": {"pi": [64, 64], "vf": [64, 64]}},
-        device="cpu",
+        device=device,
         seed=1,
     )
     model.learn(steps * max(4, epochs_for(environments) // 3), callback=Clock())

@@ -1,0 +1,326 @@
+"""What a GPU machine shows: checks that training on the device is right, and figures of where its time goes.
+
+    python scripts/bench/gpu.py [PART ...] [--device cuda] [--output gpu.jsonl] [--small] [--leanrl LeanRL/leanrl/...]
+
+Parts (all, if none is named; `--list` prints them), each in a process of its own with a time limit:
+
+- `same_seed`, `distance`, `resume`, `tests`: two trainings with one seed end with the same bits; two epochs on the
+  device end near those on the CPU; a run that is killed and resumed ends with the bits of an undisturbed one; the tests
+  of tests/orchestrator/learning/test_device.py.
+- `cartpole_64`, `cartpole_512`, `cartpole_4096`, `pong_8`, `pong_64`, `memory_64`: agent steps per second, and per
+  epoch the milliseconds of collecting, of learning, and of the device's kernels and copies in it.
+- `peers_cartpole_64`, `peers_pong_64`: agent steps per second of stable-baselines3 and, where `--leanrl` names its
+  script (see pong.py), LeanRL.
+
+Each part prints a line of JSON, into `--output` too; a table follows. `--small` is for trying the script where there is
+no GPU: little work, on the CPU unless `--device` says otherwise. Horizon 128, 4 minibatches, 4 update epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from measure import describe_machine
+
+if TYPE_CHECKING:
+    from orchestrator import TrainerConfig
+
+HORIZON, MINIBATCHES, UPDATE_EPOCHS = 128, 4, 4
+PROJECT = Path(__file__).resolve().parents[2]
+NEAR = 0.05
+"""What rounding on another device may change, as a share of how far an epoch moves the weights."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Something to train on."""
+
+    environment: str
+    environments: int
+    collectors: int
+    network: str = "auto"
+    epochs: int = 10
+    """To be timed."""
+
+
+WORKLOADS = {
+    "cartpole_64": Workload("CartPole-v1", 64, 1, epochs=40),
+    "cartpole_512": Workload("CartPole-v1", 512, 2, epochs=30),
+    "cartpole_4096": Workload("CartPole-v1", 4096, 8, epochs=20),
+    "pong_8": Workload("orchestrator.environments.atari:make", 8, 1),
+    "pong_64": Workload("orchestrator.environments.atari:make", 64, 8),
+    "memory_64": Workload("orchestrator.environments.memory:make", 64, 1, network="lstm"),
+}
+CHECKS = ("same_seed", "distance", "resume", "tests")
+LIMITS = {"tests": 100.0}
+"""Seconds; the others have `_LIMIT`."""
+_LIMIT = 45.0
+_WARM_UP = 4
+
+
+def configured(workload: Workload, options: argparse.Namespace) -> TrainerConfig:
+    from orchestrator import CollectionConfig, LearningConfig, PolicyConfig, TrainerConfig
+
+    environments, collectors = workload.environments, workload.collectors
+    if options.small:
+        environments, collectors = min(environments, 8), 1
+    return TrainerConfig(
+        environment=workload.environment,
+        device=options.device,
+        total_agent_steps=environments * HORIZON * 100_000,
+        collection=CollectionConfig(num_environments=environments, collectors=collectors, horizon=HORIZON),
+        learning=LearningConfig(update_epochs=UPDATE_EPOCHS, minibatches=MINIBATCHES, learning_rate=3e-4),
+        policy=PolicyConfig(network=workload.network),
+    )
+
+
+def epochs_of(config: TrainerConfig, epochs: int) -> TrainerConfig:
+    """The same, to end after `epochs` epochs."""
+    steps = config.collection.num_environments * HORIZON
+    # Less than all steps of an epoch are the agent's: those that only reset a copy are not.
+    return replace(config, total_agent_steps=max(1, int(steps * (epochs - 0.5))))
+
+
+def train(config: TrainerConfig) -> None:
+    import anyio
+
+    from orchestrator import Trainer
+
+    anyio.run(Trainer(config).run)
+
+
+def final_weights(folder: Path) -> bytes:
+    """Of the newest checkpoint."""
+    return (max((folder / "checkpoints").glob("[0-9]*")) / "policy.safetensors").read_bytes()
+
+
+def same_seed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    config = epochs_of(configured(WORKLOADS["cartpole_64"], options), 5)
+    weights: list[bytes] = []
+    for name in ("first", "second"):
+        train(replace(config, run_dir=folder / name))
+        weights.append(final_weights(folder / name))
+    return {"passed": weights[0] == weights[1]}
+
+
+def distance(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Of the weights after two epochs, which one policy has collected, each in one minibatch: generators draw other
+    orders on other devices."""
+    import torch
+    from safetensors.torch import load
+
+    config = epochs_of(configured(WORKLOADS["cartpole_64"], options), 2)
+    one_minibatch = replace(config.learning, minibatches=1)
+    weights: dict[str, torch.Tensor] = {}
+    for name, device, rate in (("device", options.device, 3e-4), ("cpu", "cpu", 3e-4), ("before", "cpu", 1e-30)):
+        learning = replace(one_minibatch, learning_rate=rate, learning_rate_schedule="constant")
+        train(replace(config, device=device, learning=learning, run_dir=folder / name))
+        tensors = load(final_weights(folder / name))
+        weights[name] = torch.cat([tensors[key].flatten() for key in sorted(tensors) if "normalizer" not in key])
+    moved = float((weights["cpu"] - weights["before"]).norm())
+    share = float((weights["device"] - weights["cpu"]).norm()) / moved
+    return {"passed": share <= NEAR, "distance": share, "allowed": NEAR}
+
+
+def resume(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    config = configured(WORKLOADS["cartpole_64"], options)
+    last = epochs_of(config, 30)
+    words = [
+        sys.executable,
+        "-m",
+        "orchestrator",
+        "train",
+        "--environment",
+        config.environment,
+        "--device",
+        config.device,
+    ]
+    words += ["--collection.num-environments", str(config.collection.num_environments)]
+    words += ["--checkpoints.every", "2", "--total-agent-steps", str(last.total_agent_steps)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
+
+    def started(*more: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([*words, *more], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    def ended(run: subprocess.Popen[bytes]) -> None:
+        errors = run.communicate()[1]
+        if run.returncode:
+            raise RuntimeError(errors.decode())
+
+    ended(started("--run-dir", str(folder / "undisturbed")))
+    killed = started("--run-dir", str(folder / "killed"))
+    while killed.poll() is None and not list((folder / "killed" / "checkpoints").glob("[0-9]*")):
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    kept = sorted(path.name for path in (folder / "killed" / "checkpoints").glob("[0-9]*"))
+    words[4:] = ["--resume", str(folder / "killed")]
+    ended(started())
+    return {
+        "passed": final_weights(folder / "killed") == final_weights(folder / "undisturbed"),
+        "resumed_from": kept[-1],
+    }
+
+
+def tests(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/orchestrator/learning/test_device.py"]
+    only = ["-k", "cuda" if options.device.startswith("cuda") else "not cuda"]
+    result = subprocess.run([sys.executable, *words, *only], cwd=PROJECT, capture_output=True, text=True, check=False)
+    return {"passed": result.returncode == 0, "said": result.stdout.strip().splitlines()[-1]}
+
+
+def figures(workload: Workload, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Medians over epochs, of which one more is profiled at the end, and counts for nothing else."""
+    import torch
+
+    epochs = 3 if options.small else workload.epochs
+    config = epochs_of(configured(workload, options), _WARM_UP + epochs + 1)
+    profiled = _WARM_UP + epochs
+    config = replace(
+        config,
+        run_dir=folder,
+        learning=replace(config.learning, profile_epochs=(profiled,)),
+        checkpoints=replace(config.checkpoints, enabled=False),
+    )
+    train(config)
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timed = [one for one in records if _WARM_UP <= one["epoch"] < profiled]
+    median = {name: statistics.median(one[f"time/{name}"] for one in timed) for name in ("epoch", "collect", "learn")}
+    steps = statistics.median(after["agent_step"] - before["agent_step"] for before, after in pairwise(timed))
+    found: dict[str, Any] = {
+        "agent_steps_per_second": steps / median["epoch"],
+        "collect_ms": 1e3 * median["collect"],
+        "learn_ms": 1e3 * median["learn"],
+    }
+    if torch.device(options.device).type == "cuda":
+        found |= kernels(folder / f"profile-{profiled}.json")
+        found["learn_over_kernels"] = found["learn_ms"] / found["kernels_ms"]
+    return found
+
+
+def kernels(profile: Path) -> dict[str, float]:
+    """What the device has done in a profiled epoch of learning."""
+    events = json.loads(profile.read_text())["traceEvents"]
+    busy = {"kernel": 0.0, "gpu_memcpy": 0.0}
+    launches = 0
+    for event in events:
+        if event.get("cat") in busy:
+            busy[event["cat"]] += event["dur"]
+            launches += event["cat"] == "kernel"
+    return {"kernels_ms": busy["kernel"] / 1e3, "copies_ms": busy["gpu_memcpy"] / 1e3, "launches": launches}
+
+
+def peers(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Agent steps per second of others on the same work."""
+    import pong
+    import throughput
+
+    workload = WORKLOADS[name]
+    environments = 8 if options.small else workload.environments
+    rates: dict[str, Any] = {}
+    if name.startswith("cartpole"):
+        per_step = throughput.stable_baselines3(environments, 1, options.device)
+        rates["stable_baselines3"] = 1.0 / statistics.median(per_step)
+        return rates
+    steps = environments * HORIZON
+    per_epoch = pong.stable_baselines3(1, environments, options.device)
+    rates["stable_baselines3"] = steps / statistics.median(per_epoch)
+    if options.leanrl is not None:
+        rates["leanrl"] = steps / statistics.median(pong.leanrl(str(options.leanrl), 1, environments))
+    return rates
+
+
+PARTS = (*CHECKS, *WORKLOADS, "peers_cartpole_64", "peers_pong_64")
+
+
+def run_part(part: str, options: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as parent:
+        folder = Path(parent) / "run"
+        if part in CHECKS:
+            return {"same_seed": same_seed, "distance": distance, "resume": resume, "tests": tests}[part](
+                options, folder
+            )
+        if part.startswith("peers_"):
+            return peers(part.removeprefix("peers_"), options)
+        return figures(WORKLOADS[part], options, folder)
+
+
+def in_own_process(part: str, words: list[str]) -> dict[str, Any]:
+    """A part's result; what went wrong, and where, if it has none."""
+    limit = LIMITS.get(part, _LIMIT)
+    command = [sys.executable, __file__, "--one", part, *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            return {"error": f"took more than {limit:g} s"}
+    if process.returncode:
+        return {"error": " ".join(errors.split()[-60:]) or f"exit code {process.returncode}"}
+    return json.loads(output.strip().splitlines()[-1])
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    lines = [f"{'part':20}  result"]
+    for part, result in results.items():
+        shown = (
+            f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in result.items()
+        )
+        lines.append(f"{part:20}  {', '.join(shown)}")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=" ".join(PARTS))
+    parser.add_argument("--device", help="default: cuda, and with --small cpu")
+    parser.add_argument("--output", type=Path, help="file of JSON lines to add the results to")
+    parser.add_argument("--small", action="store_true", help="little work, to try this script")
+    parser.add_argument("--leanrl", type=Path, help="its script, see pong.py")
+    parser.add_argument("--list", action="store_true", help="print the parts")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.device = options.device or ("cpu" if options.small else "cuda")
+    unknown = sorted(set(options.parts) - set(PARTS))
+    if unknown:
+        parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    if options.list:
+        print("\n".join(PARTS))
+        return 0
+    if options.one:
+        print(json.dumps(run_part(options.parts[0], options)))
+        return 0
+    print(describe_machine(), f"device {options.device}", sep=", ", flush=True)
+    words = ["--device", options.device, *(["--small"] if options.small else [])]
+    words += [] if options.leanrl is None else ["--leanrl", str(options.leanrl)]
+    results: dict[str, dict[str, Any]] = {}
+    for part in options.parts or PARTS:
+        began = time.monotonic()
+        results[part] = in_own_process(part, words)
+        line = json.dumps({"part": part, "device": options.device, "seconds": time.monotonic() - began} | results[part])
+        print(line, flush=True)
+        if options.output is not None:
+            with options.output.open("a") as output:
+                output.write(line + "\n")
+    print(table(results))
+    return int(any("error" in result or result.get("passed") is False for result in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

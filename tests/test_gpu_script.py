@@ -1,0 +1,38 @@
+"""The script for GPU machines works where there is no GPU, as far as it can."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.paths import PROJECT
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = PROJECT / "scripts" / "bench" / "gpu.py"
+
+
+def results(output: Path, *words: str) -> tuple[int, dict[str, dict[str, object]]]:
+    command = [sys.executable, str(SCRIPT), *words, "--small", "--output", str(output)]
+    code = subprocess.run(command, capture_output=True, check=False, timeout=500).returncode
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    return code, {line["part"]: line for line in lines}
+
+
+def test_its_checks_pass_on_the_cpu_and_its_figures_are_there(tmp_path: Path) -> None:
+    code, found = results(tmp_path / "gpu.jsonl", "same_seed", "distance", "resume", "cartpole_64")
+    assert all(found[check]["passed"] is True for check in ("same_seed", "distance", "resume")), found
+    assert found["distance"]["distance"] == 0.0
+    assert {"agent_steps_per_second", "collect_ms", "learn_ms"} < set(found["cartpole_64"])
+    assert code == 0
+
+
+def test_a_part_that_cannot_work_says_why_and_the_others_go_on(tmp_path: Path) -> None:
+    code, found = results(tmp_path / "gpu.jsonl", "same_seed", "distance", "--device", "meta")
+    assert "'meta'" in str(found["same_seed"]["error"])
+    assert "error" in found["distance"]
+    assert code == 1
