@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from orchestrator.collection.episodes import EpisodeCounter
 from orchestrator.collection.experience_fields import (
-    ACTION_MASK,
     FOLLOWING_OBSERVATION,
     RECURRENT_STATE,
     experience_fields,
     observation_field,
 )
+from orchestrator.collection.group_stepping import STEPS_OF, GroupStepping, one_step
 from orchestrator.collection.observation_scales import ObservationScales
 from orchestrator.collection.rollout import Rollout
 from orchestrator.config.settings import TrainerConfig
-from orchestrator.environments import Adaptation, EnvironmentFailed, Step, make_vector
+from orchestrator.environments import Adaptation, make_vector
 from orchestrator.environments.capture import CannotRestore, NotCapturable
 from orchestrator.environments.spaces import Array, ObservationArrays, arrays_of, observation_of
 from orchestrator.policies.acting import ActingPolicy, PolicyFailed, as_tensors, check_defined
@@ -31,9 +31,8 @@ from orchestrator.policies.policy import Policy, build_policy
 from orchestrator.workers.cores import available_cores
 from orchestrator.workers.interrupt import InterruptChecks
 from state.experience import ExperienceSpec, FieldSpec
-from state.user_code import raise_failure, user_code
+from state.user_code import user_code
 
-_STEPS_OF = "rollout"
 _SCALES_LOOKED_AT = 5
 """The first rollouts, in which scales of observations are looked at."""
 
@@ -101,7 +100,7 @@ class Collector:
         # Each agent of each copy is a row, and a segment of the experience.
         self._count = self._environment.count
         self._first_row = plan.index * self._count
-        self._rollout = Rollout(config.horizon, self._count, plan.games)
+        self._rollout = Rollout(config.horizon, self._count, plan.games, self._environment.groups)
         self._rows = np.arange(self._count)
         self._network = f"the network {plan.config.policy.network!r}"
         # What is acted on next lives in arrays that stay, so that their tensors do too.
@@ -294,46 +293,29 @@ class Collector:
             self._current[key][...] = array
 
     def _run(self, acting: ActingPolicy, slot: Mapping[str, Array], stop: Callable[[], bool]) -> None:
-        """Step the environments until the horizon or `stop`, recording each step. This is the hot loop."""
-        environment, rollout, start = self._environment, self._rollout, self._episode_start
-        observation, start_tensor = as_tensors(observation_of(self._current)), torch.from_numpy(start)
-        recorded = [(slot[observation_field(key)], array) for key, array in self._current.items()]
-        mask, mask_tensor = environment.action_mask, None
-        if mask is not None:
-            recorded.append((slot[ACTION_MASK], mask))
-            mask_tensor = torch.from_numpy(mask)
-        distribution = acting.policy.distribution
-        noises = distribution.noise((self._plan.config.collection.horizon, self._count), self._generator).unbind(0)
+        """Step the environments until the horizon or `stop`, recording each step. This is the hot loop.
+
+        One group of copies steps while the policy acts for the next.
+        """
+        environment, rollout, distribution = self._environment, self._rollout, acting.policy.distribution
+        horizon = self._plan.config.collection.horizon
+        noises = distribution.noise((horizon, self._count), self._generator).unbind(0)
+        groups = [
+            GroupStepping(environment, index, acting, rollout, self._current, self._episode_start, slot, self._network)
+            for index in range(len(environment.groups))
+        ]
         rollout.begin()
-        for time_step, noise in enumerate(noises):
+        stepping = deque[GroupStepping]()
+        for noise in noises:
             if stop():
                 break
-            for rows, array in recorded:
-                rows[:, time_step] = array
-            try:
-                parameters, value = acting.act(observation, start_tensor, mask_tensor)
-            except BaseException as error:
-                if isinstance(error, Exception):
-                    self._check_current(time_step)
-                # The observation is not to blame.
-                raise_failure(error, f"{self._network} in step {time_step} of the rollout")
-            action = distribution.sample(parameters, noise)
-            step = self._step(parameters, action)
-            rollout.add(acting, start, parameters, value, action, step)
-            self._set_current(step.observation)
-            step.episode_starts(environment.idle, out=start)
-            for name, values in step.fields.items():
-                slot[name][:, time_step] = values
-
-    def _step(self, parameters: Tensor, action: Tensor) -> Step:
-        try:
-            with torch.inference_mode(False):  # an environment may train its own model
-                return self._environment.step(action.numpy())
-        except EnvironmentFailed:
-            # It may well fail because no action was possible.
-            distribution, acting = self._prepared().policy.distribution, torch.from_numpy(~self._environment.idle)
-            check_defined(distribution, parameters[None], acting[None], self._environment, self._rollout.steps)
-            raise
+            for group in groups:
+                group.act(noise)
+                stepping.append(group)
+                if len(stepping) == len(groups):
+                    stepping.popleft().receive()
+        while stepping:
+            stepping.popleft().receive()
 
     def _check_policy(self, acting: ActingPolicy, slot: Mapping[str, Array]) -> None:
         valid = torch.from_numpy(self._rollout.valid)
@@ -341,7 +323,7 @@ class Collector:
             check_defined(acting.policy.distribution, self._rollout.parameters, valid, self._environment)
         except PolicyFailed as error:
             # The policy can make nothing of wrong ones; the rewards follow from its own actions.
-            self._environment.check(self._recorded(slot, error.step + 1), None, self._rows, 0, _STEPS_OF)
+            self._environment.check(self._recorded(slot, error.step + 1), None, self._rows, 0, STEPS_OF)
             raise
 
     def _check_values(self, slot: Mapping[str, Array]) -> None:
@@ -349,10 +331,10 @@ class Collector:
         begins with."""
         reward = slot["reward"].swapaxes(0, 1)
         self._environment.check(
-            self._recorded(slot, self._plan.config.collection.horizon), reward, self._rows, 0, _STEPS_OF
+            self._recorded(slot, self._plan.config.collection.horizon), reward, self._rows, 0, STEPS_OF
         )
         for cut in self._rollout.cut:
-            self._environment.check(_one_step(cut.final_observation), None, cut.rows, cut.step, _STEPS_OF)
+            self._environment.check(one_step(cut.final_observation), None, cut.rows, cut.step, STEPS_OF)
         self._check_current(self._plan.config.collection.horizon)
 
     def _look_at_scales(self, scales: ObservationScales, observations: Mapping[str, Array]) -> None:
@@ -366,11 +348,7 @@ class Collector:
         return {key: slot[observation_field(key)][:, :steps].swapaxes(0, 1) for key in self._current}
 
     def _check_current(self, step: int) -> None:
-        self._environment.check(_one_step(self._current), None, self._rows, step, _STEPS_OF)
-
-
-def _one_step(observation: Mapping[str, Array]) -> dict[str, Array]:
-    return {key: array[None] for key, array in observation.items()}
+        self._environment.check(one_step(self._current), None, self._rows, step, STEPS_OF)
 
 
 def _derived_seed(seed: int, stream: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from orchestrator.collection.experience_fields import (
     FINAL_RECURRENT_STATE,
     observation_field,
 )
-from orchestrator.environments import Step
+from orchestrator.environments import EnvironmentGroup, Step
 from orchestrator.environments.spaces import Array, arrays_of, observation_of
 from orchestrator.policies.acting import ActingPolicy, as_tensors
 from orchestrator.policies.network import Observation
@@ -33,11 +33,12 @@ class CutEpisodes:
 
 
 class Rollout:
-    """Records `horizon` steps of `count` rows, which belong to `games`; the arrays `[horizon, count]` are reused by the
-    next rollout."""
+    """Records `horizon` steps of `count` rows, which belong to `games`, group by group; the arrays `[horizon, count]`
+    are reused by the next rollout."""
 
-    def __init__(self, horizon: int, count: int, games: int) -> None:
+    def __init__(self, horizon: int, count: int, games: int, groups: Sequence[EnvironmentGroup]) -> None:
         self._horizon = horizon
+        self._groups = groups
         self._reward = np.zeros((horizon, count), np.float32)
         self._terminated = np.zeros((horizon, count), np.bool_)
         self._truncated = np.zeros((horizon, count), np.bool_)
@@ -48,11 +49,13 @@ class Rollout:
 
     def begin(self) -> None:
         self.steps = 0
+        """That are recorded of all groups."""
         self.stats: dict[str, list[float]] = {}
         """The numbers in the last infos of the episodes that ended."""
-        self._parameters: list[Tensor] = []
-        self._actions: list[Tensor] = []
-        self._values: list[Tensor] = []
+        # By group, step by step.
+        self._parameters: list[list[Tensor]] = [[] for _ in self._groups]
+        self._actions: list[list[Tensor]] = [[] for _ in self._groups]
+        self._values: list[list[Tensor]] = [[] for _ in self._groups]
         self.cut: list[CutEpisodes] = []
 
     @property
@@ -80,10 +83,11 @@ class Rollout:
     @property
     def parameters(self) -> Tensor:
         """Of the action distributions, `[steps, count, P]`."""
-        return torch.stack(self._parameters)
+        return _joined(self._parameters, time=0)
 
     def add(
         self,
+        group: int,
         acting: ActingPolicy,
         episode_start: Array,
         parameters: Tensor,
@@ -91,29 +95,32 @@ class Rollout:
         action: Tensor,
         step: Step,
     ) -> None:
-        """Record the step that `action` led to; `episode_start` is of the observation that was acted on."""
-        index = self.steps
+        """Record the step that `action` led to, for the rows of a group; `episode_start` is of the observation that was
+        acted on. A step is recorded of all groups in order before the next one is."""
+        index, games, rows = self.steps, self._groups[group].games, self._groups[group].rows
         # A user's network may return views of the observation, or the same tensor at every call.
-        self._parameters.append(parameters.clone())
-        self._actions.append(action)
+        self._parameters[group].append(parameters.clone())
+        self._actions[group].append(action)
         if value is not None:
-            self._values.append(value.clone())
-        self._episode_start[index] = episode_start
-        self._reward[index] = step.reward
-        self._terminated[index] = step.terminated
-        self._truncated[index] = step.truncated
-        self._valid[index] = step.valid
+            self._values[group].append(value.clone())
+        self._episode_start[index, rows] = episode_start
+        self._reward[index, rows] = step.reward
+        self._terminated[index, rows] = step.terminated
+        self._truncated[index, rows] = step.truncated
+        self._valid[index, rows] = step.valid
         if step.games_ended is not None:
-            self._games_ended[index] = step.games_ended
+            self._games_ended[index, games] = step.games_ended
         if step.final_observation is not None:
-            rows = np.flatnonzero(step.truncated & ~step.terminated)
-            if len(rows):
-                final = {key: array[rows] for key, array in arrays_of(step.final_observation).items()}
-                state = None if acting.state is None else acting.state[torch.from_numpy(rows)]
-                self.cut.append(CutEpisodes(index, rows, final, state))
+            cut = np.flatnonzero(step.truncated & ~step.terminated)
+            if len(cut):
+                final = {key: array[cut] for key, array in arrays_of(step.final_observation).items()}
+                cut += rows.start
+                state = None if acting.state is None else acting.state[torch.from_numpy(cut)]
+                self.cut.append(CutEpisodes(index, cut, final, state))
         for name, values in step.stats.items():
             self.stats.setdefault(name, []).extend(values)
-        self.steps += 1
+        if group == len(self._groups) - 1:
+            self.steps += 1
 
     def write(
         self, slot: Mapping[str, Array], acting: ActingPolicy, observations: Observation, following: Observation
@@ -131,12 +138,11 @@ class Rollout:
             ("episode_start", self._episode_start),
         ):
             slot[name][...] = array.T
-        actions = torch.stack(self._actions, dim=1)
-        parameters = torch.stack(self._parameters, dim=1)
+        actions, parameters = _joined(self._actions, time=1), _joined(self._parameters, time=1)
         slot["action"][...] = actions.numpy()
         slot["log_prob"][...] = acting.policy.distribution.log_prob(parameters, actions).numpy()
         value = slot["value"]
-        value[...] = (torch.stack(self._values, dim=1) if self._values else acting.values(observations)).numpy()
+        value[...] = (_joined(self._values, time=1) if self._values[0] else acting.values(observations)).numpy()
         next_value = slot["next_value"]
         next_value[:, :-1] = value[:, 1:]
         next_value[:, -1] = acting.value(following, acting.state).numpy()
@@ -165,3 +171,9 @@ class Rollout:
         final = {key: np.concatenate([cut.final_observation[key] for cut in self.cut]) for key in keys}
         value = acting.value(as_tensors(observation_of(final)), torch.cat(states) if states else None)
         next_value[rows, steps] = value.numpy()
+
+
+def _joined(groups: list[list[Tensor]], time: int) -> Tensor:
+    """The tensors `[rows, ...]` of each group and step as one, whose axis `time`, of the first two, is the steps."""
+    stacked = [torch.stack(steps, dim=time) for steps in groups]
+    return stacked[0] if len(stacked) == 1 else torch.cat(stacked, dim=1 - time)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from orchestrator.environments.registry import extra_of as extra_of
     from orchestrator.environments.spaces import InvalidEnvironment as InvalidEnvironment
     from orchestrator.environments.vector import EnvironmentFailed as EnvironmentFailed
+    from orchestrator.environments.vector import EnvironmentGroup as EnvironmentGroup
     from orchestrator.environments.vector import Step as Step
     from orchestrator.environments.vector import VectorEnvironment as VectorEnvironment
 else:

@@ -64,12 +64,23 @@ class Step:
         out &= ~idle
 
 
+@dataclass(frozen=True, slots=True)
+class EnvironmentGroup:
+    """Copies that are stepped together, while the policy acts for those of another group."""
+
+    games: slice
+    rows: slice
+
+
 class VectorEnvironment(ABC):
     """`games` copies of the environment `name`, each with the same `agents`. Observations and actions are those of the
     agent's spaces, which all agents share.
 
     Each agent of each game is a row: those of the first game come first. A row's episode is the life of its agent,
     which may begin after the game does, and end before it.
+
+    The copies are divided into `groups`, most often one of all. `send` gives a group its actions, and `recv` waits for
+    the step that they led to, of the group's rows; each of these in turn, group by group as one likes.
 
     Raises InvalidEnvironment for spaces that are not supported.
     """
@@ -98,6 +109,8 @@ class VectorEnvironment(ABC):
         self.agents = agents
         self.count = games * len(agents)
         self.idle = np.zeros(self.count, np.bool_)
+        self.groups = (EnvironmentGroup(slice(0, games), slice(0, self.count)),)
+        self._received: Step | None = None
         self._own_spaces = observation_space, action_space
         self.observation_space = agent_observation_space(observation_space, name)
         self.action_space = agent_action_space(action_space, name)
@@ -135,6 +148,15 @@ class VectorEnvironment(ABC):
 
         Raises EnvironmentFailed from whatever the environment raised, and for actions that the mask forbids.
         """
+
+    def send(self, actions: Array, group: int = 0) -> None:
+        """Begin to take the actions of the rows of a group. Raises as `step`."""
+        self._received = self.step(actions)
+
+    def recv(self, group: int = 0) -> Step:
+        """What came of the actions that were sent to the group. Raises as `step`."""
+        assert self._received is not None, "send() comes before recv()"
+        return self._received
 
     @abstractmethod
     def get_state(self) -> dict[str, object]:

@@ -48,9 +48,14 @@ class ActingPolicy:
         """`[count, state_size]`, None for a policy without memory."""
 
     def act(
-        self, observation: Observation, episode_start: Tensor, action_mask: Tensor | None = None
+        self,
+        observation: Observation,
+        episode_start: Tensor,
+        action_mask: Tensor | None = None,
+        rows: slice | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Action parameters `[count, P]` and, where they come along, values `[count]`; moves the state on.
+        """Action parameters `[count, P]` and, where they come along, values `[count]`; moves the state on. With `rows`,
+        only for these of the copies, whose observations and so on are given.
 
         `episode_start` `[count]` tells whose state is to be forgotten first. The parameters forbid what is False in the
         `action_mask` `[count, P]`. The observation may be another afterwards.
@@ -60,8 +65,12 @@ class ActingPolicy:
         if self.state is None:
             parameters, value, _ = self.policy(observation)
             return masked(parameters, action_mask), value
-        parameters, value, state = self.policy(one_step(observation), self.state, episode_start[:, None].clone())
-        self.state = state.clone()
+        before = self.state if rows is None else self.state[rows].clone()
+        parameters, value, state = self.policy(one_step(observation), before, episode_start[:, None].clone())
+        if rows is None:
+            self.state = state.clone()
+        else:
+            self.state[rows] = state
         return masked(parameters[:, 0], action_mask), value[:, 0]
 
     def value(self, observation: Observation, state: Tensor | None = None) -> Tensor:
@@ -88,8 +97,10 @@ def check_defined(
     acted: Tensor,
     environment: VectorEnvironment,
     first_step: int = 0,
+    first_row: int = 0,
 ) -> None:
-    """Raise PolicyFailed where parameters `[steps, count, P]`, of steps from `first_step` on, make no distribution.
+    """Raise PolicyFailed where parameters `[steps, count, P]`, of steps and rows from the first ones on, make no
+    distribution.
 
     `acted` `[steps, count]` is False where the environment does not look at the action.
     """
@@ -97,7 +108,9 @@ def check_defined(
     if not bool(undefined.any()):
         return
     step, row = undefined.nonzero()[0].tolist()
-    where = f" for {environment.row_name(row)} of environment {environment.name!r}, step {first_step + step}"
+    where = (
+        f" for {environment.row_name(first_row + row)} of environment {environment.name!r}, step {first_step + step}"
+    )
     raise PolicyFailed(f"the policy gave {undefined_text(distribution, parameters[step, row], where)}", step)
 
 
