@@ -280,6 +280,7 @@ class Learner:
         if request.moments_to is not None:
             learner_state = self.state(request.moments_to)
             warnings |= self._unsaved.changed()
+        kept_state = None if request.keep_to is None else self.state(request.keep_to)
         checks()
         return LearnReport(
             loss_stats=loss_stats,
@@ -290,6 +291,7 @@ class Learner:
             interrupted=interrupted,
             spans=spans.recorded,
             learner_state=learner_state,
+            kept_state=kept_state,
             longest_step=checks.longest,
             warnings=warnings,
         )

@@ -68,6 +68,8 @@ class LearnRequest(NamedTuple):
     learning_rate_scale: float = 1.0
     moments_to: SlotRef | None = None
     """Where the optimizer's moments go, if a snapshot is to be taken of this epoch."""
+    keep_to: SlotRef | None = None
+    """Where they go, too, if the learner is to be replaceable after this epoch."""
     early_minibatches: int = 0
     """Also publish after so many minibatches, or after the last where there are fewer; 0: do not."""
     early_to: SlotRef | None = None
@@ -92,6 +94,8 @@ class LearnReport(NamedTuple):
     interrupted: bool
     learner_state: LearnerState | Unsaved | None = None
     """If it was asked for: what goes with the moments."""
+    kept_state: LearnerState | Unsaved | None = None
+    """The same for the request's `keep_to`."""
     spans: Sequence[Span] = ()
     """What happened in between, where the configuration asks for a trace."""
     longest_step: float = 0.0

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.loop.worker_group import POLICY
+from orchestrator.loop.rings import POLICY
 from state.policy_point import PolicyPoint
 from state.policy_snapshot import PolicySnapshot
 from state.shared_memory import BufferView, SlotRing

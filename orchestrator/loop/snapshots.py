@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.learning.learner_state import Unsaved
-from orchestrator.loop.worker_group import MOMENTS
+from orchestrator.loop.rings import MOMENTS
 from orchestrator.snapshots.training_snapshot import TrainingSnapshot
 from state.shared_memory import SlotRing
 

@@ -16,10 +16,11 @@ from orchestrator.loop.beginning import begin, resume_from
 from orchestrator.loop.hidden_collection import HiddenCollection
 from orchestrator.loop.patience import WorkerHangs
 from orchestrator.loop.policy_versions import PolicyVersions
+from orchestrator.loop.rings import EXPERIENCE, POLICY
 from orchestrator.loop.snapshots import SnapshotTaker
 from orchestrator.loop.statistics import LoopStatistics
 from orchestrator.loop.views import Views
-from orchestrator.loop.worker_group import EXPERIENCE, POLICY, EarlyPublication
+from orchestrator.loop.worker_group import EarlyPublication
 from orchestrator.tracing.timeline import Timeline
 from state.frozen_mapping import FrozenMapping
 from state.policy_point import PolicyPoint
@@ -160,6 +161,7 @@ class TrainingLoop:
         await self._workers.callback("on_new_training_run", state)
         if "on_new_training_run" in self._workers.description.callbacks:  # a loss may have changed the policy
             await self._workers.publish(self._versions.slot(self._versions.newest))
+        await self._workers.protect_learner(state.epoch, lambda: self._versions.slot(self._versions.newest))
         await self._engine.publish("on_new_training_run", state)
 
     async def _end(self) -> None:

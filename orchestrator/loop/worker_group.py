@@ -1,13 +1,11 @@
 """The workers of a run: starts collectors and learner, settles with them what the slots look like, asks them to work,
-and replaces a collector that dies."""
+and replaces those that die."""
 
 from __future__ import annotations
 
 import logging
-import time
-from collections import deque
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,10 @@ from orchestrator.collection.experience_fields import check_declared, experience
 from orchestrator.collection.service import CollectorService, CollectRequest
 from orchestrator.learning.learner import Learner
 from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
+from orchestrator.loop.learner_worker import LearnerWorker
 from orchestrator.loop.patience import WorkerHangs
+from orchestrator.loop.restarts import Restarts
+from orchestrator.loop.rings import EXPERIENCE, MOMENTS, POLICY
 from orchestrator.policies import build_policy
 from orchestrator.workers.cores import available_cores
 from orchestrator.workers.event_loop import in_thread
@@ -44,9 +45,6 @@ if TYPE_CHECKING:
     from state.shared_memory import Slot
 
 _log = logging.getLogger("orchestrator")
-EXPERIENCE, POLICY, MOMENTS = "experience", "policy", "moments"
-MAX_RESTARTS, RESTART_SECONDS = 3, 3600.0
-"""Times that one collector is replaced within so many seconds before its death ends the run."""
 
 
 @dataclass(slots=True)
@@ -54,10 +52,7 @@ class _Collector:
     index: int
     worker: Worker
     slots: SlotSender
-    restarts: int = 0
-    """In all."""
-    recent: deque[float] = field(default_factory=deque[float])
-    """When it was restarted (`time.monotonic()`), as far back as counts."""
+    restarts: Restarts
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +74,7 @@ class WorkerGroup:
         self._patience = patience
         self._opened: list[Worker] = []
         self._collectors: list[_Collector] = []
-        self._learner: Worker
-        self._learner_slots = SlotSender()
+        self._learner: LearnerWorker
         self._warned: set[str] = set()
         self.spaces: Spaces
         self.agents: tuple[str, ...]
@@ -118,7 +112,7 @@ class WorkerGroup:
                 tasks.start_soon(start, index)
         if hangs:
             raise hangs[0]
-        self._collectors = [_Collector(index, worker, SlotSender()) for index, worker in enumerate(workers)]
+        self._collectors = [_Collector(index, worker, SlotSender(), Restarts()) for index, worker in enumerate(workers)]
         self.spaces = await self._ask(self._collectors[0].worker, "spaces")
         self.agents = await self._ask(self._collectors[0].worker, "agents")
         self.recorded_spaces = await self._ask(self._collectors[0].worker, "recorded_spaces")
@@ -131,8 +125,13 @@ class WorkerGroup:
             interrupt=self._interrupt,
             agents=len(self.agents),
         )
-        self._learner = await self._open("learner", 1, Learner, plan)
-        self.description = await self._ask(self._learner, "describe")
+        self._learner = LearnerWorker(
+            partial(self._open, "learner", 1, Learner, plan),
+            self._ask,
+            self._interrupt,
+            can_die=config.collection.backend == "process",
+        )
+        self.description = await self._learner.start()
         recurrent = ["the policy is recurrent"] if self.description.recurrent_state_size else []
         reasons = segment_reasons(config, [one for one in losses if isinstance(one, Loss)])
         check_minibatches(config, reasons or recurrent, len(self.agents))
@@ -140,18 +139,18 @@ class WorkerGroup:
         own = experience_fields(self.spaces, self.description.recurrent_state_size, refreshes=config.refreshes)
         check_declared(self.description.fields, own)
         self.spec = ExperienceSpec.merge(*size, {"the run": own, "the losses": self.description.fields})
-        await self._ask(self._learner, "prepare", self.spec)
+        await self._learner.prepare(self.spec)
         for collector in self._collectors:
             await self._ask(collector.worker, "prepare", self.spec)
 
     async def publish(self, slot: Slot) -> None:
         """Have the learner copy its policy into `slot`."""
-        await self._ask(self._learner, "publish", self._learner_slots.ref(POLICY, slot))
+        await self._learner.ask("publish", lambda slots: (slots.ref(POLICY, slot),))
 
     async def callback(self, name: str, state: TrainerState) -> None:
         """Call one of the losses' callbacks, if any loss overrides it."""
         if name in self.description.callbacks:
-            await self._ask(self._learner, "callback", name, _for_losses(state))
+            await self._learner.ask("callback", lambda _: (name, _for_losses(state)))
 
     async def collect(self, experience: Slot, policy: Slot) -> tuple[CollectReport, ...]:
         """One rollout of every collector. Raises WorkerCrashed when one keeps dying; of several errors, the first."""
@@ -191,43 +190,50 @@ class WorkerGroup:
     ) -> LearnReport:
         """One epoch of learning; with `moments_to`, also what a snapshot of it needs.
 
-        Raises WorkerCrashed when the learner dies.
+        Raises WorkerCrashed when the learner keeps dying.
         """
         callbacks = self.description.callbacks
-        request = LearnRequest(
-            # Without callbacks nobody looks at more than the counters.
-            state=_for_losses(state) if callbacks else TrainerState(epoch=state.epoch, agent_step=state.agent_step),
-            experience=self._learner_slots.ref(EXPERIENCE, experience),
-            behavior=behavior,
-            publish_to=self._learner_slots.ref(POLICY, publish_to),
-            version=version,
-            steps_before=steps_before,
-            rollout_start=_for_losses(rollout_start) if rollout_start and "on_rollout_start" in callbacks else None,
-            learning_rate_scale=learning_rate_scale,
-            moments_to=None if moments_to is None else self._learner_slots.ref(MOMENTS, moments_to),
-            early_minibatches=0 if early is None else early.point.minibatches,
-            early_to=None if early is None else self._learner_slots.ref(POLICY, early.slot),
-        )
-        report: LearnReport | EarlyReport = await self._ask(self._learner, "learn", request)
-        if isinstance(report, EarlyReport):
+
+        def request(slots: SlotSender) -> LearnRequest:
+            return LearnRequest(
+                # Without callbacks nobody looks at more than the counters.
+                state=_for_losses(state) if callbacks else TrainerState(epoch=state.epoch, agent_step=state.agent_step),
+                experience=slots.ref(EXPERIENCE, experience),
+                behavior=behavior,
+                publish_to=slots.ref(POLICY, publish_to),
+                version=version,
+                steps_before=steps_before,
+                rollout_start=_for_losses(rollout_start) if rollout_start and "on_rollout_start" in callbacks else None,
+                learning_rate_scale=learning_rate_scale,
+                moments_to=None if moments_to is None else slots.ref(MOMENTS, moments_to),
+                early_minibatches=0 if early is None else early.point.minibatches,
+                early_to=None if early is None else slots.ref(POLICY, early.slot),
+            )
+
+        def published_early(report: EarlyReport) -> None:
             assert early is not None
             early.published(early, report)
-            report = await self._ask(self._learner, "learn_on")
-        assert isinstance(report, LearnReport)
+
+        report = await self._learner.learn(request, published_early)
         self._warn(report.warnings)
-        self._patience.saw(self._learner.name, report.longest_step)
+        self._patience.saw(self._learner.worker.name, report.longest_step)
         return report
+
+    async def protect_learner(self, epochs: int, policy: Callable[[], Slot]) -> None:
+        """See `LearnerWorker.protect`."""
+        await self._learner.protect(epochs, policy)
 
     # Snapshots.
 
     async def learner_state(self, moments: Slot) -> LearnerState | Unsaved:
         """The learner's state between two epochs; the moments go to a slot."""
-        return await self._ask(self._learner, "state", self._learner_slots.ref(MOMENTS, moments))
+        return await self._learner.ask("state", lambda slots: (slots.ref(MOMENTS, moments),))
 
     async def restore_learner(self, policy: Slot, moments: Slot | None, state: LearnerState | None) -> None:
         """Have the learner resume from what is in the slots. Raises what a loss raises for a state that is not its."""
-        moments_ref = None if moments is None else self._learner_slots.ref(MOMENTS, moments)
-        await self._ask(self._learner, "restore", self._learner_slots.ref(POLICY, policy), moments_ref, state)
+        await self._learner.ask(
+            "restore", lambda slots: (slots.ref(POLICY, policy), moments and slots.ref(MOMENTS, moments), state)
+        )
 
     async def collector_states(self) -> tuple[Mapping[str, Any] | None, ...]:
         """Where each collector stands between two rollouts; None for one that has died, which its next rollout finds
@@ -264,31 +270,22 @@ class WorkerGroup:
                 self._patience.saw(collector.worker.name, report.longest_step)
                 return report
             except WorkerCrashed as error:
-                collector.restarts += 1
-                now = time.monotonic()
-                collector.recent.append(now)
-                while collector.recent[0] < now - RESTART_SECONDS:
-                    collector.recent.popleft()
-                if len(collector.recent) > MAX_RESTARTS:
+                if not collector.restarts.died():
                     raise WorkerCrashed(
-                        f"{error}; it has died {len(collector.recent)} times within an hour, and what it runs is the"
-                        f" environment {self._config.environment!r}, with the policy"
+                        f"{error}; it has died {collector.restarts.recent} times within an hour, and what it runs is"
+                        f" the environment {self._config.environment!r}, with the policy"
                     ) from error
-                _log.warning(
-                    "%s; starting it again (%d of %d) within an hour: its episodes begin again",
-                    error,
-                    len(collector.recent),
-                    MAX_RESTARTS,
-                )
+                _log.warning("%s; %s: its episodes begin again", error, collector.restarts)
                 await collector.worker.aclose(0)
-                collector.worker = await self._start_collector(collector.index, collector.restarts)
+                collector.worker = await self._start_collector(collector.index, collector.restarts.total)
                 collector.slots = SlotSender()
                 await self._ask(collector.worker, "prepare", self.spec)
 
     def statistics(self) -> FrozenMapping[str, WorkerStatistics]:
         """Of each collector and the learner, by name."""
-        found = [replace(one.worker.statistics(), restarts=one.restarts) for one in self._collectors]
-        return FrozenMapping({one.name: one for one in [*found, self._learner.statistics()]})
+        workers = [*self._collectors, self._learner]
+        found = [replace(one.worker.statistics(), restarts=one.restarts.total) for one in workers]
+        return FrozenMapping({one.name: one for one in found})
 
     def _warn(self, warnings: Mapping[str, str]) -> None:
         """Once about each thing, whichever collector says it first."""

@@ -7,6 +7,7 @@ process to itself seeds these and keeps them in checkpoints.
 from __future__ import annotations
 
 import random
+from array import array
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,8 +28,9 @@ def seed_global_generators(seed: int) -> None:
 
 def global_generators() -> dict[str, Any]:
     """Their states as plain data."""
+    version, words, gauss = random.getstate()
     state = {
-        "random": random.getstate(),
+        "random": (version, np.array(array("I", words)), gauss),  # which pickles faster than so many numbers
         "numpy": np.random.get_state(legacy=False),
         "torch": torch.get_rng_state().numpy(),
     }
@@ -39,7 +41,8 @@ def global_generators() -> dict[str, Any]:
 
 def set_global_generators(state: Mapping[str, Any]) -> None:
     """Take over what `global_generators` returned."""
-    random.setstate(state["random"])
+    version, words, gauss = state["random"]
+    random.setstate((version, tuple(map(int, words)), gauss))
     np.random.set_state(state["numpy"])
     torch.set_rng_state(torch.from_numpy(np.array(state["torch"])))
     if "cuda" in state and torch.cuda.is_initialized():

@@ -23,7 +23,8 @@ from orchestrator import Hook, HookFailed, NonFiniteLossError, Trainer, WorkerCr
 from orchestrator.config.error import ConfigurationError
 from orchestrator.environments import EnvironmentFailed
 from orchestrator.loop.patience import Patience
-from orchestrator.loop.worker_group import EXPERIENCE, POLICY, worker_group
+from orchestrator.loop.rings import EXPERIENCE, POLICY
+from orchestrator.loop.worker_group import worker_group
 from orchestrator.workers.interrupt import Interrupt
 from state.shared_memory import SlotRing
 from tests.orchestrator.snapshots.test_resume import assert_same
@@ -185,19 +186,19 @@ async def test_a_collector_that_keeps_dying_fails_the_run(caplog: pytest.LogCapt
 async def test_a_collector_may_die_more_often_in_all_than_within_an_hour(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("orchestrator.loop.worker_group.RESTART_SECONDS", 0.0)
-    monkeypatch.setattr("orchestrator.loop.worker_group.MAX_RESTARTS", 1)
+    monkeypatch.setattr("orchestrator.loop.restarts.RESTART_SECONDS", 0.0)
+    monkeypatch.setattr("orchestrator.loop.restarts.MAX_RESTARTS", 1)
     final = await Trainer(with_environment(small_config(epochs=4, backend="process"), how="kill")).run()
     assert final.epoch >= 4
     assert caplog.text.count("starting it again (1 of 1) within an hour") > 1
 
 
-async def test_a_killed_learner_fails_the_run_by_name() -> None:
+async def test_a_learner_that_keeps_being_killed_fails_the_run_by_name() -> None:
     failure = FailureHook()
     trainer = Trainer(
         small_config(epochs=100, backend="process"), hooks=[failure], losses=losses_with(FailingLoss("kill"))
     )
-    with pytest.raises(WorkerCrashed, match="'learner' died during 'learn': killed by SIGKILL"):
+    with pytest.raises(WorkerCrashed, match="'learner' died during 'learn': killed by SIGKILL.*4 times within an hour"):
         await trainer.run()
     assert failure.failures == [1]
 
