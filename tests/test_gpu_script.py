@@ -36,3 +36,9 @@ def test_a_part_that_cannot_work_says_why_and_the_others_go_on(tmp_path: Path) -
     assert "'meta'" in str(found["same_seed"]["error"])
     assert "error" in found["distance"]
     assert code == 1
+
+
+def test_parts_for_which_no_time_is_left_say_so(tmp_path: Path) -> None:
+    code, found = results(tmp_path / "gpu.jsonl", "same_seed", "--minutes", "0")
+    assert "--minutes" in str(found["same_seed"]["error"])
+    assert code == 1
