@@ -18,16 +18,18 @@ SCRIPT = PROJECT / "scripts" / "bench" / "gpu.py"
 
 def results(output: Path, *words: str) -> tuple[int, dict[str, dict[str, object]]]:
     command = [sys.executable, str(SCRIPT), *words, "--small", "--output", str(output)]
-    code = subprocess.run(command, capture_output=True, check=False, timeout=500).returncode
+    code = subprocess.run(command, capture_output=True, check=False, timeout=600).returncode
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     return code, {line["part"]: line for line in lines}
 
 
 def test_its_checks_pass_on_the_cpu_and_its_figures_are_there(tmp_path: Path) -> None:
-    code, found = results(tmp_path / "gpu.jsonl", "same_seed", "distance", "resume", "cartpole_64")
+    parts = ("same_seed", "distance", "resume", "cartpole_64", "memory_64_acting")
+    code, found = results(tmp_path / "gpu.jsonl", *parts, "--minutes", "8")
     assert all(found[check]["passed"] is True for check in ("same_seed", "distance", "resume")), found
     assert found["distance"]["distance"] == 0.0
-    assert {"agent_steps_per_second", "collect_ms", "learn_ms"} < set(found["cartpole_64"])
+    for part in ("cartpole_64", "memory_64_acting"):
+        assert {"agent_steps_per_second", "collect_ms", "learn_ms"} < set(found[part])
     assert code == 0
 
 

@@ -67,12 +67,16 @@ def adaptation_problems(config: TrainerConfig) -> Iterator[Problem]:
         yield problem_with(config, PATH.max_episode_steps, expected=expected, cure=cure)
 
 
-@reads(PATH.device)
+@reads(PATH.device, PATH.collection.device)
 def device_problems(config: TrainerConfig) -> Iterator[Problem]:
     """A device that this machine, or this build of torch, does not have."""
-    kind, _, index = config.device.partition(":")
-    if kind in ("auto", "cpu"):
-        return
+    for path, device in ((PATH.device, config.device), (PATH.collection.device, config.collection.device)):
+        if device not in ("auto", "cpu"):
+            yield from _problems_of_device(config, path, device)
+
+
+def _problems_of_device(config: TrainerConfig, path: str, device: str) -> Iterator[Problem]:
+    kind, _, index = device.partition(":")
     import torch
 
     if kind == "mps":
@@ -85,7 +89,7 @@ def device_problems(config: TrainerConfig) -> Iterator[Problem]:
     if not available:
         expected = f"a device that is there: {found}"
         cure = "set it to auto or cpu, or install the driver and the build of torch for it"
-        yield problem_with(config, PATH.device, expected=expected, cure=cure)
+        yield problem_with(config, path, expected=expected, cure=cure)
 
 
 @reads()

@@ -25,7 +25,7 @@ from orchestrator.config.settings import TrainerConfig
 from orchestrator.environments import Adaptation, make_vector
 from orchestrator.environments.capture import CannotRestore, NotCapturable
 from orchestrator.environments.spaces import Array, ObservationArrays, arrays_of, observation_of
-from orchestrator.policies.acting import ActingPolicy, PolicyFailed, as_tensors, check_defined
+from orchestrator.policies.acting import ActingPolicy, PolicyFailed, as_tensors, check_defined, on_host
 from orchestrator.policies.network import Spaces
 from orchestrator.policies.policy import Policy, build_policy
 from orchestrator.workers.cores import available_cores
@@ -45,6 +45,8 @@ class CollectorPlan:
     index: int = 0
     restarts: int = 0
     """Times that it was replaced."""
+    device: str = "cpu"
+    """Where its policy acts: that of the configuration, or what its `auto` stands for here."""
 
     @property
     def games(self) -> int:
@@ -104,7 +106,8 @@ class Collector:
         self._rows = np.arange(self._count)
         self._network = f"the network {plan.config.policy.network!r}"
         # What is acted on next lives in arrays that stay, so that their tensors do too.
-        self._current = {key: array.copy() for key, array in arrays_of(self._reset()).items()}
+        self._device = torch.device(plan.device)
+        self._current = {key: _staged(array, self._device) for key, array in arrays_of(self._reset()).items()}
         self._episode_start = ~self._environment.idle
         self._episodes = EpisodeCounter(plan.games, self._environment.agents)
 
@@ -140,7 +143,7 @@ class Collector:
         self._environment.record(extras)
         if policy.observation_normalizer is None:
             self._scales = ObservationScales(self.spaces().observation)
-        self._acting = ActingPolicy(policy, self._count)
+        self._acting = ActingPolicy(policy.to(self._device), self._count, self._device)
 
     def collect(
         self, experience: Mapping[str, Array], load: Callable[[Policy], None], stop: Callable[[], bool]
@@ -160,7 +163,7 @@ class Collector:
         checks = InterruptChecks(stop)
         with torch.inference_mode():
             if acting.state is not None:
-                slot[RECURRENT_STATE][...] = np.where(self._episode_start[:, None], 0.0, acting.state.numpy())
+                slot[RECURRENT_STATE][...] = np.where(self._episode_start[:, None], 0.0, on_host(acting.state))
             self._run(acting, slot, checks)
             if rollout.complete:
                 observations = {key: slot[observation_field(key)] for key in self._current}
@@ -211,7 +214,7 @@ class Collector:
             "episode_returns": self._episodes.returns.copy(),
             "episode_lengths": self._episodes.lengths.copy(),
             "team_returns": self._episodes.team_returns.copy(),
-            "recurrent_state": None if acting.state is None else acting.state.numpy().copy(),
+            "recurrent_state": None if acting.state is None else on_host(acting.state).copy(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> str | None:
@@ -245,7 +248,7 @@ class Collector:
         if "team_returns" in state:  # as an earlier release has not written
             self._episodes.team_returns = np.array(state["team_returns"])
         if acting.state is not None:
-            acting.state = torch.from_numpy(np.array(state["recurrent_state"]))
+            acting.state = acting.there(torch.from_numpy(np.array(state["recurrent_state"])))
         return None
 
     def begin_new_episodes(self, rollouts: int) -> None:
@@ -257,7 +260,7 @@ class Collector:
         self._set_current(self._reset())
         np.logical_not(self._environment.idle, out=self._episode_start)
         self._episodes = EpisodeCounter(self._plan.games, self._environment.agents)
-        self._acting = ActingPolicy(acting.policy, self._count)
+        self._acting = ActingPolicy(acting.policy, self._count, self._device)
 
     def close(self) -> None:
         """Close the environments."""
@@ -299,7 +302,8 @@ class Collector:
         """
         environment, rollout, distribution = self._environment, self._rollout, acting.policy.distribution
         horizon = self._plan.config.collection.horizon
-        noises = distribution.noise((horizon, self._count), self._generator).unbind(0)
+        # Drawn on the host, whatever the device: the same noise everywhere.
+        noises = acting.there(distribution.noise((horizon, self._count), self._generator)).unbind(0)
         groups = [
             GroupStepping(environment, index, acting, rollout, self._current, self._episode_start, slot, self._network)
             for index in range(len(environment.groups))
@@ -349,6 +353,11 @@ class Collector:
 
     def _check_current(self, step: int) -> None:
         self._environment.check(one_step(self._current), None, self._rows, step, STEPS_OF)
+
+
+def _staged(array: Array, device: torch.device) -> Array:
+    """A copy in memory that a device reads from fastest."""
+    return torch.from_numpy(array).pin_memory().numpy() if device.type == "cuda" else array.copy()
 
 
 def _derived_seed(seed: int, stream: int) -> int:

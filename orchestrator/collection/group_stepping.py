@@ -12,7 +12,7 @@ from orchestrator.collection.experience_fields import ACTION_MASK, observation_f
 from orchestrator.collection.rollout import Rollout
 from orchestrator.environments import EnvironmentFailed, VectorEnvironment
 from orchestrator.environments.spaces import Array, arrays_of, observation_of
-from orchestrator.policies.acting import ActingPolicy, as_tensors, check_defined
+from orchestrator.policies.acting import ActingPolicy, as_tensors, check_defined, on_host
 from state.user_code import raise_failure
 
 STEPS_OF = "rollout"
@@ -74,7 +74,7 @@ class GroupStepping:
         self._action = self._distribution.sample(self._parameters, noise[self._rows])
         try:
             with torch.inference_mode(False):  # an environment may train its own model
-                self._environment.send(self._action.numpy(), self._index)
+                self._environment.send(on_host(self._action), self._index)
         except EnvironmentFailed:
             self._check_policy()
             raise

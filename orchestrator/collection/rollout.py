@@ -17,7 +17,7 @@ from orchestrator.collection.experience_fields import (
 )
 from orchestrator.environments import EnvironmentGroup, Step
 from orchestrator.environments.spaces import Array, arrays_of, observation_of
-from orchestrator.policies.acting import ActingPolicy, as_tensors
+from orchestrator.policies.acting import ActingPolicy, as_tensors, on_host
 from orchestrator.policies.network import Observation
 
 
@@ -115,7 +115,7 @@ class Rollout:
             if len(cut):
                 final = {key: array[cut] for key, array in arrays_of(step.final_observation).items()}
                 cut += rows.start
-                state = None if acting.state is None else acting.state[torch.from_numpy(cut)]
+                state = None if acting.state is None else acting.state[acting.there(torch.from_numpy(cut))]
                 self.cut.append(CutEpisodes(index, cut, final, state))
         for name, values in step.stats.items():
             self.stats.setdefault(name, []).extend(values)
@@ -139,13 +139,13 @@ class Rollout:
         ):
             slot[name][...] = array.T
         actions, parameters = _joined(self._actions, time=1), _joined(self._parameters, time=1)
-        slot["action"][...] = actions.numpy()
-        slot["log_prob"][...] = acting.policy.distribution.log_prob(parameters, actions).numpy()
+        slot["action"][...] = on_host(actions)
+        slot["log_prob"][...] = on_host(acting.policy.distribution.log_prob(parameters, actions))
         value = slot["value"]
-        value[...] = (_joined(self._values, time=1) if self._values[0] else acting.values(observations)).numpy()
+        value[...] = on_host(_joined(self._values, time=1) if self._values[0] else acting.values(observations))
         next_value = slot["next_value"]
         next_value[:, :-1] = value[:, 1:]
-        next_value[:, -1] = acting.value(following, acting.state).numpy()
+        next_value[:, -1] = on_host(acting.value(following, acting.state))
         self._value_cut_episodes(next_value, acting)
         next_value[slot["terminated"] | ~slot["valid"]] = 0.0
 
@@ -158,7 +158,7 @@ class Rollout:
             for key, array in cut.final_observation.items():
                 slot[observation_field(key, FINAL_OBSERVATION)][places] = array
             if cut.state is not None:
-                slot[FINAL_RECURRENT_STATE][places] = cut.state.numpy()
+                slot[FINAL_RECURRENT_STATE][places] = on_host(cut.state)
             written[cut.rows] += 1
 
     def _value_cut_episodes(self, next_value: Array, acting: ActingPolicy) -> None:
@@ -170,7 +170,7 @@ class Rollout:
         keys = self.cut[0].final_observation
         final = {key: np.concatenate([cut.final_observation[key] for cut in self.cut]) for key in keys}
         value = acting.value(as_tensors(observation_of(final)), torch.cat(states) if states else None)
-        next_value[rows, steps] = value.numpy()
+        next_value[rows, steps] = on_host(value)
 
 
 def _joined(groups: list[list[Tensor]], time: int) -> Tensor:

@@ -28,6 +28,7 @@ class CollectorService:
     """What a collector worker holds."""
 
     def __init__(self, plan: CollectorPlan, interrupt: Interrupt) -> None:
+        self._device = plan.device
         self._own_process = plan.config.collection.backend == "process"
         if self._own_process:
             seed_global_generators(plan.seed)
@@ -58,7 +59,7 @@ class CollectorService:
 
         def load(policy: Policy) -> None:
             if self._arena is None:
-                self._arena = ParameterArena(policy)
+                self._arena = ParameterArena(policy, self._device)
             self._arena.read_from(weights)
 
         arrays = self._spec.arrays(self._slots.memory(request.experience))

@@ -72,6 +72,8 @@ class CollectionConfig:
     """Epochs whose experience and policies hooks may keep in memory at once; beyond that, states come without them."""
     mode: Literal["auto", "native", "sync"] = "auto"
     """native: the environment's own vectorized form; sync: one after another; auto: native where it exists."""
+    device: Annotated[str, _DEVICE, NO_CODE, MAY_CHANGE] = "cpu"
+    """Where the policy acts, in each collector; auto: where it learns."""
     backend: Annotated[Literal["process", "inline"], MAY_CHANGE] = "process"
     """Where collectors and learner run: each in a process, or in threads of this one (for debugging)."""
 

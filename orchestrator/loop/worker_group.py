@@ -295,7 +295,9 @@ class WorkerGroup:
                 _log.warning("%s", text)
 
     async def _start_collector(self, index: int, restarts: int) -> Worker:
-        plan = CollectorPlan(config=self._config, index=index, restarts=restarts)
+        config = self._config
+        acts_on = config.device if config.collection.device == "auto" else config.collection.device
+        plan = CollectorPlan(config=config, index=index, restarts=restarts, device=resolve_device(acts_on))
         return await self._open(f"collector-{index}", 1, CollectorService, plan, self._interrupt)
 
     async def _open(self, name: str, threads: int, factory: Any, *args: object) -> Worker:

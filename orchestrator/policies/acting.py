@@ -3,6 +3,9 @@
 Networks may change what they are given, and keep what they return: `ActingPolicy` gives away nothing that is still
 needed, and keeps nothing but copies. Only the observations that `act` gets are not copied: their caller needs them no
 more.
+
+The policy may be on a device. What goes into it comes from the host's memory; what comes out stays on the device, but
+for actions, until `on_host`.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from orchestrator.environments.spaces import ObservationArrays
+from orchestrator.environments.spaces import Array, ObservationArrays
 from orchestrator.policies.distributions import ActionDistribution, Bernoulli, DiagonalGaussian, masked
 from orchestrator.policies.network import Observation, copied, one_step
 from orchestrator.policies.policy import Policy
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 # Rows that go through the network at once: their activations stay in the processor's cache, which halves the time
 # of a batch of 65,536 rows.
 _PART = 2048
+_PART_ON_DEVICE = 16_384
+"""The same on a device, where each part is a few launches and a copy."""
 _SHOWN = 16
 
 
@@ -39,12 +44,18 @@ class PolicyFailed(OrchestratorError, RuntimeError):
         return self.args[0]
 
 
+_CPU = torch.device("cpu")
+
+
 class ActingPolicy:
     """Acts for `count` copies at a time; call within `torch.inference_mode()`."""
 
-    def __init__(self, policy: Policy, count: int) -> None:
+    def __init__(self, policy: Policy, count: int, device: torch.device = _CPU) -> None:
+        """The policy is on the `device` already."""
         self.policy = policy
-        self.state: Tensor | None = torch.zeros(count, policy.state_size) if policy.recurrent else None
+        self.device = device
+        self._part = _PART if device.type == "cpu" else _PART_ON_DEVICE
+        self.state: Tensor | None = torch.zeros(count, policy.state_size, device=device) if policy.recurrent else None
         """`[count, state_size]`, None for a policy without memory."""
 
     def act(
@@ -60,6 +71,9 @@ class ActingPolicy:
         `episode_start` `[count]` tells whose state is to be forgotten first. The parameters forbid what is False in the
         `action_mask` `[count, P]`. The observation may be another afterwards.
         """
+        if self.device.type != "cpu":
+            observation, episode_start = self._there(observation), self.there(episode_start)
+            action_mask = None if action_mask is None else self.there(action_mask)
         if self.policy.separate:
             return masked(self.policy.action_parameters(observation), action_mask), None
         if self.state is None:
@@ -75,20 +89,29 @@ class ActingPolicy:
 
     def value(self, observation: Observation, state: Tensor | None = None) -> Tensor:
         """Values `[n]` of observations within an episode, after which `state` `[n, state_size]` came."""
-        return self.policy.value(copied(observation), None if state is None else state.clone())
+        return self.policy.value(self._there(copied(observation)), None if state is None else state.clone())
 
     def values(self, observations: Observation) -> Tensor:
         """Values `[n, time]` of observations `[n, time, ...]`, for a policy whose `act` gives none."""
         if isinstance(observations, dict):
-            parts = {key: tensor.flatten(0, 1).split(_PART) for key, tensor in observations.items()}
+            parts = {key: tensor.flatten(0, 1).split(self._part) for key, tensor in observations.items()}
             flat: list[Observation] = [
                 dict(zip(parts, part, strict=True)) for part in zip(*parts.values(), strict=True)
             ]
             shape = next(iter(observations.values())).shape[:2]
         else:
-            flat = list(observations.flatten(0, 1).split(_PART))
+            flat = list(observations.flatten(0, 1).split(self._part))
             shape = observations.shape[:2]
-        return torch.cat([self.policy.value(copied(part)) for part in flat]).view(shape)
+        return torch.cat([self.policy.value(self._there(copied(part))) for part in flat]).view(shape)
+
+    def there(self, tensor: Tensor) -> Tensor:
+        """A tensor of the host on the policy's device; from page-locked memory, without waiting for the copy."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def _there(self, observation: Observation) -> Observation:
+        if isinstance(observation, dict):
+            return {key: self.there(tensor) for key, tensor in observation.items()}
+        return self.there(observation)
 
 
 def check_defined(
@@ -104,6 +127,7 @@ def check_defined(
 
     `acted` `[steps, count]` is False where the environment does not look at the action.
     """
+    parameters = parameters.cpu()
     undefined = distribution.defined(parameters).logical_not_().logical_and_(acted)
     if not bool(undefined.any()):
         return
@@ -124,6 +148,11 @@ def undefined_text(distribution: ActionDistribution, row: Tensor, where: str = "
     else:
         expected = "logits, of which -inf forbids a choice, but not every one; look at the mask, and for NaN before it"
     return f"[{numbers}]{where}: no action can be drawn from that; expected {expected}"
+
+
+def on_host(tensor: Tensor) -> Array:
+    """The same numbers in the host's memory, once they are there."""
+    return tensor.cpu().numpy()
 
 
 def as_tensors(observation: ObservationArrays) -> Observation:

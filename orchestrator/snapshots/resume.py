@@ -172,6 +172,9 @@ def changes_on_resume(resume: ResumePoint, config: TrainerConfig, *, why_new: st
         yield f"without a folder ({PATH.run_dir}): it saves no checkpoints and writes no metrics"
     if config.device != before.device:
         yield f"on device {config.device!r} instead of {before.device!r}: results may differ in the last digits"
+    acts_on, acted_on = config.collection.device, before.collection.device
+    if acts_on != acted_on:
+        yield f"acting on device {acts_on!r} instead of {acted_on!r}: results may differ in the last digits"
     falls = config.learning.learning_rate_schedule in ("linear", "cosine")
     if config.total_agent_steps != before.total_agent_steps and falls:
         yield (

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # When this is imported, so before any test: torch counts the devices at the first backward pass of a process.
 backend_registration._setup_privateuseone_for_python_backend("emulated")
 DEVICE = "emulated:0"
-_COPIES = ("aten::copy_", "aten::_to_copy")
+_COPIES = ("aten::copy_", "aten::_to_copy", "aten::to")  # the last one in inference mode
 _WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero", "aten::equal")
 
 
