@@ -230,10 +230,12 @@ class ProblemDetector:
 
     def _stuck_return(self, reading: Reading) -> str | None:
         returns = self._returns
-        if not self._fresh or not self._late(reading) or not returns.known or returns.has_improved:
+        if not self._fresh or not self._late(reading) or not returns.known or returns.gain > SURE:
             return None
         first, recent = returns.first_mean, returns.recent_mean
         what = "has not moved" if abs(returns.gain) <= SURE else "is worse than at the start"
+        if returns.has_improved:
+            what = "has fallen back to what it was at the start"
         cures = _either([self._more_exploration(), *self._normalize(), self._lower_rate()])
         causes = (
             "Every episode has the same return, so there is nothing to learn from: check that the environment's "

@@ -159,7 +159,7 @@ def test_episodes_that_all_have_one_return_point_to_the_rewards() -> None:
     assert "check that the environment's rewards depend on what is done" in text
 
 
-def test_late_success_ends_the_problem_and_early_success_is_remembered() -> None:
+def test_late_success_ends_the_problem_and_early_success_that_is_lost_is_called_that() -> None:
     detector = ProblemDetector(CONFIG)
     for epoch in range(80):
         detector.observe(stuck(epoch))
@@ -168,7 +168,9 @@ def test_late_success_ends_the_problem_and_early_success_is_remembered() -> None
         detector.observe(replace(healthy(epoch), returns=returns(200)))
     assert detector.current == {}
     early = [healthy(epoch) for epoch in range(30)] + [stuck(epoch) for epoch in range(30, 100)]
-    assert found(early) == [], "a return that fell back is not one that never moved"
+    [(_, kind, text)] = found(early)
+    assert kind == "return"
+    assert "the return has fallen back to what it was at the start: 20.2 over the last 100 episodes" in text
 
 
 def test_a_resumed_run_is_not_compared_with_its_first_episodes() -> None:
