@@ -81,6 +81,8 @@ def _settings_problems(config: TrainerConfig, known: Sequence[Problem]) -> Probl
     for check in (
         sink_problems,
         _share_of_collectors,
+        _share_of_environment_workers,
+        _step_timeout,
         _one_epoch,
         _accumulation,
         _trace_clipping,
@@ -122,6 +124,38 @@ def _share_of_collectors(config: TrainerConfig) -> Iterator[Problem]:
             f"{environments / collectors:.2f} environments for each collector",
             cure=f"set it to {_multiples(environments, collectors)}, "
             f"or {PATH.collection.collectors} to {_divisors(environments, collectors)}",
+        )
+
+
+@reads(
+    PATH.collection.num_environments,
+    PATH.collection.collectors,
+    PATH.collection.environment_workers,
+    PATH.collection.environment_groups,
+)
+def _share_of_environment_workers(config: TrainerConfig) -> Iterator[Problem]:
+    collection = config.collection
+    environments = collection.num_environments // collection.collectors
+    workers, groups = max(1, collection.environment_workers), collection.environment_groups
+    if workers * groups > environments:
+        yield problem_with(
+            config,
+            PATH.collection.environment_workers if workers > groups else PATH.collection.environment_groups,
+            expected=f"at least one environment for each worker and group, {workers} x {groups} of the {environments}"
+            " that a collector has",
+            cure=f"lower {PATH.collection.environment_workers} or {PATH.collection.environment_groups}, or raise"
+            f" {PATH.collection.num_environments}",
+        )
+
+
+@reads(PATH.collection.step_timeout, PATH.collection.environment_workers)
+def _step_timeout(config: TrainerConfig) -> Iterator[Problem]:
+    if config.collection.step_timeout and not config.collection.environment_workers:
+        yield problem_with(
+            config,
+            PATH.collection.step_timeout,
+            expected=f"0 while {PATH.collection.environment_workers} is 0: collectors can't end steps of their own",
+            cure=f"set {PATH.collection.environment_workers} to 1 or more",
         )
 
 

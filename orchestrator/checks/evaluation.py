@@ -90,7 +90,7 @@ def _space_problems(config: TrainerConfig) -> Iterator[Problem]:
     if config.collection.backend == "inline":
         found = misfits(config)
     else:
-        from orchestrator.workers.process import call_in_process  # with numpy, for which --help need not wait
+        from orchestrator.workers.blocking import call_in_process  # with numpy, for which --help need not wait
 
         try:
             found = call_in_process("evaluation-check", misfits, config)

@@ -22,9 +22,11 @@ from orchestrator.collection.group_stepping import STEPS_OF, GroupStepping, one_
 from orchestrator.collection.observation_scales import ObservationScales
 from orchestrator.collection.rollout import Rollout
 from orchestrator.config.settings import TrainerConfig
-from orchestrator.environments import Adaptation, make_vector
+from orchestrator.environments import Adaptation
 from orchestrator.environments.capture import CannotRestore, NotCapturable
+from orchestrator.environments.shard import CopiesPlan
 from orchestrator.environments.spaces import Array, ObservationArrays, arrays_of, observation_of
+from orchestrator.environments.split import SplitPlan, make_copies, restore_copies
 from orchestrator.policies.acting import ActingPolicy, PolicyFailed, as_tensors, check_defined, on_host
 from orchestrator.policies.network import Spaces
 from orchestrator.policies.policy import Policy, build_policy
@@ -49,9 +51,39 @@ class CollectorPlan:
     """Where its policy acts: that of the configuration, or what its `auto` stands for here."""
 
     @property
+    def name(self) -> str:
+        return f"collector-{self.index}"
+
+    @property
     def games(self) -> int:
         """Copies of the environment."""
         return self.config.collection.num_environments // self.config.collection.collectors
+
+    def copies(self) -> CopiesPlan:
+        """What its copies of the environment are made of."""
+        config = self.config.collection
+        steppers = config.collectors * max(1, config.environment_workers)
+        return CopiesPlan(
+            environment=self.config.environment,
+            options=config.environment_options,
+            mode=config.mode,
+            adaptation=replace(Adaptation.of(self.config), threads=max(1, available_cores() // steppers)),
+            first_copy=self.index * self.games,
+            copies_of_run=config.num_environments,
+        )
+
+    def split(self, waits_for: Callable[[str], None]) -> SplitPlan:
+        """How its copies are split; `waits_for` is told which environment worker it waits for."""
+        config = self.config.collection
+        return SplitPlan(
+            workers=config.environment_workers,
+            groups=config.environment_groups,
+            backend=config.backend,
+            name=self.name,
+            seed=self.seed,
+            step_timeout=config.step_timeout,
+            waits_for=waits_for,
+        )
 
     @property
     def seed(self) -> int:
@@ -81,28 +113,23 @@ class CollectReport(NamedTuple):
 class Collector:
     """Steps `plan.games` copies of an environment, rollout after rollout; episodes continue from one to the next.
 
-    Raises InvalidEnvironment when the environment cannot be made.
+    `waits_for` is told which environment worker it waits for, once that takes a moment, and "" afterwards. Raises
+    InvalidEnvironment when the environment cannot be made, and WorkerCrashed, also later, when an environment worker
+    has died.
     """
 
-    def __init__(self, plan: CollectorPlan) -> None:
+    def __init__(self, plan: CollectorPlan, waits_for: Callable[[str], None] = lambda who: None) -> None:
         self._plan = plan
-        config = plan.config.collection
-        self._environment = make_vector(
-            plan.config.environment,
-            plan.games,
-            config.environment_options,
-            config.mode,
-            replace(Adaptation.of(plan.config), threads=max(1, available_cores() // config.collectors)),
-        )
+        self._environment = make_copies(plan.copies(), plan.games, plan.split(waits_for))
         self._generator = torch.Generator()
-        self._generator.manual_seed(_derived_seed(plan.seed, 0))
+        self._generator.manual_seed(derived_seed(plan.seed, 0))
         self._rollouts = 0
         self._acting: ActingPolicy | None = None
         self._scales: ObservationScales | None = None
         # Each agent of each copy is a row, and a segment of the experience.
         self._count = self._environment.count
         self._first_row = plan.index * self._count
-        self._rollout = Rollout(config.horizon, self._count, plan.games, self._environment.groups)
+        self._rollout = Rollout(plan.config.collection.horizon, self._count, plan.games, self._environment.groups)
         self._rows = np.arange(self._count)
         self._network = f"the network {plan.config.policy.network!r}"
         # What is acted on next lives in arrays that stay, so that their tensors do too.
@@ -230,7 +257,7 @@ class Collector:
             reason = f"the environment can't give its state: {state.get('uncaptured') or 'it is not plain data'}"
         else:
             try:
-                self._environment.set_state(environment)
+                restore_copies(self._environment, environment)
             except CannotRestore as error:
                 reason = f"the environment can't take its saved state: {error}"
         if reason is not None:
@@ -256,7 +283,7 @@ class Collector:
         `prepare`."""
         acting = self._prepared()
         self._rollouts = rollouts
-        self._generator.manual_seed(_derived_seed(_derived_seed(self._plan.seed, 0), 1 + rollouts))
+        self._generator.manual_seed(derived_seed(derived_seed(self._plan.seed, 0), 1 + rollouts))
         self._set_current(self._reset())
         np.logical_not(self._environment.idle, out=self._episode_start)
         self._episodes = EpisodeCounter(self._plan.games, self._environment.agents)
@@ -289,7 +316,7 @@ class Collector:
         return self._environment.reset(self._environment_seed())
 
     def _environment_seed(self) -> int:
-        return _derived_seed(self._plan.seed, 1 + self._rollouts)
+        return derived_seed(self._plan.seed, 1 + self._rollouts)
 
     def _set_current(self, observation: ObservationArrays) -> None:
         for key, array in arrays_of(observation).items():
@@ -360,6 +387,6 @@ def _staged(array: Array, device: torch.device) -> Array:
     return torch.from_numpy(array).pin_memory().numpy() if device.type == "cuda" else array.copy()
 
 
-def _derived_seed(seed: int, stream: int) -> int:
+def derived_seed(seed: int, stream: int) -> int:
     """Independent seeds for the independent uses of one; below 2**31, which every environment takes."""
     return int(np.random.SeedSequence((seed, stream)).generate_state(1, np.uint32)[0]) >> 1

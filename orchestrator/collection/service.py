@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.collection.collector import Collector, CollectorPlan, CollectReport
 from orchestrator.workers.global_generators import global_generators, seed_global_generators, set_global_generators
+from orchestrator.workers.note import Note
 from orchestrator.workers.slots import SlotMemory, SlotRef
 from state.parameter_arena import ParameterArena
 
@@ -27,12 +28,12 @@ class CollectRequest(NamedTuple):
 class CollectorService:
     """What a collector worker holds."""
 
-    def __init__(self, plan: CollectorPlan, interrupt: Interrupt) -> None:
+    def __init__(self, plan: CollectorPlan, interrupt: Interrupt, waits_for: Note | None = None) -> None:
         self._device = plan.device
         self._own_process = plan.config.collection.backend == "process"
         if self._own_process:
             seed_global_generators(plan.seed)
-        self._collector = Collector(plan)
+        self._collector = Collector(plan, (waits_for or Note()).set)
         self._interrupt = interrupt
         self._slots = SlotMemory()
         self._spec: ExperienceSpec | None = None

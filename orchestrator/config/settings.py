@@ -64,6 +64,12 @@ class CollectionConfig:
     """Number of environments, over all collectors."""
     collectors: Annotated[Count, MAY_CHANGE] = 1
     """Worker processes that share the environments equally."""
+    environment_workers: Annotated[Period, MAY_CHANGE] = 0
+    """Processes of each collector that step its environments (0: the collector itself does)."""
+    environment_groups: Annotated[Count, MAY_CHANGE] = 1
+    """Groups that each collector's environments form: while one steps, the policy acts for the next."""
+    step_timeout: Annotated[NotNegative, MAY_CHANGE] = 0.0
+    """Seconds that a step or reset may take in an environment worker before that is replaced (0: any time)."""
     horizon: Annotated[Count, CalledElsewhere("n_steps", "num_steps", "rollout_length")] = 32
     """Steps that each environment takes per epoch: as many agent steps, for each of its agents."""
     environment_options: Mapping[str, object] = field(default_factory=dict[str, object])

@@ -68,7 +68,9 @@ class NativeEnvironment(VectorEnvironment):
         self._resetting: Array | None = None
 
     def reset(self, seed: int | None = None) -> ObservationArrays:
-        if seed is not None and self._space_seeds.seed([seed]):
+        if seed is not None and self.seeded_from:
+            seed = self._seeds_of_copies(seed)[0]
+        if seed is not None and self._space_seeds.seed([seed], seed):
             self._state = EnvironmentState([self._environment])  # to which these seeds are no change
         try:
             raw, infos = reset_parts(self._environment.reset(seed=seed))
@@ -165,8 +167,9 @@ class NativeEnvironment(VectorEnvironment):
             try:
                 final = self._reader.read(entry_of(given, int(index)))
             except WrongReturn as error:
+                whose = self.row_name(int(index))
                 raise EnvironmentFailed(
-                    f"environment {self.name!r}: step {self._steps} gave the final_obs of copy {index} {error}"
+                    f"environment {self.name!r}: step {self._steps} gave the final_obs of {whose} {error}"
                 ) from error
             for key, array in arrays_of(final).items():
                 finals[key][index] = array
@@ -200,9 +203,8 @@ class NativeEnvironment(VectorEnvironment):
     def _failed(self, what: str, error: BaseException) -> EnvironmentFailed:
         when = f" {self._steps}" if what == "step" else f" after step {self._steps}" if self._steps else ""
         came = f"returned {error}" if isinstance(error, WrongReturn) else f"failed with {described(error)}"
-        copies = (
-            f"copy {error.place[0]} of {self.count}" if isinstance(error, WrongEntry) else f"its {self.count} copies"
-        )
+        wrong = isinstance(error, WrongEntry)
+        copies = f"{self.row_name(error.place[0])} of {self.copies_of_run}" if wrong else self.copies_name()
         return EnvironmentFailed(f"environment {self.name!r}: {what}{when} of {copies} {came}")
 
 

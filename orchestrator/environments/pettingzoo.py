@@ -119,8 +119,8 @@ class PettingZooEnvironment(VectorEnvironment):
         ]
 
     def reset(self, seed: int | None = None) -> ObservationArrays:
-        seeds = [None] * self.games if seed is None else copy_seeds(seed, self.games)
-        if seed is not None and self._space_seeds.seed(copy_seeds(seed, self.games)):
+        seeds = [None] * self.games if seed is None else self._seeds_of_copies(seed)
+        if seed is not None and self._space_seeds.seed(self._seeds_of_copies(seed), copy_seeds(seed, 1)[0]):
             self._state = EnvironmentState(self._environments)  # to which these seeds are no change
         for game in range(self.games):
             self._reset_game(game, seeds[game])
@@ -289,11 +289,11 @@ class PettingZooEnvironment(VectorEnvironment):
             raise self._failed("reset" if reset else "step", -1, row, error) from None
 
     def _failed(self, what: str, game: int, row: int, error: BaseException) -> EnvironmentFailed:
-        who = f"copy {game}" if row < 0 else self.row_name(row)
+        who = f"copy {self.first_copy + game}" if row < 0 else self.row_name(row)
         place = f"{what} {self._steps}" if what == "step" else what
         when = f" after step {self._steps}" if what == "reset" and self._steps else ""
         came = f"returned {error}" if isinstance(error, WrongReturn) else f"failed with {described(error)}"
-        return EnvironmentFailed(f"environment {self.name!r}: {place} of {who} of {self.games}{when} {came}")
+        return EnvironmentFailed(f"environment {self.name!r}: {place} of {who} of {self.copies_of_run}{when} {came}")
 
 
 def _of_agents(what: str, given: object) -> Mapping[Any, Any]:

@@ -84,8 +84,8 @@ class SerialEnvironment(VectorEnvironment):
         self._all_valid = np.ones(self.count, np.bool_)
 
     def reset(self, seed: int | None = None) -> ObservationArrays:
-        seeds = [None] * self.count if seed is None else copy_seeds(seed, self.count)
-        if seed is not None and self._space_seeds.seed(copy_seeds(seed, self.count)):
+        seeds = [None] * self.count if seed is None else self._seeds_of_copies(seed)
+        if seed is not None and self._space_seeds.seed(self._seeds_of_copies(seed), copy_seeds(seed, 1)[0]):
             self._state = EnvironmentState(self._environments)  # to which these seeds are no change
         for index, environment in enumerate(self._environments):
             self._reset_copy(index, environment, seeds[index])
@@ -197,7 +197,7 @@ class SerialEnvironment(VectorEnvironment):
             raise self._failed("reset" if reset else "step", copy, error) from None
 
     def _failed(self, what: str, index: int, error: BaseException) -> EnvironmentFailed:
-        copy = f"copy {index} of {self.count}"
+        copy = f"{self.row_name(index)} of {self.copies_of_run}"
         place = f"step {self._steps} of {copy}" if what == "step" else f"reset of {copy}"
         when = f" after step {self._steps}" if what == "reset" and self._steps else ""
         if isinstance(error, WrongReturn):

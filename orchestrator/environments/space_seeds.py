@@ -15,26 +15,33 @@ _ours: weakref.WeakValueDictionary[int, Space[Any]] = weakref.WeakValueDictionar
 
 class SpaceSeeds:
     """The spaces that `environments`, copies of one with their wrappers, have in attributes, and have not seeded
-    themselves; those of their classes belong to the first copy."""
+    themselves, and those that their classes have."""
 
     def __init__(self, environments: Sequence[object]) -> None:
         attributes = [[vars(one) for one in _layers(environment)] for environment in environments]
         classes = [vars(kind) for one in _layers(environments[0]) for kind in type(one).__mro__]
         of_classes = _unseeded(classes)
         self._classes_unseeded = bool(of_classes)
+        self._of_classes = of_classes
         self._spaces = [_unseeded(own) for own in attributes]
-        self._spaces[0] = of_classes | self._spaces[0]
-        for spaces in self._spaces:
+        for spaces in (of_classes, *self._spaces):
             _ours.update(spaces)
 
-    def seed(self, seeds: Sequence[int]) -> bool:
-        """Seed each copy's spaces from its seed, each differently. Returns whether spaces of classes had none."""
+    def seed(self, seeds: Sequence[int], of_classes: int) -> bool:
+        """Seed each copy's spaces from its seed, each differently, and those of classes from another one: that of the
+        first of all copies, wherever it is. Returns whether spaces of classes had none."""
         first, self._classes_unseeded = self._classes_unseeded, False
+        _seed(self._of_classes, of_classes)
         for spaces, seed in zip(self._spaces, seeds, strict=True):
-            words = np.random.SeedSequence([seed, _STREAM]).generate_state(len(spaces), np.uint32)
-            for space, word in zip(spaces.values(), words, strict=True):
-                Space.seed(space, int(word))  # of a composite space: its own generator alone
+            _seed(spaces, seed, skip=len(self._of_classes) if seed == of_classes else 0)
         return first
+
+
+def _seed(spaces: Mapping[int, Space[Any]], seed: int, skip: int = 0) -> None:
+    """`skip`: so many words of the seed are others'."""
+    words = np.random.SeedSequence([seed, _STREAM]).generate_state(skip + len(spaces), np.uint32)[skip:]
+    for space, word in zip(spaces.values(), words, strict=True):
+        Space.seed(space, int(word))  # of a composite space: its own generator alone
 
 
 def _layers(environment: object) -> Iterator[object]:

@@ -109,9 +109,15 @@ class VectorEnvironment(ABC):
         self.agents = agents
         self.count = games * len(agents)
         self.idle = np.zeros(self.count, np.bool_)
+        self.first_copy = 0
+        """Of the run's copies, as messages number them."""
+        self.copies_of_run = games
+        self.seeded_from = 0
+        """The place of the first copy among those that are reset with the same seed, in other processes maybe."""
         self.groups = (EnvironmentGroup(slice(0, games), slice(0, self.count)),)
         self._received: Step | None = None
-        self._own_spaces = observation_space, action_space
+        self.own_spaces = observation_space, action_space
+        """The environment's, of observations and actions."""
         self.observation_space = agent_observation_space(observation_space, name)
         self.action_space = agent_action_space(action_space, name)
         self._mask: ActionMask | None = None
@@ -178,7 +184,7 @@ class VectorEnvironment(ABC):
 
     def recorded_spaces(self) -> dict[str, Any]:
         """The environment's own spaces as JSON, as checkpoints record them."""
-        return recorded_spaces(*self._own_spaces)
+        return recorded_spaces(*self.own_spaces)
 
     def record(self, fields: Sequence[FieldSpec]) -> None:
         """Have each step give these values of the infos; the name "a/b" stands for `info["a"]["b"]`.
@@ -193,7 +199,14 @@ class VectorEnvironment(ABC):
     def row_name(self, row: int) -> str:
         """What messages call a row: "copy 3", or "agent 'red_0' of copy 3"."""
         game, agent = divmod(int(row), len(self.agents))
+        game += self.first_copy
         return f"copy {game}" if self.agents == SINGLE_AGENT else f"agent {self.agents[agent]!r} of copy {game}"
+
+    def copies_name(self) -> str:
+        """What messages call all copies: "its 8 copies", or where the run has others, "copies 4 to 7 of 8"."""
+        if self.games == self.copies_of_run:
+            return f"its {self.games} copies"
+        return f"copies {self.first_copy} to {self.first_copy + self.games - 1} of {self.copies_of_run}"
 
     def check(
         self, observation: Mapping[str, Array], reward: Array | None, rows: Array, first_step: int, of: str
@@ -224,6 +237,9 @@ class VectorEnvironment(ABC):
         """What there was to warn of since the last call, by what it is about."""
         warnings, self._warnings = self._warnings, {}
         return warnings
+
+    def _seeds_of_copies(self, seed: int) -> list[int]:
+        return copy_seeds(seed, self.seeded_from + self.games)[self.seeded_from :]
 
     def _without_mask(self, observation: ObservationArrays) -> ObservationArrays:
         """What the agent sees of an observation."""

@@ -29,6 +29,8 @@ class Patience:
         self._scopes: dict[anyio.CancelScope, str] = {}
         self._seconds: float | None = None
         self._longest_steps: dict[str, float] = {}
+        self.waits_for: dict[str, Callable[[], str]] = {}
+        """Who a worker itself waits for, by its name; "" for nobody."""
         self.hanging: set[str] = set()
         """The workers that are not waited for any more."""
 
@@ -67,5 +69,7 @@ class Patience:
         self.hanging.add(worker)
         seconds = self._seconds_for(worker)
         message = f"worker {worker!r} has not answered {what!r} within {seconds:.3g} s after the run was to end now"
+        if worker in self.waits_for and (other := self.waits_for[worker]()):
+            message += f": it waits for {other}"
         _log.error("%s; the run ends without it, and it is ended by force", message)
         raise WorkerHangs(message)

@@ -25,6 +25,7 @@ from orchestrator.loop.rings import EXPERIENCE, MOMENTS, POLICY
 from orchestrator.policies import build_policy
 from orchestrator.workers.cores import available_cores
 from orchestrator.workers.event_loop import in_thread
+from orchestrator.workers.note import Note
 from orchestrator.workers.slots import SlotSender
 from orchestrator.workers.worker import Worker, WorkerCrashed, close_workers, open_worker
 from state.experience import ExperienceSpec
@@ -298,7 +299,9 @@ class WorkerGroup:
         config = self._config
         acts_on = config.device if config.collection.device == "auto" else config.collection.device
         plan = CollectorPlan(config=config, index=index, restarts=restarts, device=resolve_device(acts_on))
-        return await self._open(f"collector-{index}", 1, CollectorService, plan, self._interrupt)
+        note = Note()
+        self._patience.waits_for[plan.name] = note.read
+        return await self._open(plan.name, 1, CollectorService, plan, self._interrupt, note)
 
     async def _open(self, name: str, threads: int, factory: Any, *args: object) -> Worker:
         start = partial(open_worker, self._config.collection.backend, name, factory, *args, threads=threads)

@@ -6,6 +6,7 @@ import array
 import errno
 import os
 import resource
+import select
 import socket
 import struct
 from collections import deque
@@ -42,6 +43,14 @@ class Channel:
         while not self._is_complete():
             self._receive_some()
         return self.take()
+
+    def arrives(self, seconds: float) -> bool:
+        """Whether `receive` has something to read within so many seconds; several messages may have come at once."""
+        if self._is_complete():
+            return True
+        readable = select.poll()
+        readable.register(self.socket, select.POLLIN)
+        return bool(readable.poll(seconds * 1000))
 
     def take(self) -> Any:
         """The first of the messages that have come whole.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -53,7 +54,9 @@ def warm_up() -> None:
 def fork_worker(connection: socket.socket) -> tuple[int, socket.socket]:
     """Fork a worker that is served `connection`: its process id, and the leash that its keeper is on (see `forking`).
 
-    Blocks, and starts the server if there is none: after a fork of this process, or when the server was killed.
+    Blocks, and starts the server if there is none: after a fork of this process, or when the server was killed. A
+    worker's own workers come from the server that it came from itself.
+
     Raises OSError where the system has no process to give, WorkerCrashed when the server keeps ending.
     """
     code: int | None = None
@@ -68,6 +71,7 @@ def fork_worker(connection: socket.socket) -> tuple[int, socket.socket]:
             leash.close()
             with _lock:
                 code = server.end()
+                _forget(server)
             continue
         pid: int = NUMBER.unpack(answer)[0]
         if pid < 0:
@@ -82,6 +86,29 @@ def fork_worker(connection: socket.socket) -> tuple[int, socket.socket]:
     )
 
 
+def inherit(requests: socket.socket) -> None:
+    """In a worker: its own workers are asked for here, of the server that forked it."""
+    global _server
+    _server = _Server(requests, None)
+
+
+def exit_code(leash: socket.socket) -> int | None:
+    """What a worker's keeper says of its end; None where the keeper has been killed, too. Blocks."""
+    data = leash.recv(NUMBER.size)
+    return NUMBER.unpack(data)[0] if data else None
+
+
+def describe_end(code: int | None) -> str:
+    """How a worker with that exit code has ended, for an error message."""
+    if code is None:
+        return "it was killed together with the process that looked after it"
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (the system's out-of-memory killer ends processes so)" if name == "SIGKILL" else ""
+        return f"killed by {name}{hint}"
+    return f"it exited with code {code}"
+
+
 def environment() -> dict[str, str]:
     """The environment of workers that are started now."""
     return _ENVIRONMENT | {name: value for name, value in os.environ.items() if value or name not in _ENVIRONMENT}
@@ -93,8 +120,15 @@ def search_path() -> list[str]:
 
 
 class _Server:
-    def __init__(self) -> None:
-        self._requests, theirs = socket.socketpair()
+    """The server as it is asked by this process, whose child it is where there is a `process`."""
+
+    def __init__(self, requests: socket.socket, process: subprocess.Popen[bytes] | None) -> None:
+        self._requests = requests
+        self._process = process
+
+    @classmethod
+    def start(cls) -> _Server:
+        requests, theirs = socket.socketpair()
         # Tells of this process's end even if a fork of it lives on, with copies of all its descriptors.
         pidfd = _own_pidfd()
         passed = [theirs.fileno(), *([pidfd] if pidfd >= 0 else [])]
@@ -106,7 +140,7 @@ class _Server:
         )
         flags: list[str] = subprocess._args_from_interpreter_flags()  # pyright: ignore
         try:
-            self._process = subprocess.Popen(
+            process = subprocess.Popen(
                 [os.fsdecode(spawn.get_executable()), *flags, "-c", program],
                 stdin=subprocess.DEVNULL,
                 pass_fds=passed,
@@ -117,9 +151,10 @@ class _Server:
             theirs.close()
             if pidfd >= 0:
                 os.close(pidfd)
+        return cls(requests, process)
 
     def is_running(self) -> bool:
-        return self._process.poll() is None
+        return self._process is None or self._process.poll() is None
 
     def request(self, connection: socket.socket) -> socket.socket:
         """Ask for a worker; the leash on which its keeper will answer, or which ends where the server has ended."""
@@ -128,16 +163,19 @@ class _Server:
             socket.send_fds(self._requests, [b"w"], [connection.fileno(), keepers.fileno()])
         return leash
 
-    def end(self) -> int:
-        """Its workers live on. Returns its exit code."""
+    def end(self) -> int | None:
+        """Its workers live on. Returns its exit code; None for one that is not this process's to end."""
         self._requests.close()
+        if self._process is None:
+            return None
         self._process.kill()
         return self._process.wait()
 
     def forget(self) -> None:
         """In a fork of this process, whose child the server is not."""
         self._requests.close()
-        self._process.returncode = 0
+        if self._process is not None:
+            self._process.returncode = 0
 
 
 def _own_pidfd() -> int:
@@ -156,8 +194,14 @@ def _running() -> _Server:
     if _server is not None and not _server.is_running():
         _server.end()
         _server = None
-    _server = _server or _Server()
+    _server = _server or _Server.start()
     return _server
+
+
+def _forget(server: _Server) -> None:
+    global _server
+    if _server is server:
+        _server = None
 
 
 def _end() -> None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import psutil
 
-from orchestrator.workers.fork_server import NUMBER
+from orchestrator.workers.fork_server import NUMBER, inherit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,15 +76,18 @@ def main(control: int, host_pid: int, host_pidfd: int, preload: Sequence[str]) -
             importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # keepers report to the host; the system need not keep their status
     host = Host(host_pid, host_pidfd)
-    with socket.socket(fileno=control) as requests:
-        while True:
-            if control in host.wait(control):
-                descriptors = _next_request(requests)
-                if descriptors is None:
-                    os._exit(0)
-                _fork_keeper(requests, host, descriptors)
-            elif host.is_gone():
+    # Workers may ask for workers of their own.
+    of_workers, for_workers = socket.socketpair()
+    requests = {one.fileno(): one for one in (socket.socket(fileno=control), of_workers)}
+    while True:
+        asked = host.wait(*requests) & requests.keys()
+        for descriptor in asked:
+            descriptors = _next_request(requests[descriptor])
+            if descriptors is None:
                 os._exit(0)
+            _fork_keeper(list(requests.values()), for_workers, host, descriptors)
+        if not asked and host.is_gone():
+            os._exit(0)
 
 
 def _next_request(requests: socket.socket) -> list[int] | None:
@@ -97,11 +100,12 @@ def _next_request(requests: socket.socket) -> list[int] | None:
     return list(descriptors) if data else None
 
 
-def _fork_keeper(requests: socket.socket, host: Host, descriptors: list[int]) -> None:
+def _fork_keeper(requests: list[socket.socket], for_workers: socket.socket, host: Host, descriptors: list[int]) -> None:
     try:
         if len(descriptors) == 2 and os.fork() == 0:
-            requests.close()
-            _keep(host, *map(_socket, descriptors))
+            for one in requests:
+                one.close()
+            _keep(host, for_workers, *map(_socket, descriptors))
     except OSError as error:
         _tell(descriptors[1], -(error.errno or 0))
     for descriptor in descriptors:
@@ -116,7 +120,7 @@ def _socket(descriptor: int) -> socket.socket:
 # The keeper.
 
 
-def _keep(host: Host, connection: socket.socket, leash: socket.socket) -> NoReturn:
+def _keep(host: Host, for_workers: socket.socket, connection: socket.socket, leash: socket.socket) -> NoReturn:
     """Fork the worker, and end it with all that it has started when it is time.
 
     The end of the leash is the host's order to end the worker at once.
@@ -137,8 +141,9 @@ def _keep(host: Host, connection: socket.socket, leash: socket.socket) -> NoRetu
             for descriptor in (wakeup, write_wakeup, leash.fileno(), *([host.pidfd] if host.pidfd >= 0 else [])):
                 os.close(descriptor)
             leash.detach()
-            _work(connection)
+            _work(connection, for_workers)
         connection.close()
+        for_workers.close()
         family = _Family(worker)
         _tell(leash.fileno(), worker)
         while family.exit_code is None:
@@ -226,7 +231,7 @@ def _end_with(parent: int) -> None:
 # The worker.
 
 
-def _work(connection: socket.socket) -> NoReturn:
+def _work(connection: socket.socket, for_workers: socket.socket) -> NoReturn:
     """Serve the host as a process like any other: its environments may start processes of their own."""
     code = 1
     try:
@@ -241,6 +246,7 @@ def _work(connection: socket.socket) -> NoReturn:
         from state.user_code import expect_no_signals
 
         expect_no_signals()
+        inherit(for_workers)
         channel = Channel(connection)
         with contextlib.suppress(EOFError, ConnectionError):  # the host has gone, or given the worker up
             program, threads = channel.receive()

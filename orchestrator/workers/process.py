@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 
-from orchestrator.workers.channel import Channel
 from orchestrator.workers.event_loop import in_thread
-from orchestrator.workers.fork_server import NUMBER, fork_worker, warm_up
+from orchestrator.workers.fork_server import describe_end, exit_code, fork_worker, warm_up
 from orchestrator.workers.host_channel import HostChannel
 from orchestrator.workers.program import check_not_entering, describe
-from orchestrator.workers.reply import WorkerCrashed, result_of
-from orchestrator.workers.serve import CONSTRUCT
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 _log = logging.getLogger("orchestrator")
 KILL_SECONDS = 10.0
@@ -52,48 +45,6 @@ async def start(name: str, threads: int) -> tuple[HostChannel, ProcessBody]:
     return channel, body
 
 
-def call_in_process(name: str, function: Callable[..., Any], *args: object) -> Any:
-    """`function(*args)` in a new process, for a caller without an event loop; blocks.
-
-    Raises what the function raises, and WorkerCrashed when the process dies.
-    """
-    host, connection = socket.socketpair()
-    with host:
-        with connection:
-            _, leash = fork_worker(connection)
-        with leash:
-            channel = Channel(host)
-            try:
-                channel.send((describe(name), 1))
-                channel.send((CONSTRUCT, (_Call, ())))
-                result_of(channel.receive(), name)
-                channel.send(("run", (function, args)))
-                return result_of(channel.receive(), name)
-            except (EOFError, ConnectionError) as error:
-                raise WorkerCrashed(f"worker {name!r} died: {describe_end(_exit_code(leash))}") from error
-
-
-class _Call:
-    def run(self, function: Callable[..., Any], args: tuple[object, ...]) -> Any:
-        return function(*args)
-
-
-def _exit_code(leash: socket.socket) -> int | None:
-    """What the worker's keeper says of its end; None where the keeper has been killed, too. Blocks."""
-    data = leash.recv(NUMBER.size)
-    return NUMBER.unpack(data)[0] if data else None
-
-
-def describe_end(code: int | None) -> str:
-    if code is None:
-        return "it was killed together with the process that looked after it"
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = " (the system's out-of-memory killer ends processes so)" if name == "SIGKILL" else ""
-        return f"killed by {name}{hint}"
-    return f"it exited with code {code}"
-
-
 class ProcessBody:
     """The process `pid`, whose keeper is on the other end of `leash`."""
 
@@ -110,7 +61,7 @@ class ProcessBody:
             async with self._waiting:
                 while not self._ended:
                     await anyio.wait_readable(self._leash)
-                    self._code = _exit_code(self._leash)
+                    self._code = exit_code(self._leash)
                     self._ended = True
                     self._leash.close()
         return self._ended
