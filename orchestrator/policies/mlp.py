@@ -12,6 +12,7 @@ from torch.compiler import is_exporting
 from torch.nn import functional as F
 
 from orchestrator.policies.activations import ACTIVATIONS
+from orchestrator.policies.dense_layers import dense_layers, fits
 from orchestrator.policies.flatten import FlatObservation
 from orchestrator.policies.heads import ActionHead
 from orchestrator.policies.initialization import ACTOR_GAIN, CRITIC_GAIN, HIDDEN_GAIN, orthogonal
@@ -34,7 +35,7 @@ class Dense(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise NetworkError(f"the activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
-        self._activation = ACTIVATIONS[activation]
+        self._activation_name, self._activation = activation, ACTIVATIONS[activation]
         self._linear_output = output_gain is not None
         layers = len(sizes) - 1
         for index, (inputs, outputs) in enumerate(pairwise(sizes)):
@@ -46,6 +47,8 @@ class Dense(nn.Module):
         activation = self._activation
         # All parameters at once: looking one up by its name costs a tenth of a small layer.
         parameters = cast("list[Tensor]", list(self._parameters.values()))
+        if fits(x, self._activation_name, parameters):
+            return dense_layers(x, self._activation_name, self._linear_output, parameters)
         hidden = len(parameters) - 2 if self._linear_output else len(parameters)
         for index in range(0, hidden, 2):
             x = activation(torch.addmm(parameters[index + 1], x, parameters[index]))

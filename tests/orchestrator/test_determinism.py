@@ -45,6 +45,14 @@ async def test_the_same_seed_gives_bitwise_the_same_weights_twice_and_on_every_b
     assert not same(reference, await final_weights(staleness=staleness, seed=2))
 
 
+async def test_minibatches_of_many_rows_give_bitwise_the_same_weights_twice_and_on_every_backend() -> None:
+    learning = LearningConfig(update_epochs=1, minibatches=1)  # of 8,192 rows, which networks compute in parts
+    settings = {"learning": learning, "num_environments": 64, "horizon": 128, "total_agent_steps": 2 * 8192}
+    results = [await final_weights(backend=backend, **settings) for backend in ("inline", "inline", "process")]
+    assert same(results[0], results[1])
+    assert same(results[0], results[2])
+
+
 def test_the_same_seed_gives_bitwise_the_same_weights_in_every_event_loop() -> None:
     results = [anyio.run(partial(final_weights, backend="inline"), backend=backend) for backend in ("asyncio", "trio")]
     assert same(*results)

@@ -22,7 +22,7 @@ CHOICE = spaces.Discrete(4)
 
 
 @pytest.mark.parametrize(("name", "module"), [("tanh", nn.Tanh()), ("relu", nn.ReLU()), ("silu", nn.SiLU())])
-@pytest.mark.parametrize("rows", [6, 6000])
+@pytest.mark.parametrize("rows", [6, 6000, 9000])
 @pytest.mark.parametrize("outputs", [1, 2, 20])
 def test_dense_layers_compute_what_torchs_linear_layers_do(
     name: str, module: nn.Module, rows: int, outputs: int
@@ -41,6 +41,50 @@ def test_dense_layers_compute_what_torchs_linear_layers_do(
         assert parameter.grad is not None
         assert own.grad is not None
         torch.testing.assert_close(own.grad.t(), parameter.grad)
+
+
+@pytest.mark.parametrize("frozen", [(), (0, 1), (2,), (0, 1, 2, 3), (5,)])
+@pytest.mark.parametrize("gain", [None, 1.0], ids=["activated", "linear"])
+def test_many_rows_give_the_gradients_that_few_rows_give(gain: float | None, frozen: tuple[int, ...]) -> None:
+    for name in ("tanh", "relu"):
+        dense = Dense((3, 8, 20, 2), name, gain)
+        parameters = list(dense.parameters())
+        for index in frozen:
+            parameters[index].requires_grad_(False)
+        learned = [one for one in parameters if one.requires_grad]
+        rows = torch.randn(9000, 3, requires_grad=True)
+        few = torch.cat([dense(part) for part in rows.split(1000)])
+        many = dense(rows)
+        torch.testing.assert_close(many, few)
+        direction = torch.randn_like(many) / len(rows)
+        for wanted in (learned, [rows, *learned]):
+            expected = torch.autograd.grad(few, wanted, direction, retain_graph=True)
+            actual = torch.autograd.grad(many, wanted, direction, retain_graph=True)
+            torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-4)
+        dense(rows.detach()).backward(direction)
+        for parameter, gradient in zip(learned, expected[1:], strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_many_rows_are_differentiable_twice() -> None:
+    dense = Dense((3, 8, 2), "tanh", 1.0)
+    rows = torch.randn(9000, 3, requires_grad=True)
+    (first,) = torch.autograd.grad(dense(rows).square().sum(), rows, create_graph=True)
+    penalty = torch.autograd.grad(first.square().mean(), list(dense.parameters())[:3])
+    parts = [torch.autograd.grad(dense(part).square().sum(), part, create_graph=True)[0] for part in rows.split(1000)]
+    expected = torch.autograd.grad(torch.cat(parts).square().mean(), list(dense.parameters())[:3])
+    torch.testing.assert_close(penalty, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_functional_transforms_differentiate_many_rows_too() -> None:
+    dense, rows = Dense((3, 8, 2), "relu", 1.0), torch.randn(9000, 3)
+    parameters = dict(dense.named_parameters())
+    transformed = torch.func.grad(lambda given: torch.func.functional_call(dense, given, rows).square().mean())(
+        parameters
+    )
+    dense(rows).square().mean().backward()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(transformed[name], parameter.grad)
 
 
 def test_initial_weights_are_orthogonal_with_a_small_last_layer() -> None:
