@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from orchestrator.config.settings import MetricsConfig as MetricsConfig
     from orchestrator.config.settings import PolicyConfig as PolicyConfig
     from orchestrator.config.settings import TrainerConfig as TrainerConfig
+    from orchestrator.config.settings import TypePolicy as TypePolicy
     from orchestrator.deployment.load import load_policy as load_policy
     from orchestrator.deployment.loaded_policy import LoadedPolicy as LoadedPolicy
     from orchestrator.deployment.loaded_policy import WrongObservation as WrongObservation

@@ -186,3 +186,50 @@ def battle(**options: Any) -> Any:
 
 def number(env: Any) -> int:
     return 0
+
+
+class HideAndSeek(Matching):
+    """The seeker sees a bit in three numbers, and is paid for naming it among two; the hiders see one of three signs,
+    the first hider for one step less than the game has. They are paid for naming it among three. 8 steps."""
+
+    numbers = False
+
+    def __init__(self, numbers: bool = False, mixed: bool = False, **_: Any) -> None:
+        super().__init__(("seeker_0", "hider_0", "hider_1"))
+        self.numbers, self.mixed, self.sign = numbers, mixed, 0
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return SEEN if agent == "seeker_0" else spaces.Dict({"sign": spaces.Box(-1.0, 1.0, (4,), np.float32)})
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        sizes = (1, 2) if agent == "seeker_0" else (2, 3)
+        if self.numbers or (self.mixed and agent == "seeker_0"):
+            return spaces.Box(-1.0, 1.0, sizes[:1], np.float32)
+        return spaces.Discrete(sizes[1])
+
+    def seen(self) -> dict[str, Any]:
+        whole = super().seen()
+        self.sign = int(self.generator.integers(3))
+        signs = np.append(np.eye(3, dtype=np.float32)[self.sign], np.float32(self.steps / 8))
+        return {agent: seen if agent == "seeker_0" else {"sign": signs.copy()} for agent, seen in whole.items()}
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        assert sorted(actions) == sorted(self.agents)
+        assert all(self.action_space(agent).contains(action) for agent, action in actions.items()), actions
+        wanted = {agent: self.bit if agent == "seeker_0" else self.sign for agent in actions}
+        self.steps += 1
+        acted, over = list(self.agents), self.steps == 8
+        if self.numbers:
+            rewards = {agent: 1.0 - abs(float(action[-1]) - wanted[agent] / 2) for agent, action in actions.items()}
+        else:
+            rewards = {agent: float(int(action) == wanted[agent]) for agent, action in actions.items()}
+        observed = self.seen()
+        ends = {agent: over or (agent == "hider_0" and self.steps == 7) for agent in acted}
+        self.agents = [agent for agent in acted if not ends[agent]]
+        return observed, rewards, ends, dict.fromkeys(acted, False), {agent: {} for agent in acted}
+
+
+def tag(**options: Any) -> Any:
+    from mpe2 import simple_tag_v3
+
+    return simple_tag_v3.parallel_env(**options)

@@ -85,6 +85,7 @@ def _settings_problems(config: TrainerConfig, known: Sequence[Problem]) -> Probl
         _step_timeout,
         _one_epoch,
         _accumulation,
+        _mask_of_types,
         _trace_clipping,
         _files_without_folder,
         checkpoint_problems,
@@ -180,6 +181,7 @@ def _one_epoch(config: TrainerConfig) -> Iterator[Problem]:
     PATH.learning.shuffle,
     PATH.learning.priority_exponent,
     PATH.policy.network,
+    PATH.policy.by_type,
     PATH.losses.names,
 )
 def _own_minibatches(config: TrainerConfig, losses: Sequence[Loss] | None) -> Iterator[Problem]:
@@ -215,6 +217,8 @@ def segment_reasons(config: TrainerConfig, losses: Sequence[Loss] | None) -> lis
     reasons: list[str] = []
     if config.policy.network == "lstm":
         reasons.append(f"the recurrent {PATH.policy.network} = lstm")
+    elif any(one.network == "lstm" for one in config.policy.by_type):
+        reasons.append(f"the recurrent network = lstm in {PATH.policy.by_type}")
     if config.learning.priority_exponent > 0:
         reasons.append(f"{PATH.learning.priority_exponent} above 0")
     if losses is None:
@@ -238,6 +242,17 @@ def _accumulation(config: TrainerConfig) -> Iterator[Problem]:
             f"{minibatches / accumulated:.2f} optimizer steps in each update epoch",
             cure=f"set it to {_divisors(minibatches, accumulated)}, "
             f"or {PATH.learning.minibatches} to {_multiples(minibatches, accumulated)}",
+        )
+
+
+@reads(PATH.action_mask, PATH.policy.by_type)
+def _mask_of_types(config: TrainerConfig) -> Iterator[Problem]:
+    if config.policy.by_type and config.action_mask is not None:
+        yield problem_with(
+            config,
+            PATH.action_mask,
+            expected=f"none with {PATH.policy.by_type}, whose policies have actions of their own",
+            cure=f"leave it out, or {PATH.policy.by_type}",
         )
 
 

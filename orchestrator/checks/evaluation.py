@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     PATH.max_episode_steps,
     PATH.action_mask,
     PATH.policy.box_actions,
+    PATH.policy.by_type,
     PATH.run_dir,
     PATH.collection.environment_options,
     PATH.collection.backend,

@@ -42,6 +42,12 @@ _DECAY_RATES = each("two numbers, each 0 or above and below 1", lambda beta: 0 <
 _EPOCHS = each("epochs of at least 1", lambda epoch: epoch >= 1)
 _WIDTHS = each("widths of at least 1", lambda width: width >= 1)
 _EACH_ONCE = Admits("at least one loss, and each once", lambda names: 0 < len(names) == len(set(names)))
+_EACH_TYPE_ONCE = Admits(
+    "each type once",
+    lambda policies: len({one.type for one in policies}) == len(policies),
+    cure="join those of one type",
+)
+_TYPE = named("a type of agents")
 _NAME, _WEIGHTS = named("a name"), named("a run's folder, a checkpoint, or the URI of one")
 _WRAPPER = "a function that takes an environment and returns it wrapped"
 _MASK = named("a key of the observations, or info/<key>")
@@ -158,6 +164,23 @@ class LossesConfig:
 
 @accepts_former_names
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TypePolicy:
+    """The network of the agents of one type, in a game of many agents."""
+
+    type: Annotated[str, _TYPE, NO_CODE] = "agent"
+    """The agents' name without its number: seeker for seeker_0 and seeker_1."""
+    network: Annotated[str, NamesCode("networks", NETWORKS, arguments=1)] | None = None
+    """As `policy.network` (None: that)."""
+    hidden_sizes: Annotated[tuple[int, ...], _WIDTHS] | None = None
+    """Widths of the hidden layers (None: policy.hidden_sizes)."""
+    activation: Literal["tanh", "relu", "silu"] | None = None
+    """Nonlinearity between the hidden layers (None: policy.activation)."""
+    lstm_size: Count | None = None
+    """Width of the LSTM's recurrent state (None: policy.lstm_size)."""
+
+
+@accepts_former_names
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyConfig:
     """The policy network and the normalization around it."""
 
@@ -175,6 +198,8 @@ class PolicyConfig:
     """Normalize observed floats by their running mean and standard deviation."""
     normalize_rewards: bool = True
     """Divide rewards by the running standard deviation of the discounted return."""
+    by_type: Annotated[tuple[TypePolicy, ...], _EACH_TYPE_ONCE] = ()
+    """Types of agents with a policy of their own, and spaces of their own if need be; all others share one policy."""
 
 
 @accepts_former_names

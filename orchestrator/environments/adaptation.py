@@ -21,6 +21,8 @@ class Adaptation:
     """Whether an agent's numbers are squashed into the bounds of a Box, instead of clipped."""
     action_mask: str | None = None
     """Where the environment says which actions are possible: see `ActionMask`."""
+    types: tuple[str, ...] = ()
+    """Types of agents with a policy of their own, whose spaces may be others: see `JointSpaces`."""
     threads: int = 1
     """Threads that a vector environment may step its copies with, if it asks."""
 
@@ -32,6 +34,7 @@ class Adaptation:
             max_episode_steps=config.max_episode_steps,
             squash=config.policy.box_actions == "squash",
             action_mask=config.action_mask,
+            types=tuple(one.type for one in config.policy.by_type),
         )
 
 

@@ -14,6 +14,7 @@ from gymnasium.wrappers import TimeLimit
 
 from orchestrator.config.error import shown
 from orchestrator.config.own_code import OwnCodeError, call_function, place_of
+from orchestrator.config.paths import PATH
 from orchestrator.config.plugins import code_named
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.mettagrid import MettaGridVector, is_config
@@ -50,8 +51,20 @@ def make_vector(
     """
     if count < 1:
         raise ValueError(f"{count} copies of environment {environment!r} were asked for, expected at least 1")
+    made = _make_vector(environment, count, dict(options or {}), mode, adaptation)
+    if adaptation.types and not isinstance(made, PettingZooEnvironment):
+        made.close()
+        raise InvalidEnvironment(
+            f"environment {environment!r} is no ParallelEnv of PettingZoo, whose types of agents"
+            f" {PATH.policy.by_type} could give policies of their own; leave that out"
+        )
+    return made
+
+
+def _make_vector(
+    environment: str, count: int, keywords: dict[str, Any], mode: Mode, adaptation: Adaptation
+) -> VectorEnvironment:
     found = find(environment)
-    keywords = dict(options or {})
     if not isinstance(found, EnvSpec):
         return _make_returned(environment, found, count, keywords, mode, adaptation)
     if mode == "native":

@@ -9,8 +9,11 @@ from typing import Any, ClassVar, Protocol, cast
 import gymnasium
 import numpy as np
 
+from orchestrator.config.paths import PATH
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
+from orchestrator.environments.agents import agent_type
 from orchestrator.environments.capture import EnvironmentState
+from orchestrator.environments.joint_spaces import JointSpaces
 from orchestrator.environments.observations import ObservationReader, ObservationRows
 from orchestrator.environments.returned import (
     WrongEntry,
@@ -83,8 +86,9 @@ def as_game(environment: str, made: Any) -> Game:
 class PettingZooEnvironment(VectorEnvironment):
     """Steps `games` of many agents, in order; each is reset in the step after which no agent is left in it.
 
-    All agents share the spaces. An agent that is not in the game is idle: before it comes, and after it has died. With
-    a limit of steps, a game that has lasted so long is truncated for all agents that are left in it.
+    All agents share the spaces, or have `JointSpaces` where types of agents have policies of their own. An agent that
+    is not in the game is idle: before it comes, and after it has died. With a limit of steps, a game that has lasted so
+    long is truncated for all agents that are left in it.
 
     Raises InvalidEnvironment where the agents' spaces differ.
     """
@@ -93,7 +97,13 @@ class PettingZooEnvironment(VectorEnvironment):
 
     def __init__(self, name: str, games: Sequence[Game], adaptation: Adaptation = NO_ADAPTATION) -> None:
         self._ids = tuple(games[0].possible_agents)
-        observed, taken = _shared_spaces(name, games)
+        self._joint: JointSpaces | None = None
+        if adaptation.types:
+            of_agents = _spaces_of_agents(name, games)
+            self._joint = JointSpaces(name, of_agents, adaptation.types, squash=adaptation.squash)
+            observed, taken = self._joint.observation, self._joint.action
+        else:
+            observed, taken = _shared_spaces(name, games)
         super().__init__(name, len(games), observed, taken, adaptation, tuple(map(str, self._ids)))
         self._environments = tuple(games)
         self._state = EnvironmentState(games)
@@ -171,6 +181,8 @@ class PettingZooEnvironment(VectorEnvironment):
     def _step_game(self, game: int, converted: Any, stats: dict[str, list[float]]) -> None:
         environment, rows, idle = self._environments[game], self._rows[game], self.idle
         acting = {agent: converted[row] for agent, row in rows.items() if not idle[row]}
+        if self._joint is not None:
+            acting = {agent: self._joint.action_of(agent, action) for agent, action in acting.items()}
         row = -1
         try:
             observed, rewards, terminations, truncations, infos = step_parts(environment.step(acting))
@@ -196,7 +208,7 @@ class PettingZooEnvironment(VectorEnvironment):
                     )
                 cut = cut or (over_limit and not done)
                 self._terminated[row], self._truncated[row] = done, cut
-                self._observations.write(row, _observation_of(agent, observed))
+                self._observations.write(row, self._observation_of(agent, observed))
                 if done or cut:
                     accumulate_rollout_stats((info,), stats)
                     self._final_observations.copy_row(row, self._observations)
@@ -239,9 +251,17 @@ class PettingZooEnvironment(VectorEnvironment):
                 )
             row = self._rows[game][agent]
             if self.idle[row]:
-                self._observations.write(row, _observation_of(agent, observed))
+                self._observations.write(row, self._observation_of(agent, observed))
                 self._read_mask(row, infos.get(agent) or {})
                 self.idle[row] = False
+
+    def _observation_of(self, agent: Any, observed: Mapping[Any, Any]) -> Any:
+        if agent not in observed:
+            raise WrongReturn(
+                f"no observation of {agent!r}; return one of each agent that has acted, also of its last step, and of"
+                " each that is in env.agents"
+            )
+        return observed[agent] if self._joint is None else self._joint.observation_of(agent, observed[agent])
 
     def _leave(self, row: int) -> None:
         self.idle[row] = True
@@ -311,18 +331,28 @@ def _given(agent: Any, *of_agents: Mapping[Any, Any]) -> tuple[Any, ...]:
         raise WrongReturn(f"no {lacking} of it, though it has acted; return one for each agent that has") from None
 
 
-def _observation_of(agent: Any, observed: Mapping[Any, Any]) -> Any:
-    if agent not in observed:
-        raise WrongReturn(
-            f"no observation of {agent!r}; return one of each agent that has acted, also of its last step, and of each"
-            " that is in env.agents"
-        )
-    return observed[agent]
-
-
 def _shared_spaces(name: str, games: Sequence[Game]) -> tuple[Space, Space]:
     """Those of every agent of every game. Raises InvalidEnvironment where they differ."""
-    first: tuple[Space, Space] | None = None
+    of_agents = _spaces_of_agents(name, games)
+    first_agent, first = next(iter(of_agents.items()))
+    for agent, spaces in of_agents.items():
+        if spaces != first:
+            kinds = list(dict.fromkeys(agent_type(str(one)) for one in of_agents))
+            cure = "pad them, as by a function in environment_wrappers that calls supersuit's pad_observations_v0 and"
+            cure += " pad_action_space_v0"
+            if agent_type(str(agent)) != agent_type(str(first_agent)):
+                cure += f", or give the types a policy each in {PATH.policy.by_type}: {', '.join(kinds)}"
+            raise InvalidEnvironment(
+                f"environment {name!r}: agent {agent!r} has the spaces {spaces[0]} and {spaces[1]}, agent"
+                f" {first_agent!r} has {first[0]} and {first[1]}; all agents share one policy, and so must have the"
+                f" same: {cure}"
+            )
+    return first
+
+
+def _spaces_of_agents(name: str, games: Sequence[Game]) -> dict[Any, tuple[Space, Space]]:
+    """What each agent observes and does, in every game. Raises InvalidEnvironment where that differs."""
+    found: dict[Any, tuple[Space, Space]] = {}
     ids = list(games[0].possible_agents)
     for copy, game in enumerate(games):
         if list(game.possible_agents) != ids:
@@ -340,13 +370,11 @@ def _shared_spaces(name: str, games: Sequence[Game]) -> tuple[Space, Space]:
                         " gymnasium.spaces"
                     )
             spaces = cast("tuple[Space, Space]", spaces)
-            first = first or spaces
+            first = found.setdefault(agent, spaces)
             if spaces != first:
                 raise InvalidEnvironment(
-                    f"environment {name!r}: agent {agent!r} has the spaces {spaces[0]} and {spaces[1]}, agent"
-                    f" {ids[0]!r} has {first[0]} and {first[1]}; all agents share one policy, and so must have the"
-                    " same: pad them, as by a function in environment_wrappers that calls supersuit's"
-                    " pad_observations_v0 and pad_action_space_v0"
+                    f"environment {name!r}: agent {agent!r} has the spaces {spaces[0]} and {spaces[1]} in copy {copy},"
+                    f" but {first[0]} and {first[1]} in copy 0; all copies must have the same: let them depend on the"
+                    " options alone"
                 )
-    assert first is not None
-    return first
+    return found

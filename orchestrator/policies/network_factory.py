@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from orchestrator.config.own_code import OwnCodeError, import_function, place_of
 from orchestrator.config.plugins import code_named
 from orchestrator.config.settings import NETWORKS
+from orchestrator.policies.by_type import NetworksByType
 from orchestrator.policies.cnn import CNN, has_images
 from orchestrator.policies.lstm import LSTM
 from orchestrator.policies.mlp import MLP
@@ -39,6 +42,8 @@ def make_network(config: PolicyConfig, spaces: Spaces) -> nn.Module:
 
     Raises NetworkError where the name is unknown, cannot be imported, or what it names does not return a module.
     """
+    if config.by_type:
+        return NetworksByType(spaces, partial(_network_of_type, config))
     name = config.network
     if name == "auto":
         name = "cnn" if has_images(spaces.observation) else "mlp"
@@ -55,6 +60,18 @@ def make_network(config: PolicyConfig, spaces: Spaces) -> nn.Module:
             return LSTM(spaces, (), config.activation, config.lstm_size, TokenEncoder(spaces))
         case _:
             return _own_network(name, spaces)
+
+
+def _network_of_type(config: PolicyConfig, policy: str, spaces: Spaces) -> nn.Module:
+    own: dict[str, Any] = {"by_type": ()}
+    for one in config.by_type:
+        if one.type == policy:
+            given = {name: getattr(one, name) for name in ("network", "hidden_sizes", "activation", "lstm_size")}
+            own |= {name: value for name, value in given.items() if value is not None}
+    config = replace(config, **own)
+    network = make_network(config, spaces)
+    check_network(network, spaces, f"{config.network} of {policy}")
+    return network
 
 
 def check_network(network: nn.Module, spaces: Spaces, name: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import gymnasium
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from losses.advantage import discounted_scan
 from orchestrator.policies.network import Observation
+from state.frozen_mapping import FrozenMapping
 
 _VARIANCE_FLOOR = 1e-8
 
@@ -103,10 +104,19 @@ class ObservationNormalizer(nn.Module):
             return self._by_key[0][1].forward(observation) if self._by_key else observation
         return {**observation, **{key: part.forward(observation[key]) for key, part in self._by_key}}
 
-    def update(self, observation: Observation, valid: Tensor | None = None) -> None:
-        """Add observations `[..., *shape]` of the steps where `valid` `[...]` is True (None: all)."""
+    def update(
+        self, observation: Observation, valid: Tensor | None = None, own: Mapping[str, Tensor] = FrozenMapping({})
+    ) -> None:
+        """Add observations `[..., *shape]` of the steps where `valid` `[...]` is True (None: all); of the parts that
+        `own` has by key only where that is True, too."""
         for key, part in self._by_key:
-            part.update(observation if isinstance(observation, Tensor) else observation[key], valid)
+            counts = own.get(key)
+            if counts is not None and valid is not None:
+                counts = counts & valid
+            part.update(
+                observation if isinstance(observation, Tensor) else observation[key],
+                valid if counts is None else counts,
+            )
 
 
 class RewardNormalizer(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from losses.minibatch import PolicyEvaluation
 from orchestrator.config.paths import PATH
+from orchestrator.policies.by_type import NetworksByType
 from orchestrator.policies.distributions import distribution_for, masked
 from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces, one_step
 from orchestrator.policies.network_factory import check_network, make_network, outputs_without_gradient
@@ -131,7 +132,10 @@ class Policy(nn.Module):
         are left out. (Rewards are added by `reward_normalizer.update_and_scale`.)
         """
         if self.observation_normalizer is not None:
-            self.observation_normalizer.update(observation, valid)
+            own: dict[str, Tensor] = {}
+            if isinstance(self.network, NetworksByType):
+                own = self.network.rows(cast("dict[str, Tensor]", observation))
+            self.observation_normalizer.update(observation, valid, own)
 
     def _evaluate(
         self,
