@@ -47,6 +47,7 @@ def test_adding_never_waits_for_the_device(no_waiting: Callable[[], AbstractCont
     assert statistics.read() == {"a": 19.5}
 
 
+@pytest.mark.slow
 def test_the_guard_of_these_tests_notices_waiting(
     no_waiting: Callable[[], AbstractContextManager[None]],
 ) -> None:

@@ -16,6 +16,8 @@ from gymnasium import spaces
 from orchestrator import PolicyConfig, Trainer
 from tests.orchestrator.training import small_config
 
+pytestmark = pytest.mark.slow
+
 
 class Scaled(gymnasium.Env[Any, Any]):
     """Uniform numbers between minus and plus the `scales`."""

@@ -15,6 +15,8 @@ from orchestrator.policies import NetworkError, Observation, Spaces
 from tests.orchestrator.training import small_config
 from tests.small_networks import Recurrent, Separate, Shared
 
+pytestmark = pytest.mark.slow
+
 
 def own(function: str) -> PolicyConfig:
     return PolicyConfig(network=f"tests.orchestrator.test_own_networks:{function}")

@@ -109,6 +109,7 @@ async def test_the_losses_see_every_callback_in_the_order_of_the_loop(staleness:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["inline", "process"])
 async def test_each_field_is_filled_before_its_callback(backend: Any, tmp_path: Path) -> None:
     class Publisher(Hook):
@@ -243,6 +244,7 @@ def test_something_else_than_a_configuration_is_refused_with_what_to_write(confi
     assert cure in str(caught.value)
 
 
+@pytest.mark.slow
 async def test_a_run_can_be_watched_paused_and_stopped() -> None:
     begun: list[int] = []
     trainer = Trainer(small_config(epochs=100_000))

@@ -33,6 +33,7 @@ FORMER: list[tuple[str, type, str, str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("section", "kind", "former", "present", "value"), FORMER)
 def test_a_setting_can_be_given_and_read_under_its_former_name(
     section: str, kind: Any, former: str, present: str, value: Any, tmp_path: Path

@@ -32,6 +32,7 @@ def through_a_file(value: Any) -> Any:
     return np.array(value) if isinstance(value, np.ndarray) else json.loads(json.dumps(value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mode"),
     [

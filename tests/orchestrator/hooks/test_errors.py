@@ -127,6 +127,7 @@ async def test_a_hook_that_always_fails_at_some_events_logs_one_traceback_for_ea
     assert len(told) == final.epoch * len(failing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "state", [{1: "a"}, {"a": {None: 1}}, {"a": [{(1, 2): 3}]}, {"a": {True: 1}}, {"a": {b"b": 1}}]
 )

@@ -35,6 +35,7 @@ def weights(module: nn.Module) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in module.parameters()]).clone()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_grad_norm", [0.01, 0.5, math.inf])
 def test_clipped_steps_equal_torchs_own_clipping_and_adam(max_grad_norm: float) -> None:
     ours, reference = network(), network()
