@@ -6,6 +6,8 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from gymnasium import spaces as spaces_of
+
 from orchestrator.checkpoints import CheckpointError, find_checkpoint
 from orchestrator.checkpoints.checkpoint import not_understood
 from orchestrator.checkpoints.find import as_address
@@ -13,6 +15,7 @@ from orchestrator.config.settings import TrainerConfig
 from orchestrator.config.trust import check_trust
 from orchestrator.deployment.loaded_policy import LoadedPolicy
 from orchestrator.environments.action_mask import ActionMask
+from orchestrator.environments.joint_spaces import USED
 from orchestrator.environments.recorded_spaces import space_from_json
 from orchestrator.environments.spaces import agent_action_space, agent_observation_space, without_parts
 from orchestrator.policies import Spaces, build_policy
@@ -43,6 +46,12 @@ def load_policy(
     if address is not None and not trust_code:
         check_trust(TrainerConfig(policy=config.policy), address)  # nothing else of the settings is run
     observation, action = _recorded(checkpoint) if spaces is None else spaces
+    if isinstance(action, spaces_of.Box) and isinstance(observation, spaces_of.Dict) and USED in observation.spaces:
+        raise CheckpointError(
+            f"{checkpoint.path} has policies by type of agent, whose actions are Boxes of different sizes or bounds:"
+            " it does not say the bounds of each, so that its actions could not be brought within them; give all types"
+            " one action space to load or export them"
+        )
     name = config.environment
     seen, taken = agent_observation_space(observation, name), agent_action_space(action, name)
     mask_of = None

@@ -131,18 +131,30 @@ class LearnerWorker:
 
     async def _replace(self, error: WorkerCrashed) -> None:
         """Start another in the place of one that has died with `error`, or raise it."""
-        if self._policy is None or self._interrupt.is_set():
-            raise error
-        if self._unsaved is not None:
-            raise WorkerCrashed(f"{error}; it can't be replaced: {self._unsaved.reason}") from error
-        if not self.restarts.died():
-            raise WorkerCrashed(f"{error}; it has died {self.restarts.recent} times within an hour") from error
-        kept, slot, state = self._kept or (0, None, None)
-        lost = "" if kept == self._epochs else f", with the optimizer as it was after epoch {kept}"
-        _log.warning("%s; %s: it continues with the policy of epoch %d%s", error, self.restarts, self._epochs, lost)
-        await self.worker.aclose(0)
-        self.worker = await self._open()
-        self._slots = SlotSender()
-        await self.prepare(self._spec)
-        policy, moments = self._slots.ref(POLICY, self._policy()), slot and self._slots.ref(KEPT, slot)
-        await self._call(self.worker, "restore", policy, moments, state)
+        while True:
+            if self._policy is None or self._interrupt.is_set():
+                raise error
+            if self._unsaved is not None:
+                raise WorkerCrashed(f"{error}; it can't be replaced: {self._unsaved.reason}") from error
+            if not self.restarts.died():
+                raise WorkerCrashed(f"{error}; it has died {self.restarts.recent} times within an hour") from error
+            kept, slot, state = self._kept or (0, None, None)
+            _log.warning(
+                "%s; %s: it continues with the policy of epoch %d%s; what a loss or a network keeps outside of its"
+                " state (state_dict, parameters and buffers) begins anew",
+                error,
+                self.restarts,
+                self._epochs,
+                "" if kept == self._epochs else f", with the optimizer as it was after epoch {kept}",
+            )
+            await self.worker.aclose(0)
+            try:
+                self.worker = await self._open()
+                self._slots = SlotSender()
+                await self.prepare(self._spec)
+                policy, moments = self._slots.ref(POLICY, self._policy()), slot and self._slots.ref(KEPT, slot)
+                await self._call(self.worker, "restore", policy, moments, state)
+            except WorkerCrashed as again:  # what has killed one may well kill the next
+                error = again
+            else:
+                return

@@ -22,6 +22,7 @@ from orchestrator.loop.statistics import LoopStatistics
 from orchestrator.loop.views import Views
 from orchestrator.loop.worker_group import EarlyPublication
 from orchestrator.tracing.timeline import Timeline
+from orchestrator.workers.reply import WorkerCrashed
 from state.frozen_mapping import FrozenMapping
 from state.policy_point import PolicyPoint
 from state.shared_memory import Slot, SlotRing
@@ -169,7 +170,8 @@ class TrainingLoop:
         epoch = self._newest.state.epoch
         if epoch:
             finished = self._collected_epochs == epoch and not self._rollout_cut
-            with suppress(WorkerHangs):  # then the last checkpoint has the policy, and cannot be resumed from
+            # Where one hangs or has died, the last checkpoint has the policy, and cannot be resumed from.
+            with suppress(WorkerHangs, WorkerCrashed):
                 await self._snapshots.take(epoch, finished=finished)
         state = self._newest.advance(policy=self._views.policy_for_sure())
         if self._failure is not None:

@@ -271,16 +271,26 @@ class WorkerGroup:
                 self._patience.saw(collector.worker.name, report.longest_step)
                 return report
             except WorkerCrashed as error:
-                if not collector.restarts.died():
-                    raise WorkerCrashed(
-                        f"{error}; it has died {collector.restarts.recent} times within an hour, and what it runs is"
-                        f" the environment {self._config.environment!r}, with the policy"
-                    ) from error
-                _log.warning("%s; %s: its episodes begin again", error, collector.restarts)
-                await collector.worker.aclose(0)
+                await self._replace(collector, error)
+
+    async def _replace(self, collector: _Collector, error: WorkerCrashed) -> None:
+        """Start another in the place of one that has died with `error`, or raise it."""
+        while True:
+            if not collector.restarts.died():
+                raise WorkerCrashed(
+                    f"{error}; it has died {collector.restarts.recent} times within an hour, and what it runs is"
+                    f" the environment {self._config.environment!r}, with the policy"
+                ) from error
+            _log.warning("%s; %s: its episodes begin again", error, collector.restarts)
+            await collector.worker.aclose(0)
+            try:
                 collector.worker = await self._start_collector(collector.index, collector.restarts.total)
                 collector.slots = SlotSender()
                 await self._ask(collector.worker, "prepare", self.spec)
+            except WorkerCrashed as again:  # what has killed one may well kill the next
+                error = again
+            else:
+                return
 
     def statistics(self) -> FrozenMapping[str, WorkerStatistics]:
         """Of each collector and the learner, by name."""

@@ -50,6 +50,17 @@ def make_maze(size: int) -> gymnasium.Env[Any, Any]:
     return gymnasium.make("CartPole-v1")
 
 
+def slow_simulator() -> gymnasium.Env[Any, Any]:
+    """As quick as any here."""
+    return gymnasium.make("CartPole-v1")
+
+
+def hide_and_seek() -> Any:
+    from tests.games import HideAndSeek
+
+    return HideAndSeek()
+
+
 class Announce(Hook):
     async def on_training_end(self, state: TrainerState) -> None:
         print("trained", state.epoch)

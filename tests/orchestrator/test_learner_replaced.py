@@ -17,6 +17,7 @@ from torch import Tensor
 
 from losses import Loss
 from orchestrator import Hook, LearningConfig, LossesConfig, PolicyConfig, Trainer, TrainerConfig, WorkerCrashed
+from orchestrator.workers.worker import open_worker
 from tests.orchestrator.training import losses_with, small_config, worker_processes
 
 if TYPE_CHECKING:
@@ -205,3 +206,42 @@ async def test_v_trace_and_its_normalizers_continue_too(tmp_path: Path) -> None:
 def dying() -> Loss:
     folder, _, epochs = os.environ["DYING"].partition(":")
     return Dying(Path(folder), tuple(map(int, epochs.split())))
+
+
+async def test_one_that_dies_while_it_starts_is_replaced_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    started = 0
+
+    async def opened(backend: Any, name: str, *args: Any, **options: Any) -> Any:
+        nonlocal started
+        started += name == "learner"
+        worker = await open_worker(backend, name, *args, **options)
+        if name == "learner" and started == 2:
+            await worker.aclose(0)
+            raise WorkerCrashed("worker 'learner' died during '__construct__'")
+        return worker
+
+    monkeypatch.setattr("orchestrator.loop.worker_group.open_worker", opened)
+    undisturbed, _ = await trained(config_for(), Dying(tmp_path))
+    started = 0
+    replaced, _ = await trained(config_for(), Dying(tmp_path, (4,)))
+    assert started == 3
+    assert "starting it again (2 of 3)" in caplog.text
+    assert "outside of its state (state_dict" in caplog.text
+    assert_same(undisturbed, replaced)
+
+
+async def test_a_run_that_ends_at_once_after_the_learner_has_died_in_a_pause_saves_the_policy(tmp_path: Path) -> None:
+    before = worker_processes()
+    trainer = Trainer(config_for(run_dir=tmp_path / "run"), losses=losses_with(Dying(tmp_path)))
+    with anyio.fail_after(200):
+        async with trainer.start() as run:
+            await run.next_state(None)
+            run.pause()
+            while any(one.state == "busy" for one in run.statistics().workers.values()):
+                await anyio.sleep(0.05)
+            for pid in worker_processes() - before:
+                os.kill(pid, signal.SIGKILL)  # collectors too
+            run.stop_now()
+    assert list((tmp_path / "run" / "checkpoints").glob("[0-9]*"))

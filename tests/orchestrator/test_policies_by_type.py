@@ -13,6 +13,7 @@ import pytest
 from torch import nn
 
 from orchestrator import (
+    CheckpointError,
     CheckpointsConfig,
     ConfigurationError,
     EvaluationConfig,
@@ -22,6 +23,7 @@ from orchestrator import (
     Trainer,
     TrainerConfig,
     TypePolicy,
+    load_policy,
 )
 from orchestrator.command.evaluation import evaluate_checkpoint
 from orchestrator.policies import NetworkError
@@ -209,3 +211,18 @@ async def test_the_best_checkpoint_may_be_that_of_one_type(tmp_path: Path) -> No
     config = replace(config_of(GAME, policy=BOTH), run_dir=tmp_path, checkpoints=checkpoints)
     await Trainer(replace(config, evaluation=EvaluationConfig(every=2, episodes=2))).run()
     assert list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("numbers", [False, True])
+async def test_what_a_loaded_policy_does_is_of_the_joint_space_unless_bounds_would_be_lost(
+    numbers: bool, tmp_path: Path
+) -> None:
+    await Trainer(replace(learning(300, options={"numbers": numbers}), run_dir=tmp_path / "run")).run()
+    if numbers:
+        with pytest.raises(CheckpointError, match="actions are Boxes of different sizes or bounds.*one action space"):
+            load_policy(tmp_path / "run")
+        return
+    policy = load_policy(tmp_path / "run")
+    for _ in range(20):
+        joint = policy.observation_space.sample()
+        assert policy.action_space.contains(policy.act(joint, deterministic=False))
