@@ -141,7 +141,9 @@ class SplitEnvironment(VectorEnvironment):
         return self._observation(OBSERVATION, slice(0, self.count))
 
     def step(self, actions: Array) -> Step:
-        raise NotImplementedError("groups are stepped by send() and recv()")
+        assert len(self.groups) == 1, "several groups are stepped by send() and recv()"
+        self.send(actions)
+        return self.recv()
 
     def send(self, actions: Array, group: int = 0) -> None:
         if group == 0:

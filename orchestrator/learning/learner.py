@@ -3,6 +3,7 @@ time and publishes the next version of the policy. Synchronous; runs in a worker
 
 from __future__ import annotations
 
+import pickle
 import time
 from dataclasses import replace
 from functools import partial
@@ -128,6 +129,11 @@ class Learner:
             return self._memory.write(self._bytes(moments))
         except LossStateError as error:
             return Unsaved(str(error))
+
+    def kept_state(self, moments: SlotRef) -> bytes | Unsaved:
+        """`state`, pickled: the host, which is to do little, only looks into it when it replaces a learner."""
+        state = self.state(moments)
+        return state if isinstance(state, Unsaved) else pickle.dumps(state)
 
     def restore(self, policy: SlotRef, moments: SlotRef | None, state: LearnerState | None) -> None:
         """Go on from a policy, and from what was learner_state with it (None: with a new optimizer)."""
@@ -280,7 +286,7 @@ class Learner:
         if request.moments_to is not None:
             learner_state = self.state(request.moments_to)
             warnings |= self._unsaved.changed()
-        kept_state = None if request.keep_to is None else self.state(request.keep_to)
+        kept_state = None if request.keep_to is None else self.kept_state(request.keep_to)
         checks()
         return LearnReport(
             loss_stats=loss_stats,

@@ -94,8 +94,8 @@ class LearnReport(NamedTuple):
     interrupted: bool
     learner_state: LearnerState | Unsaved | None = None
     """If it was asked for: what goes with the moments."""
-    kept_state: LearnerState | Unsaved | None = None
-    """The same for the request's `keep_to`."""
+    kept_state: bytes | Unsaved | None = None
+    """The same, pickled, for the request's `keep_to`."""
     spans: Sequence[Span] = ()
     """What happened in between, where the configuration asks for a trace."""
     longest_step: float = 0.0

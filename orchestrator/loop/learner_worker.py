@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.learning.learner_state import LearnerState, Unsaved
+from orchestrator.learning.learner_state import Unsaved
 from orchestrator.learning.messages import EarlyReport, LearnReport
 from orchestrator.loop.restarts import Restarts
 from orchestrator.loop.rings import KEPT, POLICY
@@ -54,8 +55,8 @@ class LearnerWorker:
         self._ring: SlotRing | None = None
         self._every = 1
         """Epochs from one time that the state is kept to the next."""
-        self._kept: tuple[int, Slot, LearnerState] | None = None
-        """The state after so many epochs."""
+        self._kept: tuple[int, Slot, bytes] | None = None
+        """The state after so many epochs, pickled by the learner."""
         self._unsaved: Unsaved | None = None
         self._epochs = 0
         """Which have been learned."""
@@ -84,7 +85,7 @@ class LearnerWorker:
         self._epochs = epochs
         if self._ring is not None:
             slot = self._ring.claim()
-            self._keep(slot, await self._call(self.worker, "state", self._slots.ref(KEPT, slot)))
+            self._keep(slot, await self._call(self.worker, "kept_state", self._slots.ref(KEPT, slot)))
         self._policy = policy
 
     async def ask(self, method: str, arguments: Callable[[SlotSender], tuple[object, ...]] = _no_arguments) -> Any:
@@ -119,7 +120,7 @@ class LearnerWorker:
             self._keep(slot, report.kept_state)
         return report
 
-    def _keep(self, slot: Slot, state: LearnerState | Unsaved) -> None:
+    def _keep(self, slot: Slot, state: bytes | Unsaved) -> None:
         assert self._ring is not None
         if isinstance(state, Unsaved):
             self._ring.release(slot)
@@ -153,7 +154,7 @@ class LearnerWorker:
                 self._slots = SlotSender()
                 await self.prepare(self._spec)
                 policy, moments = self._slots.ref(POLICY, self._policy()), slot and self._slots.ref(KEPT, slot)
-                await self._call(self.worker, "restore", policy, moments, state)
+                await self._call(self.worker, "restore", policy, moments, state and pickle.loads(state))
             except WorkerCrashed as again:  # what has killed one may well kill the next
                 error = again
             else:
