@@ -262,7 +262,7 @@ class Learner:
         spans.end("statistics")
         state = replace(state, update_epoch=passes, mb_idx=done)
         self.callback("on_train_phase_end", state)
-        self.policy.update_normalizers(observation_arrays(batch), valid)
+        self.policy.merge_observations(self.policy.observation_summary(observation_arrays(batch), valid))
         spans.end("normalizers")
         self.publish(request.publish_to)
         spans.end("publish")

@@ -50,12 +50,14 @@ class RunningNormalizer(nn.Module):
         buffers = cast("dict[str, Tensor]", self._buffers)
         return torch.sub(x, buffers["mean"]).mul_(buffers["scale"]).clamp_(-self._clip, self._clip)
 
-    @torch.no_grad()
     def update(self, x: Tensor, valid: Tensor | None = None) -> None:
-        """Add the data `x` `[..., *shape]`; rows where `valid` `[...]` is False are left out (None: all count).
+        """Add the data `x` `[..., *shape]`; rows where `valid` `[...]` is False are left out (None: all count)."""
+        self.merge(self.summary(x, valid))
 
-        Batches are merged as by Chan et al. 1983, equation 2.1; nothing is read back from the device.
-        """
+    @torch.no_grad()
+    def summary(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What `merge` adds of the data, which are as in `update`: `[4, *shape]`, the number of rows, a value near
+        them, and their mean's distance from it, and their variance. Nothing is read back from the device."""
         x = x.flatten(0, x.dim() - self._dimensions - 1) if x.dim() > self._dimensions else x.unsqueeze(0)
         if valid is None:
             mask = torch.ones(1, dtype=torch.bool, device=x.device)
@@ -68,11 +70,20 @@ class RunningNormalizer(nn.Module):
         zero = torch.zeros((), device=x.device)
 
         rough_mean = torch.where(mask, x, zero).sum(0) / divisor
-        self.origin.copy_(torch.where(self.count == 0, rough_mean, self.origin))
-        centered = x - self.origin
-        batch_offset = torch.where(mask, centered, zero).sum(0) / divisor
-        batch_variance = torch.where(mask, (centered - batch_offset).square_(), zero).sum(0) / divisor
+        origin = torch.where(self.count == 0, rough_mean, self.origin)
+        centered = x - origin
+        offset = torch.where(mask, centered, zero).sum(0) / divisor
+        variance = torch.where(mask, (centered - offset).square_(), zero).sum(0) / divisor
+        return torch.stack([added.expand_as(offset), origin, offset, variance])
 
+    @torch.no_grad()
+    def merge(self, summary: Tensor) -> None:
+        """Add data of which a `summary` was made when the same had been added to this: Chan et al. 1983, equation
+        2.1."""
+        of_each, origin, batch_offset, batch_variance = summary
+        added = of_each.flatten()[0]
+        self.origin.copy_(torch.where(self.count == 0, origin, self.origin))
+        batch_offset = batch_offset + (origin - self.origin)
         total = self.count + added
         share = added / total.clamp(min=1.0)
         step = batch_offset - self.offset
@@ -104,19 +115,25 @@ class ObservationNormalizer(nn.Module):
             return self._by_key[0][1].forward(observation) if self._by_key else observation
         return {**observation, **{key: part.forward(observation[key]) for key, part in self._by_key}}
 
-    def update(
+    def summary(
         self, observation: Observation, valid: Tensor | None = None, own: Mapping[str, Tensor] = FrozenMapping({})
-    ) -> None:
-        """Add observations `[..., *shape]` of the steps where `valid` `[...]` is True (None: all); of the parts that
-        `own` has by key only where that is True, too."""
+    ) -> Tensor:
+        """What `merge` adds of observations `[..., *shape]`, of the steps where `valid` `[...]` is True (None: all); of
+        the parts that `own` has by key only where that is True, too. `[n]`, as `RunningNormalizer.summary`."""
+        summaries: list[Tensor] = []
         for key, part in self._by_key:
             counts = own.get(key)
             if counts is not None and valid is not None:
                 counts = counts & valid
-            part.update(
-                observation if isinstance(observation, Tensor) else observation[key],
-                valid if counts is None else counts,
-            )
+            data = observation if isinstance(observation, Tensor) else observation[key]
+            summaries.append(part.summary(data, valid if counts is None else counts).flatten())
+        return torch.cat(summaries) if summaries else torch.zeros(0)
+
+    def merge(self, summary: Tensor) -> None:
+        """Add the observations of a `summary`."""
+        for _, part in self._by_key:
+            own, summary = summary.split([4 * part.mean.numel(), len(summary) - 4 * part.mean.numel()])
+            part.merge(own.view(4, *part.mean.shape))
 
 
 class RewardNormalizer(nn.Module):
@@ -135,17 +152,24 @@ class RewardNormalizer(nn.Module):
         """`[segments]`: the discounted sum of each unfinished episode after the last batch. It belongs to the episodes
         under way and not to the policy: part of a checkpoint, not of `state_dict`."""
 
-    @torch.no_grad()
     def update_and_scale(
         self, reward: Tensor, episode_end: Tensor, valid: Tensor | None = None, begins: Tensor | None = None
     ) -> Tensor:
-        """Add a batch of rewards `[segments, horizon]` to the statistics and return it scaled by them.
+        """Add a batch of rewards to the statistics, as `sums` takes them, and return it scaled by these."""
+        self.statistics.update(self.sums(reward, episode_end, valid, begins), valid)
+        return self.scaled(reward, valid)
+
+    @torch.no_grad()
+    def sums(
+        self, reward: Tensor, episode_end: Tensor, valid: Tensor | None = None, begins: Tensor | None = None
+    ) -> Tensor:
+        """The discounted sums, which belong into the statistics, of a batch of rewards `[segments, horizon]`.
 
         The segments continue those of the last call, so their number must stay the same (else ValueError). Where
         `begins` `[segments]` (None: nowhere) says that a segment's first step is an episode's, it does not continue: a
         collector that was started again has left the episodes before unfinished.
         `episode_end` is True where the episode terminated or was truncated. Steps where `valid` is False
-        (None: nowhere) do not count, and their result is 0.
+        (None: nowhere) do not count.
         """
         carry = reward.new_zeros(len(reward)) if self.carry is None else self.carry.to(reward.device)
         if len(carry) != len(reward):
@@ -155,14 +179,17 @@ class RewardNormalizer(nn.Module):
             )
         if begins is not None:
             carry = torch.where(begins, 0.0, carry)
-        if valid is not None:
-            reward = torch.where(valid, reward, 0.0)
         coefficient = episode_end.logical_not() * self._discount
-        delta = reward.clone()
+        delta = reward.clone() if valid is None else torch.where(valid, reward, 0.0)
         delta[:, 0] += self._discount * carry
         # The sum runs forward in time; the scan runs backward.
         before = torch.nn.functional.pad(coefficient[:, :-1], (1, 0))
         sums = discounted_scan(delta.flip(1), before.flip(1)).flip(1)
         self.carry = torch.where(episode_end[:, -1], 0.0, sums[:, -1])
-        self.statistics.update(sums, valid)
+        return sums
+
+    def scaled(self, reward: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Rewards divided by the standard deviation; 0 where `valid` is False."""
+        if valid is not None:
+            reward = torch.where(valid, reward, 0.0)
         return (reward * self.statistics.scale).clamp_(-self._clip, self._clip)

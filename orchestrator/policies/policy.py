@@ -125,17 +125,24 @@ class Policy(nn.Module):
         parameters, value, following = self._evaluate(observation, action, state, episode_start, valid, action_mask)
         return self.distribution.log_prob(parameters, action), value, following
 
-    def update_normalizers(self, observation: Observation, valid: Tensor | None = None) -> None:
-        """Add the observations `[segments, horizon, ...]` of a batch that has been learned from to the statistics.
+    def observation_summary(self, observation: Observation, valid: Tensor | None = None) -> Tensor:
+        """What `merge_observations` adds of the observations `[segments, horizon, ...]` of a batch: `[n]`, empty where
+        none are normalized. Steps where `valid` is False are left out."""
+        if self.observation_normalizer is None:
+            return torch.zeros(0)
+        own: dict[str, Tensor] = {}
+        if isinstance(self.network, NetworksByType):
+            own = self.network.rows(cast("dict[str, Tensor]", observation))
+        return self.observation_normalizer.summary(observation, valid, own)
 
-        Called after learning, so that acting and learning see the same statistics. Steps where `valid` is False
-        are left out. (Rewards are added by `reward_normalizer.update_and_scale`.)
+    def merge_observations(self, summary: Tensor) -> None:
+        """Add the observations of a summary to the statistics.
+
+        Called after learning from a batch, so that acting and learning see the same statistics. (Rewards are added by
+        `reward_normalizer`.)
         """
         if self.observation_normalizer is not None:
-            own: dict[str, Tensor] = {}
-            if isinstance(self.network, NetworksByType):
-                own = self.network.rows(cast("dict[str, Tensor]", observation))
-            self.observation_normalizer.update(observation, valid, own)
+            self.observation_normalizer.merge(summary)
 
     def _evaluate(
         self,

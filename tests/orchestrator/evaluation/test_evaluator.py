@@ -138,7 +138,7 @@ def test_normalisation_is_used_as_it_is_and_rewards_are_the_environment_s_own(de
     spaces = Spaces(environment.observation_space, environment.action_space)
     policy = Policy(spaces, Watching(), normalize_observations=True, normalize_rewards=True)
     assert policy.reward_normalizer is not None
-    policy.update_normalizers(torch.tensor([[[1.0], [2.0], [3.0]]]))
+    policy.merge_observations(policy.observation_summary(torch.tensor([[[1.0], [2.0], [3.0]]])))
     policy.reward_normalizer.update_and_scale(torch.tensor([[100.0, -100.0]]), torch.zeros(1, 2, dtype=torch.bool))
     before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
     (scores,) = evaluate(policy, [environment], 4, [0], deterministic)

@@ -121,7 +121,7 @@ def test_only_boxes_of_floats_are_normalized_in_a_dict() -> None:
         "mode": torch.ones(4, 5, dtype=torch.int64),
     }
     valid = torch.ones(4, 5, dtype=torch.bool)
-    normalizer.update(observation, valid)
+    normalizer.merge(normalizer.summary(observation, valid))
     result = normalizer(observation)
     assert result["camera"] is observation["camera"]
     assert result["mode"] is observation["mode"]
@@ -133,7 +133,7 @@ def test_only_boxes_of_floats_are_normalized_in_a_dict() -> None:
 def test_an_image_alone_passes_unchanged() -> None:
     normalizer = ObservationNormalizer(spaces.Box(0, 255, (8, 8, 3), np.uint8))
     image = torch.zeros(2, 8, 8, 3, dtype=torch.uint8)
-    normalizer.update(image)
+    normalizer.merge(normalizer.summary(image))
     assert normalizer(image) is image
 
 

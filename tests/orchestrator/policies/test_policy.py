@@ -149,7 +149,7 @@ def test_a_policy_works_on_memory_that_belongs_to_somebody_else(network: str) ->
     valid = torch.ones(2, 4, dtype=torch.bool)
     action = torch.zeros(2, 4, dtype=torch.int64)
     for either in (policy, twin):
-        either.update_normalizers(observation, valid)
+        either.merge_observations(either.observation_summary(observation, valid))
         assert either.reward_normalizer is not None
         either.reward_normalizer.update_and_scale(torch.randn(2, 4).abs_(), ~valid, valid)
         either.evaluate(observation, action).value.sum().backward()
@@ -182,7 +182,7 @@ def test_statistics_change_only_when_asked_to_and_then_act_and_evaluate_alike() 
 
     valid = torch.ones(4, 8, dtype=torch.bool)
     valid[:, -1] = False
-    policy.update_normalizers(observation, valid)
+    policy.merge_observations(policy.observation_summary(observation, valid))
     rows = observation[valid]
     normalized = (observation - rows.mean(0)) / rows.std(0, correction=0)
     expected = plain.evaluate(normalized, action)
@@ -196,7 +196,7 @@ def test_statistics_change_only_when_asked_to_and_then_act_and_evaluate_alike() 
 def test_statistics_are_part_of_the_state_dict() -> None:
     config = replace(CONFIG, normalize_observations=True, normalize_rewards=True)
     policy, other = (build_policy(config, SPACES, seed) for seed in (1, 2))
-    policy.update_normalizers(torch.randn(4, 8, 3) + 5.0)
+    policy.merge_observations(policy.observation_summary(torch.randn(4, 8, 3) + 5.0))
     other.load_state_dict(policy.state_dict())
     observation = torch.randn(2, 3)
     assert torch.equal(other(observation)[0], policy(observation)[0])
@@ -206,7 +206,7 @@ def test_normalizers_are_there_only_where_asked_for() -> None:
     policy = build_policy(CONFIG, SPACES, seed=1)
     assert policy.observation_normalizer is None
     assert policy.reward_normalizer is None
-    policy.update_normalizers(torch.randn(4, 8, 3))
+    policy.merge_observations(policy.observation_summary(torch.randn(4, 8, 3)))
     assert not list(policy.buffers())
 
 
