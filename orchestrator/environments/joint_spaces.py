@@ -105,6 +105,10 @@ class JointSpaces:
             joint[USED] = self._used[place]
         return joint
 
+    def blank_of(self, agent: Any) -> dict[str, Any]:
+        """That of an agent that is out: it says whose it is, and nothing else."""
+        return self.observation_of(agent, self._blank[SEEN][self._names[self._places[agent]]])
+
     def action_of(self, agent: Any, action: Any) -> Any:
         """The agent's own action, of its own space, in the joint one."""
         return action if self._converters is None else self._converters[self._places[agent]](action)

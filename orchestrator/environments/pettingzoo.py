@@ -113,7 +113,9 @@ class PettingZooEnvironment(VectorEnvironment):
         self._key_of_mask = None if self._mask is None else self._mask.key_of_info
         self._limit = adaptation.max_episode_steps
         reader = ObservationReader(observed, self.warn)
-        self._blank = blank_of(observed)
+        self._blanks = dict.fromkeys(self._ids, blank_of(observed))
+        if self._joint is not None:
+            self._blanks = {agent: self._joint.blank_of(agent) for agent in self._ids}
         self._observations = ObservationRows(reader, self.count)
         self._final_observations = ObservationRows(reader, self.count)
         self._observation = self._without_mask(self._observations.observation)
@@ -173,7 +175,7 @@ class PettingZooEnvironment(VectorEnvironment):
         self.idle[...] = cast("Array", state["idle"])
         self._elapsed[...] = cast("Array", state["elapsed"])
         for row in np.flatnonzero(self.idle):
-            self._observations.write(int(row), self._blank)
+            self._leave(int(row))
 
     def close(self) -> None:
         close_all(self._environments)
@@ -265,7 +267,7 @@ class PettingZooEnvironment(VectorEnvironment):
 
     def _leave(self, row: int) -> None:
         self.idle[row] = True
-        self._observations.write(row, self._blank)
+        self._observations.write(row, self._blanks[self._ids[row % len(self._ids)]])
 
     def _reset_game(self, game: int, seed: int | None) -> None:
         environment = self._environments[game]

@@ -7,7 +7,7 @@ import pickle
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from orchestrator.learning.statistics import batch_statistics, loss_statistics
 from orchestrator.learning.threads import threads_for
 from orchestrator.learning.unsaved_attributes import UnsavedAttributes
 from orchestrator.policies import build_policy, check_gradients
+from orchestrator.policies.by_type import OwnRows
 from orchestrator.workers.global_generators import seed_global_generators
 from orchestrator.workers.interrupt import InterruptChecks
 from orchestrator.workers.slots import SlotMemory, SlotRef
@@ -200,17 +201,20 @@ class Learner:
         progress = request.steps_before / self._plan.config.total_agent_steps
         rate = self._learning_rate.at(progress, request.learning_rate_scale)
         self._optimization.begin_epoch(rate)
+        own = self.policy.own_rows(observation_arrays(batch))
+        segments = () if own is None else cast("tuple[Tensor, ...]", own.of)
         draws = (
             SegmentDraws(
                 batch,
                 valid,
                 config.minibatches,
                 self._generator,
+                segments,
                 priority_exponent=config.priority_exponent,
                 correction=config.priority_correction,
             )
             if self._segments
-            else StepDraws(self._per_step(batch), valid, config.minibatches, self._generator)
+            else StepDraws(self._per_step(batch), valid, config.minibatches, self._generator, segments)
         )
         spans.end("prepare")
         done = passes = 0
@@ -233,7 +237,7 @@ class Learner:
                     raise_failure(error, self._network_in(epoch))
                 self._gradients.outputs(evaluation)
                 total, components = self._losses.compute(minibatch, evaluation)
-                if not done:
+                if not done and 0 not in draw.counts:
                     self._gradients.total(evaluation, total, self._losses.without_gradient)
                 self._optimization.backward(total, components, 1.0 / config.accumulate_minibatches)
                 done += 1
@@ -328,7 +332,8 @@ class Learner:
         state, start = None, None
         if self.policy.recurrent:
             state, start = fields[RECURRENT_STATE], fields["episode_start"]
-        return self.policy.evaluate(observation, fields["action"], state, start, draw.valid, mask)
+        rows = OwnRows.in_order(draw.counts) if draw.counts else None
+        return self.policy.evaluate(observation, fields["action"], state, start, draw.valid, mask, rows)
 
     def _loss_stats(self, epoch: int, batch: dict[str, Tensor], valid: Tensor) -> dict[str, float]:
         """At the end of the epoch, when the host of the device may wait for it."""

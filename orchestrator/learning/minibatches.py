@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,34 +18,15 @@ class Draw:
     fields: Rows
     valid: Tensor | None
     weight: Tensor | None
+    counts: tuple[int, ...] = ()
+    """How many rows of each policy follow one another, where types of agents have policies of their own."""
 
 
 class StepDraws:
-    """Each pass visits every valid step once, in random order, in `count` nearly equal minibatches."""
+    """Each pass visits every valid step once, in random order, in `count` nearly equal minibatches.
 
-    def __init__(self, batch: Mapping[str, Tensor], valid: Tensor, count: int, generator: torch.Generator) -> None:
-        self._flat = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
-        flat_valid = valid.flatten()
-        self._steps = None if bool(flat_valid.all()) else flat_valid.nonzero().squeeze(1)
-        self._total = len(flat_valid) if self._steps is None else len(self._steps)
-        self._count = count
-        self._generator = generator
-
-    def one_pass(self) -> Iterator[Draw]:
-        device = self._generator.device
-        order = torch.randperm(self._total, generator=self._generator, device=device)
-        if self._steps is not None:
-            order = self._steps[order]
-        for index in order.tensor_split(self._count):
-            if len(index):
-                yield Draw(Rows(self._flat, index), None, None)
-
-
-class SegmentDraws:
-    """Each pass makes `count` minibatches of whole segments.
-
-    Every segment is visited once, unless `priority_exponent` is positive: then segments are drawn, with replacement,
-    with probability proportional to their mean absolute advantage to that power, and weighted to correct for it.
+    Where types of agents have policies of their own, `segments` are those of each: every minibatch then has a nearly
+    equal share of the steps of each, one policy after another.
     """
 
     def __init__(
@@ -54,32 +35,91 @@ class SegmentDraws:
         valid: Tensor,
         count: int,
         generator: torch.Generator,
+        segments: Sequence[Tensor] = (),
+    ) -> None:
+        self._flat = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
+        flat_valid = valid.flatten()
+        all_valid = bool(flat_valid.all())
+        self._steps: list[Tensor | None] = [None if all_valid else flat_valid.nonzero().squeeze(1)]
+        if segments:
+            times = torch.arange(valid.shape[1], device=valid.device)
+            own = [(one[:, None] * len(times) + times).flatten() for one in segments]
+            self._steps = [one if all_valid else one[flat_valid[one]] for one in own]
+        self._totals = [len(flat_valid) if one is None else len(one) for one in self._steps]
+        self._count = count
+        self._generator = generator
+
+    def one_pass(self) -> Iterator[Draw]:
+        device = self._generator.device
+        orders: list[Tensor] = []
+        for total, steps in zip(self._totals, self._steps, strict=True):
+            order = torch.randperm(total, generator=self._generator, device=device)
+            orders.append(order if steps is None else steps[order])
+        for index, counts in _shares(orders, self._count):
+            yield Draw(Rows(self._flat, index), None, None, counts)
+
+
+class SegmentDraws:
+    """Each pass makes `count` minibatches of whole segments, of which `segments` are those of each policy, as of
+    `StepDraws`.
+
+    Every segment is visited once, unless `priority_exponent` is positive: then segments are drawn, with replacement,
+    with probability proportional to their mean absolute advantage to that power, among those of the same policy, and
+    weighted to correct for it.
+    """
+
+    def __init__(
+        self,
+        batch: Mapping[str, Tensor],
+        valid: Tensor,
+        count: int,
+        generator: torch.Generator,
+        segments: Sequence[Tensor] = (),
         *,
         priority_exponent: float = 0.0,
         correction: float = 1.0,
     ) -> None:
         self._batch = batch
         self._valid = None if bool(valid.all()) else valid
-        self._segments = len(valid)
+        self._segments: list[Tensor | None] = list(segments) or [None]
+        self._totals = [len(valid) if one is None else len(one) for one in self._segments]
         self._count = count
         self._generator = generator
         self._correction = correction
-        self._probabilities: Tensor | None = None
+        self._probabilities: list[Tensor] = []
         if priority_exponent > 0:
-            self._probabilities = segment_probabilities(batch["advantage"], self._valid, priority_exponent)
+            for own in self._segments:
+                some = slice(None) if own is None else own
+                size, counts = batch["advantage"][some], None if self._valid is None else self._valid[some]
+                self._probabilities.append(segment_probabilities(size, counts, priority_exponent))
 
     def one_pass(self) -> Iterator[Draw]:
         device = self._generator.device
-        if self._probabilities is None:
-            order = torch.randperm(self._segments, generator=self._generator, device=device)
-        else:
-            order = torch.multinomial(self._probabilities, self._segments, replacement=True, generator=self._generator)
-        for index in order.tensor_split(self._count):
-            if len(index):
-                valid = None if self._valid is None else self._valid[index]
-                weight = (
-                    None
-                    if self._probabilities is None
-                    else importance_weights(self._probabilities, index, self._correction)
-                )
-                yield Draw(Rows(self._batch, index), valid, weight)
+        orders: list[Tensor] = []
+        weights: list[Tensor] = []
+        for place, (total, own) in enumerate(zip(self._totals, self._segments, strict=True)):
+            if not self._probabilities:
+                order = torch.randperm(total, generator=self._generator, device=device)
+            else:
+                likely = self._probabilities[place]
+                order = torch.multinomial(likely, total, replacement=True, generator=self._generator)
+                weights.append(importance_weights(likely, order, self._correction))
+            orders.append(order if own is None else own[order])
+        weighted = _shares(weights, self._count) if weights else None
+        for index, counts in _shares(orders, self._count):
+            valid = None if self._valid is None else self._valid[index]
+            weight = None if weighted is None else next(weighted)[0]
+            yield Draw(Rows(self._batch, index), valid, weight, counts)
+
+
+def _shares(of_policies: Sequence[Tensor], count: int) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """What falls to each of `count` minibatches, and how much of each policy where there are several."""
+    if len(of_policies) == 1:
+        for share in of_policies[0].tensor_split(count):
+            if len(share):
+                yield share, ()
+        return
+    for shares in zip(*(one.tensor_split(count) for one in of_policies), strict=True):
+        counts = tuple(map(len, shares))
+        if sum(counts):
+            yield torch.cat(shares), counts

@@ -23,6 +23,7 @@ from state.error import OrchestratorError
 
 if TYPE_CHECKING:
     from orchestrator.environments.vector import VectorEnvironment
+    from orchestrator.policies.by_type import OwnRows
 
 # Rows that go through the network at once: their activations stay in the processor's cache, which halves the time
 # of a batch of 65,536 rows.
@@ -57,6 +58,8 @@ class ActingPolicy:
         self._part = _PART if device.type == "cpu" else _PART_ON_DEVICE
         self.state: Tensor | None = torch.zeros(count, policy.state_size, device=device) if policy.recurrent else None
         """`[count, state_size]`, None for a policy without memory."""
+        self._own_rows: dict[int, OwnRows | None] = {}
+        """Whose the rows are that `act` is called for, by the first of them: that does not change."""
 
     def act(
         self,
@@ -74,13 +77,17 @@ class ActingPolicy:
         if self.device.type != "cpu":
             observation, episode_start = self._there(observation), self.there(episode_start)
             action_mask = None if action_mask is None else self.there(action_mask)
+        first_row = 0 if rows is None else rows.start
+        if first_row not in self._own_rows:
+            self._own_rows[first_row] = self.policy.own_rows(observation)
+        own = self._own_rows[first_row]
         if self.policy.separate:
-            return masked(self.policy.action_parameters(observation), action_mask), None
+            return masked(self.policy.action_parameters(observation, own), action_mask), None
         if self.state is None:
-            parameters, value, _ = self.policy(observation)
+            parameters, value, _ = self.policy(observation, rows=own)
             return masked(parameters, action_mask), value
         before = self.state if rows is None else self.state[rows].clone()
-        parameters, value, state = self.policy(one_step(observation), before, episode_start[:, None].clone())
+        parameters, value, state = self.policy(one_step(observation), before, episode_start[:, None].clone(), own)
         if rows is None:
             self.state = state.clone()
         else:

@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 from orchestrator.config.own_code import OwnCodeError, import_function, place_of
 from orchestrator.config.plugins import code_named
 from orchestrator.config.settings import NETWORKS
-from orchestrator.policies.by_type import NetworksByType
+from orchestrator.policies.by_type import networks_by_type
 from orchestrator.policies.cnn import CNN, has_images
 from orchestrator.policies.lstm import LSTM
 from orchestrator.policies.mlp import MLP
@@ -43,7 +43,7 @@ def make_network(config: PolicyConfig, spaces: Spaces) -> nn.Module:
     Raises NetworkError where the name is unknown, cannot be imported, or what it names does not return a module.
     """
     if config.by_type:
-        return NetworksByType(spaces, partial(_network_of_type, config))
+        return networks_by_type(spaces, partial(_network_of_type, config))
     name = config.network
     if name == "auto":
         name = "cnn" if has_images(spaces.observation) else "mlp"

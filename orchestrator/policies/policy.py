@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from losses.minibatch import PolicyEvaluation
 from orchestrator.config.paths import PATH
-from orchestrator.policies.by_type import NetworksByType
+from orchestrator.policies.by_type import NetworksByType, OwnRows
 from orchestrator.policies.distributions import distribution_for, masked
 from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces, one_step
 from orchestrator.policies.network_factory import check_network, make_network, outputs_without_gradient
@@ -56,31 +57,44 @@ class Policy(nn.Module):
         self.reward_normalizer = RewardNormalizer(discount) if normalize_rewards else None
 
     def forward(
-        self, observation: Observation, state: Tensor | None = None, episode_start: Tensor | None = None
+        self,
+        observation: Observation,
+        state: Tensor | None = None,
+        episode_start: Tensor | None = None,
+        rows: OwnRows | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Action parameters, values, and the next recurrent state (None without memory).
 
         Without memory: observations `[n, ...]` to `[n, P]` and `[n]`. With: observations `[n, time, ...]`, the state
         before the first step `[n, state_size]` (None: 0) and `episode_start` `[n, time]` (None: nowhere), where the
-        state is 0 before the step, to `[n, time, P]`, `[n, time]` and the state after the last step.
+        state is 0 before the step, to `[n, time, P]`, `[n, time]` and the state after the last step. `rows` are those
+        of `own_rows`, where they are known.
         """
         observation = self._normalized(observation)
+        known: Any = {} if rows is None else {"rows": rows}
         if not self.recurrent:
-            parameters, value = self.network(observation)
+            parameters, value = self.network(observation, **known)
             return parameters.float(), _without_last_axis(value, parameters).float(), None
         some = observation if isinstance(observation, Tensor) else next(iter(observation.values()))
         if state is None:
             state = torch.zeros(len(some), self.state_size, device=some.device)
         if episode_start is None:
             episode_start = torch.zeros(some.shape[:2], dtype=torch.bool, device=some.device)
-        parameters, value, following = self.network(observation, state, episode_start)
+        parameters, value, following = self.network(observation, state, episode_start, **known)
         return parameters.float(), _without_last_axis(value, parameters).float(), following.float()
 
-    def action_parameters(self, observation: Observation) -> Tensor:
+    def own_rows(self, observation: Observation) -> OwnRows | None:
+        """Which rows are whose, where types of agents have policies of their own: the same at every step. None where
+        all agents have one."""
+        return self.network.own_rows(observation) if isinstance(self.network, NetworksByType) else None
+
+    def action_parameters(self, observation: Observation, rows: OwnRows | None = None) -> Tensor:
         """`[n, P]` for observations `[n, ...]`, of a network without memory; the hot loop of acting."""
         if self.separate:
-            return cast("SeparateNetwork", self.network).action_parameters(self._normalized(observation)).float()
-        return self.forward(observation)[0]
+            known: Any = {} if rows is None else {"rows": rows}
+            network = cast("SeparateNetwork", self.network)
+            return network.action_parameters(self._normalized(observation), **known).float()
+        return self.forward(observation, rows=rows)[0]
 
     def value(self, observation: Observation, state: Tensor | None = None) -> Tensor:
         """`[n]` for observations `[n, ...]` within an episode, after which `state` `[n, state_size]` came (None: for a
@@ -101,14 +115,16 @@ class Policy(nn.Module):
         episode_start: Tensor | None = None,
         valid: Tensor | None = None,
         action_mask: Tensor | None = None,
+        rows: OwnRows | None = None,
     ) -> PolicyEvaluation:
         """The policy on recorded steps, with gradients: `[n, ...]`, or whole segments `[n, horizon, ...]`.
 
         A policy with memory needs segments, the `state` `[n, state_size]` that each began with and `episode_start`
         `[n, horizon]`. Where `valid` is False (None: nowhere), action parameters are 0 and have no gradient; where
-        the `action_mask` `[..., P]` is (None: nowhere), they forbid a choice.
+        the `action_mask` `[..., P]` is (None: nowhere), they forbid a choice. `rows` are those of the `n`, as of
+        `own_rows`, where they are known and in order.
         """
-        parameters, value, _ = self._evaluate(observation, action, state, episode_start, valid, action_mask)
+        parameters, value, _ = self._evaluate(observation, action, state, episode_start, valid, action_mask, rows)
         log_prob, entropy = self.distribution.log_prob_and_entropy(parameters, action)
         return PolicyEvaluation(log_prob=log_prob, entropy=entropy, value=value, action_parameters=parameters)
 
@@ -132,7 +148,7 @@ class Policy(nn.Module):
             return torch.zeros(0)
         own: dict[str, Tensor] = {}
         if isinstance(self.network, NetworksByType):
-            own = self.network.rows(cast("dict[str, Tensor]", observation))
+            own = self.network.observed_by(cast("dict[str, Tensor]", observation))
         return self.observation_normalizer.summary(observation, valid, own)
 
     def merge_observations(self, summary: Tensor) -> None:
@@ -152,16 +168,18 @@ class Policy(nn.Module):
         episode_start: Tensor | None,
         valid: Tensor | None,
         action_mask: Tensor | None,
+        rows: OwnRows | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         segments = action.dim() - len(self.distribution.action_shape) > 1
         if self.recurrent or not segments:
-            parameters, value, following = self.forward(observation, state, episode_start)
+            parameters, value, following = self.forward(observation, state, episode_start, rows)
         else:
             if isinstance(observation, Tensor):
                 steps: Observation = observation.flatten(0, 1)
             else:
                 steps = {key: part.flatten(0, 1) for key, part in observation.items()}
-            parameters, value, following = self.forward(steps)
+            of_steps = None if rows is None else rows.repeated(action.shape[1])
+            parameters, value, following = self.forward(steps, rows=of_steps)
             parameters, value = (tensor.unflatten(0, action.shape[:2]) for tensor in (parameters, value))
         parameters = masked(parameters, action_mask)
         if valid is not None:
@@ -198,8 +216,16 @@ def build_policy(config: PolicyConfig, spaces: Spaces, seed: int, discount: floa
 
 def check_gradients(policy: Policy, losses: Iterable[Loss], name: str) -> None:
     """Raises NetworkError where a loss learns what its network `name` gives without a gradient."""
-    missing = _with_seed(0, lambda: outputs_without_gradient(policy.network, policy.spaces))  # dropout draws
-    check_outputs(missing, losses, name)
+    parts = {name: (policy.network, policy.spaces)}
+    if isinstance(policy.network, NetworksByType):
+        own = zip(policy.network.names, policy.network.spaces, strict=True)
+        parts = {
+            f"{name} of {of}": (policy.network.network_of(place), spaces) for place, (of, spaces) in enumerate(own)
+        }
+    losses = tuple(losses)
+    for part, (network, spaces) in parts.items():
+        missing = _with_seed(0, partial(outputs_without_gradient, network, spaces))  # dropout draws
+        check_outputs(missing, losses, part)
 
 
 def check_outputs(missing: Sequence[str], losses: Iterable[Loss], name: str, when: str = "") -> None:

@@ -53,6 +53,37 @@ def narrow(spaces: Any) -> nn.Module:
     return Narrow(spaces)
 
 
+class Counted(nn.Module):
+    """Counts the rows that it is given, by what they are."""
+
+    def __init__(self, spaces: Any) -> None:
+        super().__init__()
+        size = 3 if spaces.observation.shape else 4
+        self.size, self.layer, self.critic = size, nn.Linear(size, spaces.action_parameters), nn.Linear(size, 1)
+
+    def forward(self, observation: Any) -> Any:
+        seen = observation["sign"] if isinstance(observation, dict) else observation
+        rows[self.size].append(len(seen))
+        return self.layer(seen), self.critic(seen)
+
+
+rows: dict[int, list[int]] = {3: [], 4: []}
+
+
+def counted(spaces: Any) -> nn.Module:
+    return Counted(spaces)
+
+
+class NoCritic(Counted):
+    def forward(self, observation: Any) -> Any:
+        parameters, value = super().forward(observation)
+        return parameters, value.detach()
+
+
+def no_critic(spaces: Any) -> nn.Module:
+    return NoCritic(spaces)
+
+
 GAME = "tests.games:HideAndSeek"
 SEEKER, HIDER = TypePolicy(type="seeker"), TypePolicy(type="hider")
 BOTH = PolicyConfig(hidden_sizes=(16,), by_type=(SEEKER, HIDER))
@@ -127,6 +158,33 @@ async def test_an_agent_takes_only_actions_of_its_own_and_its_policy_sees_only_i
         sum(int(((one["observation/policy"] == place) & one["valid"]).sum()) for one in learned) for place in (1, 0)
     )
     assert sorted(counts) == sorted([seekers, hiders])
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+async def test_each_network_computes_only_the_rows_of_its_own_agents(staleness: float) -> None:
+    for of in rows.values():
+        of.clear()
+    policy = replace(BOTH, network=f"{__name__}:counted")
+    await Trainer(learning(16 * 3 * 8 * 3, policy=policy, staleness=staleness)).run()
+    of_seeker, of_hiders = (sum(of) for of in rows.values())
+    assert 1.8 * of_seeker < of_hiders <= 2.0 * of_seeker  # two hiders, one of which leaves a step before the end
+
+
+async def test_a_part_of_one_types_network_without_a_gradient_is_named_with_its_type() -> None:
+    wrong = replace(BOTH, by_type=(SEEKER, replace(HIDER, network=f"{__name__}:no_critic")))
+    with pytest.raises(NetworkError, match=r"the value that the network 'auto of hider' returns have no gradient"):
+        await Trainer(config_of(GAME, policy=wrong)).run()
+
+
+async def test_what_an_agent_that_is_out_observes_still_says_whose_it_is() -> None:
+    keep = Keep()
+    await Trainer(config_of(GAME, policy=BOTH, steps=500), hooks=[keep]).run()
+    out = 0
+    for experience in keep.experience:
+        seeker = experience["observation/policy"] == 1
+        assert (seeker == (np.arange(6) % 3 == 0)[:, None]).all()
+        out += int((~experience["valid"]).sum())
+    assert out > 0
 
 
 @pytest.mark.parametrize(

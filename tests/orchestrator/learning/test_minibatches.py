@@ -64,6 +64,43 @@ def test_a_pass_over_segments_keeps_their_order_in_time_and_their_mask() -> None
     assert sorted(rows) == list(range(SEGMENTS))
 
 
+@pytest.mark.parametrize("priority", [None, 0.0, 1.0])
+def test_every_minibatch_has_its_share_of_the_rows_of_each_policy_one_after_another(priority: float | None) -> None:
+    valid = torch.ones(SEGMENTS, HORIZON, dtype=torch.bool)
+    valid[1, 3:] = valid[4, 2] = False
+    of_first, of_second = torch.tensor([0, 1, 3, 5]), torch.tensor([2, 4])
+    if priority is None:
+        draws = list(StepDraws(batch(), valid, 2, generator(), (of_first, of_second)).one_pass())
+        assert [draw.counts for draw in draws] == [(9, 5), (9, 4)]
+    else:
+        draws = list(
+            SegmentDraws(batch(), valid, 2, generator(), (of_first, of_second), priority_exponent=priority).one_pass()
+        )
+        assert [draw.counts for draw in draws] == [(2, 1), (2, 1)]
+    seen: list[int] = []
+    for draw in draws:
+        segments = draw.fields["step"].flatten() // HORIZON
+        steps = draw.fields["step"][0].numel()
+        first, second = segments.split([count * steps for count in draw.counts])
+        assert set(first.tolist()) <= {0, 1, 3, 5}
+        assert set(second.tolist()) <= {2, 4}
+        assert (draw.weight is not None) == bool(priority)
+        if draw.weight is not None:
+            assert len(draw.weight) == sum(draw.counts)
+        seen += draw.fields["step"].flatten().tolist()
+    if priority is None:
+        assert sorted(seen) == batch()["step"][valid].tolist()
+    elif not priority:
+        assert sorted(seen) == list(range(SEGMENTS * HORIZON))
+
+
+def test_a_policy_with_fewer_rows_than_there_are_minibatches_is_in_some_of_them() -> None:
+    valid = torch.zeros(SEGMENTS, HORIZON, dtype=torch.bool)
+    valid[:3], valid[4, :2] = True, True
+    draws = StepDraws(batch(), valid, 5, generator(), (torch.tensor([0, 1, 2]), torch.tensor([3, 4, 5])))
+    assert [draw.counts for draw in draws.one_pass()] == [(3, 1), (3, 1), (3, 0), (3, 0), (3, 0)]
+
+
 @pytest.mark.slow
 def test_prioritised_segments_are_drawn_by_the_size_of_their_advantages_and_weighted_back() -> None:
     fields = batch()
