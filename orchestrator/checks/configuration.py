@@ -13,6 +13,7 @@ from orchestrator.checks.imports import (
     option_problems,
     own_code_problems,
     own_loss_classes,
+    precision_problems,
     sink_problems,
 )
 from orchestrator.config.annotations import FUNCTION
@@ -57,6 +58,7 @@ def check_config(
         option_problems,
         adaptation_problems,
         device_problems,
+        precision_problems,
         evaluation_problems,
     ):
         problems.check(check, config)

@@ -75,6 +75,23 @@ def device_problems(config: TrainerConfig) -> Iterator[Problem]:
             yield from _problems_of_device(config, path, device)
 
 
+@reads(PATH.device, PATH.learning.precision)
+def precision_problems(config: TrainerConfig) -> Iterator[Problem]:
+    """A precision that the learner's device can't compute with."""
+    precision = config.learning.precision
+    if precision == "float32":
+        return
+    import torch
+
+    device = config.device if config.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    devices = ("cuda",) if precision == "tf32" else ("cuda", "cpu")
+    if device.partition(":")[0] not in devices:
+        here = f" ({device} here)" if device != config.device else ""
+        expected = f"float32 on the {PATH.device} {config.device!r}{here}: {precision} is of {' and '.join(devices)}"
+        cure = f"set it to float32, or {PATH.device} to {' or '.join(devices)}"
+        yield problem_with(config, PATH.learning.precision, expected=expected, cure=cure)
+
+
 def _problems_of_device(config: TrainerConfig, path: str, device: str) -> Iterator[Problem]:
     kind, _, index = device.partition(":")
     import torch

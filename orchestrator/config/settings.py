@@ -131,6 +131,8 @@ class LearningConfig:
     """CPU threads of the learner (None: as many as a minibatch warrants, at most the available cores or CPU quota)."""
     nonfinite: Literal["fail", "skip"] = "fail"
     """What to do when a loss or gradient is NaN or infinite: end the run, or skip the optimizer step."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """What the learner's network computes with: tf32 in matrix products (CUDA), or bfloat16; weights stay float32."""
     profile_epochs: Annotated[tuple[int, ...], _EPOCHS, MAY_CHANGE] = ()
     """Epochs, counted from 1, to record with torch's profiler, as profile-<epoch>.json in the run's folder."""
 

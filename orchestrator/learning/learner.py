@@ -7,27 +7,27 @@ import pickle
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from losses import CALLBACKS, LossContext, LossSet, LossStateError, LossStatistics, Minibatch
-from orchestrator.collection.experience_fields import ACTION_MASK, RECURRENT_STATE, observation_arrays
+from orchestrator.collection.experience_fields import observation_arrays
 from orchestrator.learning.batch import read_batch
 from orchestrator.learning.gradients import GradientCheck
 from orchestrator.learning.learner_state import LearnerMemory, Unsaved
 from orchestrator.learning.learning_rate import LearningRate
 from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
-from orchestrator.learning.minibatches import Draw, SegmentDraws, StepDraws
+from orchestrator.learning.minibatch_evaluation import MinibatchEvaluation
+from orchestrator.learning.minibatches import SegmentDraws, StepDraws
 from orchestrator.learning.optimization import Optimization
 from orchestrator.learning.profiling import profile_path, profiled
 from orchestrator.learning.statistics import batch_statistics, loss_statistics
 from orchestrator.learning.threads import threads_for
 from orchestrator.learning.unsaved_attributes import UnsavedAttributes
 from orchestrator.policies import build_policy, check_gradients
-from orchestrator.policies.by_type import OwnRows
 from orchestrator.workers.global_generators import seed_global_generators
 from orchestrator.workers.interrupt import InterruptChecks
 from orchestrator.workers.slots import SlotMemory, SlotRef
@@ -85,6 +85,7 @@ class Learner:
             max_minibatches=config.update_epochs * config.minibatches,
             losses=len(self._losses.losses),
         )
+        self._evaluate = MinibatchEvaluation(self.policy, self.arena, run, self._device)
         self._segments = config.shuffle == "segments" or (
             config.shuffle == "auto"
             and (self.policy.recurrent or self._losses.needs_segments or config.priority_exponent > 0)
@@ -117,8 +118,15 @@ class Learner:
         )
 
     def prepare(self, spec: ExperienceSpec) -> None:
-        """Take the layout of the experience slots."""
+        """Take the layout of the experience slots. Raises NetworkError where the network can't be learned with it in
+        the precision of the settings."""
         self._spec = spec
+        segments = spec.segments // self._plan.config.learning.minibatches
+        self._evaluate.try_out((segments, spec.horizon) if self._segments else (segments * spec.horizon,))
+
+    def close(self) -> None:
+        """At the end of the worker."""
+        self._evaluate.precision.close()
 
     def publish(self, ref: SlotRef) -> None:
         """Copy the live policy into a slot."""
@@ -188,7 +196,8 @@ class Learner:
         arrays = self._spec.arrays(self._slots.memory(request.experience))
         stale = request.behavior < PolicyPoint(epoch)
         try:
-            batch = read_batch(arrays, self.policy, self._device, self._plan.config, stale=stale)
+            with self._evaluate.precision.on_network:
+                batch = read_batch(arrays, self.policy, self._device, self._plan.config, stale=stale)
         except BaseException as error:
             raise_failure(error, self._network_in(epoch))
         valid = batch["valid"]
@@ -324,16 +333,6 @@ class Learner:
         assert self._spec is not None
         per_segment = {spec.name for spec in self._spec.fields if spec.per == "segment"}
         return {name: tensor for name, tensor in batch.items() if name not in per_segment}
-
-    def _evaluate(self, draw: Draw) -> Any:
-        fields = draw.fields.again()  # a network may change what it is given
-        observation = observation_arrays(fields)
-        mask = fields[ACTION_MASK] if self.policy.spaces.masked else None
-        state, start = None, None
-        if self.policy.recurrent:
-            state, start = fields[RECURRENT_STATE], fields["episode_start"]
-        rows = OwnRows.in_order(draw.counts) if draw.counts else None
-        return self.policy.evaluate(observation, fields["action"], state, start, draw.valid, mask, rows)
 
     def _loss_stats(self, epoch: int, batch: dict[str, Tensor], valid: Tensor) -> dict[str, float]:
         """At the end of the epoch, when the host of the device may wait for it."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.policies.network import RecurrentNetwork as RecurrentNetwork
     from orchestrator.policies.network import SeparateNetwork as SeparateNetwork
     from orchestrator.policies.network import Spaces as Spaces
+    from orchestrator.policies.network_factory import zero_observations as zero_observations
     from orchestrator.policies.normalization import ObservationNormalizer as ObservationNormalizer
     from orchestrator.policies.normalization import RewardNormalizer as RewardNormalizer
     from orchestrator.policies.normalization import RunningNormalizer as RunningNormalizer
@@ -26,5 +27,6 @@ if TYPE_CHECKING:
     from orchestrator.policies.policy import build_policy as build_policy
     from orchestrator.policies.policy import check_gradients as check_gradients
     from orchestrator.policies.policy import check_outputs as check_outputs
+    from orchestrator.policies.policy import with_seed as with_seed
 else:
     __getattr__, __dir__ = lazy_names(__name__)

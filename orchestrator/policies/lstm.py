@@ -67,8 +67,12 @@ class LSTM(nn.Module):
             observation = observation.flatten(0, 1)
         else:
             observation = {key: part.flatten(0, 1) for key, part in observation.items()}
-        encoded = self.encoder(observation)
-        outputs, hidden, cell = self._recur(encoded.view(batch, time, -1), state, episode_start)
+        encoded = self.encoder(observation).view(batch, time, -1)
+        if torch.is_autocast_enabled(encoded.device.type):  # errors of a lower precision would add up in the state
+            with torch.autocast(encoded.device.type, enabled=False):
+                outputs, hidden, cell = self._recur(encoded.float(), state, episode_start)
+        else:
+            outputs, hidden, cell = self._recur(encoded, state, episode_start)
         outputs = outputs.reshape(batch * time, -1)
         parameters = self.head(self.actor(outputs))
         value = self.critic(outputs)

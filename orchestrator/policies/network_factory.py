@@ -118,7 +118,7 @@ def outputs_without_gradient(network: nn.Module, spaces: Spaces) -> list[str]:
     }
     tensors |= {path: buffer.detach().clone() for path, buffer in network.named_buffers()}
     leading = (_BATCH, _TIME) if hasattr(network, "state_size") and network.state_size else (_BATCH,)
-    arguments: list[Any] = [_zeros(spaces.observation, leading)]
+    arguments: list[Any] = [zero_observations(spaces.observation, leading)]
     if len(leading) > 1:
         arguments += [torch.zeros(_BATCH, network.state_size), torch.zeros(leading, dtype=torch.bool)]  # type: ignore[arg-type]
     with torch.enable_grad():
@@ -234,7 +234,7 @@ def _buffers_kept(network: nn.Module) -> Generator[None]:
 
 
 def _check_feed_forward(network: nn.Module, spaces: Spaces, name: str) -> None:
-    observation = _zeros(spaces.observation, (_BATCH,))
+    observation = zero_observations(spaces.observation, (_BATCH,))
     want_parameters = ("action parameters", (_BATCH, spaces.action_parameters))
     want_value = ("value", (_BATCH,))
     given = _call(network, name, "forward", observation)
@@ -247,7 +247,7 @@ def _check_feed_forward(network: nn.Module, spaces: Spaces, name: str) -> None:
 
 
 def _check_recurrent(network: nn.Module, spaces: Spaces, name: str, state_size: int) -> None:
-    observation = _zeros(spaces.observation, (_BATCH, _TIME))
+    observation = zero_observations(spaces.observation, (_BATCH, _TIME))
     state = torch.zeros(_BATCH, state_size)
     episode_start = torch.zeros(_BATCH, _TIME, dtype=torch.bool)
     _compare(
@@ -299,10 +299,10 @@ def _describe(value: object) -> str:
     return type(value).__name__
 
 
-def _zeros(space: gymnasium.Space[Any], leading: tuple[int, ...]) -> Observation:
+def zero_observations(space: gymnasium.Space[Any], leading: tuple[int, ...]) -> Observation:
     """Observations in `space` that are as near to 0 as it allows, with `leading` dimensions."""
     if isinstance(space, gymnasium_spaces.Dict):
-        return {key: cast("Tensor", _zeros(part, leading)) for key, part in space.items()}
+        return {key: cast("Tensor", zero_observations(part, leading)) for key, part in space.items()}
     lowest: Any = 0
     if isinstance(space, gymnasium_spaces.Box):
         lowest = np.clip(np.zeros(space.shape), space.low, space.high)

@@ -204,7 +204,7 @@ def build_policy(config: PolicyConfig, spaces: Spaces, seed: int, discount: floa
         check_network(network, spaces, config.network)  # also with the seed: lazy modules draw their weights in it
         return network
 
-    network = _with_seed(seed, checked_network)
+    network = with_seed(seed, checked_network)
     return Policy(
         spaces,
         network,
@@ -224,7 +224,7 @@ def check_gradients(policy: Policy, losses: Iterable[Loss], name: str) -> None:
         }
     losses = tuple(losses)
     for part, (network, spaces) in parts.items():
-        missing = _with_seed(0, partial(outputs_without_gradient, network, spaces))  # dropout draws
+        missing = with_seed(0, partial(outputs_without_gradient, network, spaces))  # dropout draws
         check_outputs(missing, losses, part)
 
 
@@ -241,7 +241,7 @@ def check_outputs(missing: Sequence[str], losses: Iterable[Loss], name: str, whe
                 )
 
 
-def _with_seed(seed: int, make: Callable[[], _T]) -> _T:
+def with_seed(seed: int, make: Callable[[], _T]) -> _T:
     with _global_generator, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return make()

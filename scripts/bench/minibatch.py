@@ -2,20 +2,24 @@
 the optimizer's step.
 
     python scripts/bench/minibatch.py [--rows 256 2048 16384] [--threads 1 2] [--repeats 5] [--beside CHECKOUT ...]
+                                      [--networks mlp cnn lstm] [--variants float32 bfloat16]
 
-Four minibatches of so many rows and four passes, made-up experience of CartPole, the settings that are the defaults.
-Each learner is a process of its own. `--beside` takes turns with the same on other checkouts of this project. In the
-table: the median of all minibatches, and the fastest one.
+Four minibatches of so many rows and four passes, made-up experience of CartPole (of images 36 x 36 x 3 for `cnn`), the
+settings that are the defaults. Each learner is a process of its own. `--beside` takes turns with the same on other
+checkouts of this project, `--variants` with the same with other settings. In the table: the median of all minibatches,
+and the fastest one.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import arguments, describe_machine
@@ -26,17 +30,26 @@ WARM_UP = 2
 """Epochs that are not timed."""
 
 
-def epochs_for(rows: int) -> int:
+VARIANTS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"precision": "bfloat16"},
+}
+"""Of the settings of learning."""
+COSTS = {"mlp": 1, "cnn": 64, "lstm": 4}
+"""Of a row, about."""
+
+
+def epochs_for(rows: int, network: str) -> int:
     """Epochs to time: about a second's worth."""
-    return max(3, min(40, 100_000 // rows))
+    return max(1, min(40, 100_000 // (rows * COSTS[network])))
 
 
-def minibatch_seconds(rows: int, threads: int) -> list[float]:
+def minibatch_seconds(rows: int, threads: int, network: str, variant: str) -> list[float]:
     """Of each minibatch."""
     import gymnasium
     import numpy as np
 
-    from orchestrator import CollectionConfig, LearningConfig, MetricsConfig, TrainerConfig
+    from orchestrator import CollectionConfig, LearningConfig, MetricsConfig, PolicyConfig, TrainerConfig
     from orchestrator.collection.experience_fields import experience_fields
     from orchestrator.learning.default_losses import default_losses
     from orchestrator.learning.learner import Learner
@@ -50,11 +63,17 @@ def minibatch_seconds(rows: int, threads: int) -> list[float]:
     from state.trainer_state import TrainerState
 
     segments = rows * MINIBATCHES // HORIZON
-    spaces = Spaces(gymnasium.spaces.Box(-5.0, 5.0, (4,)), gymnasium.spaces.Discrete(2))
+    observation = gymnasium.spaces.Box(-5.0, 5.0, (4,))
+    if network == "cnn":
+        observation = gymnasium.spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    spaces = Spaces(observation, gymnasium.spaces.Discrete(2))
     config = TrainerConfig(
         total_agent_steps=10**9,
         collection=CollectionConfig(num_environments=segments, horizon=HORIZON, backend="inline"),
-        learning=LearningConfig(minibatches=MINIBATCHES, update_epochs=UPDATE_EPOCHS, threads=threads),
+        learning=LearningConfig(
+            minibatches=MINIBATCHES, update_epochs=UPDATE_EPOCHS, threads=threads, **VARIANTS[variant]
+        ),
+        policy=PolicyConfig(network=network),
         metrics=MetricsConfig(trace=True),
     )
     plan = LearnerPlan(
@@ -78,11 +97,13 @@ def minibatch_seconds(rows: int, threads: int) -> list[float]:
             array[...] = True
         elif name == "log_prob":
             array[...] = np.log(0.5)
+        elif name.startswith("observation") and array.dtype == np.uint8:
+            array[...] = draw.integers(0, 256, array.shape)
         elif array.dtype == np.float32:
             array[...] = draw.standard_normal(array.shape)
     learner.prepare(spec)
     seconds: list[float] = []
-    for epoch in range(WARM_UP + epochs_for(rows)):
+    for epoch in range(WARM_UP + epochs_for(rows, network)):
         request = LearnRequest(
             state=TrainerState(epoch=epoch),
             experience=SlotRef("experience", 0, experience),
@@ -103,27 +124,31 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[256, 2048, 16384])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--beside", type=Path, nargs="+", default=[], help="other checkouts")
+    parser.add_argument("--networks", nargs="+", default=["mlp"], choices=list(COSTS))
+    parser.add_argument("--variants", nargs="+", default=["float32"], choices=list(VARIANTS))
     chosen = parser.parse_args()
     if chosen.one:
-        print(json.dumps(minibatch_seconds(*map(int, chosen.one))))
+        rows, threads, network, variant = chosen.one
+        print(json.dumps(minibatch_seconds(int(rows), int(threads), network, variant)))
         return
     print(describe_machine())
     here = Path(__file__).resolve()
-    checkouts = [here.parents[2], *chosen.beside]
-    for threads in chosen.threads:
-        for rows in chosen.rows:
-            seconds: dict[Path, list[float]] = {checkout: [] for checkout in checkouts}
-            for _ in range(chosen.repeats):
-                for checkout in checkouts:
-                    seconds[checkout] += measured_on(checkout, here, rows, threads)
-            for checkout, of in seconds.items():
-                middle, least = 1e6 * statistics.median(of), 1e6 * min(of)
-                print(f"{threads} threads {rows:6} rows {middle:9.0f} us (fastest {least:.0f})  {checkout}", flush=True)
+    checkouts: list[Path] = [here.parents[2], *chosen.beside]
+    compared: list[tuple[Path, str]] = list(itertools.product(checkouts, chosen.variants))
+    for network, threads, rows in itertools.product(chosen.networks, chosen.threads, chosen.rows):
+        seconds: dict[tuple[Path, str], list[float]] = {one: [] for one in compared}
+        for _ in range(chosen.repeats):
+            for checkout, variant in compared:
+                seconds[checkout, variant] += measured_on(checkout, here, rows, threads, network, variant)
+        for (checkout, variant), of in seconds.items():
+            middle, least = 1e6 * statistics.median(of), 1e6 * min(of)
+            what = f"{network} {threads} threads {rows:6} rows {variant:17}"
+            print(f"{what} {middle:9.0f} us (fastest {least:.0f})  {checkout}", flush=True)
 
 
-def measured_on(checkout: Path, script: Path, rows: int, threads: int) -> list[float]:
+def measured_on(checkout: Path, script: Path, *what: object) -> list[float]:
     """What a process finds that imports the packages of `checkout`."""
-    command = [sys.executable, str(script), "--one", str(rows), str(threads)]
+    command = [sys.executable, str(script), "--one", *map(str, what)]
     result = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(checkout)}
     )
