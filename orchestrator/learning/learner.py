@@ -16,6 +16,7 @@ from torch import Tensor
 from losses import CALLBACKS, LossContext, LossSet, LossStateError, LossStatistics, Minibatch
 from orchestrator.collection.experience_fields import observation_arrays
 from orchestrator.learning.batch import read_batch
+from orchestrator.learning.device_memory import peak_memory
 from orchestrator.learning.gradients import GradientCheck
 from orchestrator.learning.learner_state import LearnerMemory, Unsaved
 from orchestrator.learning.learning_rate import LearningRate
@@ -115,6 +116,8 @@ class Learner:
             callbacks=frozenset(name for name in CALLBACKS if self._losses.overriding(name)),
             recurrent_state_size=self.policy.state_size if self.policy.recurrent else 0,
             moments_nbytes=self._optimization.moments_nbytes,
+            device=str(self._device),
+            device_nbytes=peak_memory(self._device),
         )
 
     def prepare(self, spec: ExperienceSpec) -> None:
@@ -272,6 +275,9 @@ class Learner:
         age = (epoch - request.behavior.version) * self._plan.config.minibatches_per_epoch
         loss_stats = {"learning_rate": rate, "policy_age": float(age - request.behavior.minibatches)}
         loss_stats |= self._loss_stats(epoch, batch, valid)
+        peak = peak_memory(self._device)
+        if peak is not None:
+            loss_stats["device_memory_peak"] = float(peak)
         spans.end("statistics")
         state = replace(state, update_epoch=passes, mb_idx=done)
         self.callback("on_train_phase_end", state)

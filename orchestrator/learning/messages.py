@@ -49,6 +49,10 @@ class LearnerDescription:
     """0 for a policy without memory."""
     moments_nbytes: int
     """As of `Optimization`."""
+    device: str
+    """That it learns on."""
+    device_nbytes: int | None = None
+    """Allocated there so far; None where that is the host's memory."""
 
 
 class LearnRequest(NamedTuple):

@@ -19,6 +19,7 @@ from orchestrator.collection.service import CollectorService, CollectRequest
 from orchestrator.learning.learner import Learner
 from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
 from orchestrator.loop.learner_worker import LearnerWorker
+from orchestrator.loop.memory import memory_needed, out_of_memory_named
 from orchestrator.loop.patience import WorkerHangs
 from orchestrator.loop.restarts import Restarts
 from orchestrator.loop.rings import EXPERIENCE, MOMENTS, POLICY
@@ -143,6 +144,7 @@ class WorkerGroup:
         await self._learner.prepare(self.spec)
         for collector in self._collectors:
             await self._ask(collector.worker, "prepare", self.spec)
+        _log.info("%s", memory_needed(config, self.spec, self.description))
 
     async def publish(self, slot: Slot) -> None:
         """Have the learner copy its policy into `slot`."""
@@ -315,12 +317,14 @@ class WorkerGroup:
 
     async def _open(self, name: str, threads: int, factory: Any, *args: object) -> Worker:
         start = partial(open_worker, self._config.collection.backend, name, factory, *args, threads=threads)
-        worker = await self._patience.answer(name, "start", start)
+        with out_of_memory_named(self._config, name):
+            worker = await self._patience.answer(name, "start", start)
         self._opened.append(worker)
         return worker
 
     async def _ask(self, worker: Worker, method: str, *args: object) -> Any:
-        return await self._patience.answer(worker.name, method, worker.call, method, *args)
+        with out_of_memory_named(self._config, worker.name):
+            return await self._patience.answer(worker.name, method, worker.call, method, *args)
 
     async def aclose(self) -> None:
         hanging = self._patience.hanging

@@ -102,6 +102,8 @@ def _losses(stats: Mapping[str, float]) -> dict[str, float | None]:
         value = statistic(stats, wanted)
         if value is not None:
             record[f"policy/{wanted}"] = value
+    if "device_memory_peak" in stats:
+        record["system/device_memory_peak"] = stats["device_memory_peak"]
     record["policy/gradient_norm"] = stats.get("gradient_norm")
     record["policy/learning_rate"] = stats.get("learning_rate")
     return record

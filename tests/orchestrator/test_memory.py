@@ -1,0 +1,147 @@
+"""The memory that a run needs: said at its start, in its metrics, and by the error of a run that gets none."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from losses import Loss
+from orchestrator import PolicyConfig, Trainer
+from orchestrator.loop.memory import OutOfMemory
+from tests.orchestrator.training import losses_with, small_config
+from tests.small_networks import Shared
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from losses import Minibatch, PolicyEvaluation
+    from orchestrator.policies.network import Spaces
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
+
+REFUSED = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB"
+
+
+def run_out(how: str) -> None:
+    if how == "device":
+        raise torch.OutOfMemoryError(REFUSED)
+    if how == "metal":
+        raise RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)")
+    if how == "cpu":
+        torch.empty(1 << 50)
+    if how == "numpy":
+        np.zeros(1 << 50)
+    if how == "python":
+        raise MemoryError
+
+
+class Hungry(Loss):
+    """Wants too much in the second epoch."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
+        if minibatch.epoch == 1:
+            run_out(self.how)
+        return evaluation.value.sum() * 0.0
+
+
+class HungryNetwork(Shared):
+    """Wants too much for more than two rows: `learning`, or wherever it acts."""
+
+    learning = True
+
+    def forward(self, observation: Any) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled() == self.learning and len(observation) > 2:
+            run_out("device")
+        return super().forward(observation)
+
+
+class HungryInActing(HungryNetwork):
+    learning = False
+
+
+class HungryFromTheStart(Shared):
+    def __init__(self, spaces: Spaces) -> None:
+        super().__init__(spaces)
+        run_out("device")
+
+
+@pytest.mark.parametrize("backend", ["inline", "process"])
+@pytest.mark.parametrize("how", ["device", "metal", "cpu", "numpy", "python"])
+async def test_a_loss_that_gets_no_memory_is_named_with_the_settings_that_lower_it(how: str, backend: Any) -> None:
+    config = small_config(backend=backend)
+    with pytest.raises(OutOfMemory) as caught:
+        await Trainer(config, losses=losses_with(Hungry(how))).run()
+    text = str(caught.value)
+    for said in ("learner", "hungry", "epoch 2", "learning.minibatches (2", "collection.num_environments (4)"):
+        assert said in text
+    assert "collection.horizon (32)" in text
+    assert "policy.hidden_sizes ([8])" in text
+    wanted = {
+        "device": "20.00 GiB",
+        "metal": "1 GB",
+        "cpu": "4503599627370496 bytes",
+        "numpy": "8.00 PiB",
+        "python": "",
+    }
+    assert wanted[how] in text
+
+
+@pytest.mark.parametrize(
+    ("network", "who"),
+    [("HungryNetwork", "learner"), ("HungryInActing", "collector-0"), ("HungryFromTheStart", "collector-0|learner")],
+)
+async def test_a_network_that_gets_no_memory_is_named_with_who_wanted_it(network: str, who: str) -> None:
+    policy = PolicyConfig(network=f"{__name__}:{network}")
+    with pytest.raises(OutOfMemory, match=f"({who}) ran out of memory: .*20.00 GiB") as caught:
+        await Trainer(small_config(policy=policy)).run()
+    assert network in str(caught.value)
+    assert "smaller policy.network" in str(caught.value)
+
+
+async def test_another_error_stays_as_it_is() -> None:
+    class Failing(Hungry):
+        def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
+            raise RuntimeError("the shapes do not match")
+
+    with pytest.raises(RuntimeError, match="the shapes do not match") as caught:
+        await Trainer(small_config(), losses=losses_with(Failing(""))).run()
+    assert not isinstance(caught.value, OutOfMemory)
+
+
+async def test_what_a_run_allocates_is_said_at_its_start(caplog: pytest.LogCaptureFixture) -> None:
+    trainer = Trainer(small_config(epochs=2, num_environments=64))
+    with caplog.at_level(logging.INFO, "orchestrator"):
+        await trainer.run()
+    (line,) = [record.message for record in caplog.records if record.message.startswith("memory: ")]
+    slots = trainer.statistics().slots
+    for kind in ("experience", "policy"):
+        of_one = slots[kind].nbytes / slots[kind].slots
+        assert f"{of_one / 1000:.3g} kB" in line
+    assert "2 epochs of experience" in line
+    assert "on cpu" not in line
+
+
+async def test_a_devices_memory_is_in_the_log_and_in_the_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("orchestrator.learning.learner.peak_memory", lambda device: 3_000_000)
+    with caplog.at_level(logging.INFO, "orchestrator"):
+        await Trainer(small_config(epochs=2, run_dir=tmp_path / "run")).run()
+    assert any("on cpu the learner has 3 MB" in record.message for record in caplog.records)
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert {record["system/device_memory_peak"] for record in records} == {3_000_000}
+
+
+async def test_a_cpu_has_no_account_of_its_memory(tmp_path: Path) -> None:
+    await Trainer(small_config(epochs=2, run_dir=tmp_path / "run")).run()
+    assert "device_memory_peak" not in (tmp_path / "run/metrics.jsonl").read_text()
