@@ -13,7 +13,13 @@ import anyio
 
 from losses import LossSet
 from orchestrator.checkpoints import CheckpointFolder
-from orchestrator.checks.configuration import check_config, check_losses, check_minibatches, has_problems
+from orchestrator.checks.configuration import (
+    check_config,
+    check_losses,
+    check_minibatches,
+    check_shards,
+    has_problems,
+)
 from orchestrator.checks.sending import check_sendable
 from orchestrator.config.error import ConfigurationError, shown
 from orchestrator.config.file import as_recorded, read_config, replace_config, write_config
@@ -91,10 +97,13 @@ class Trainer:
         self.config = config or (TrainerConfig() if resume is None else resume.config)
         if resume is not None and self.config.staleness == "auto":  # the run has found what that is, or will
             self.config = replace(self.config, staleness=resume.config.staleness)
+        if resume is not None:
+            self.config = self.config.with_shards(resume.config.shards)
         if trust_code is False:
             check_trust(self.config, "a request")
         if has_problems(self.config, losses=None if self._losses is None else self._losses.losses):
             self._check_config()
+        self.config = self.config.with_shards(self.config.shards)
         self.config = with_pinned_weights(_settled(self.config), None if resume is None else resume.config)
         resumed = None if resume is None else resume.checkpoint.path
         given = [*named_hooks(self.config), *hooks]
@@ -154,6 +163,7 @@ class Trainer:
         check_losses(losses.losses, self.config.staleness)
         if losses.needs_segments:
             check_minibatches(self.config, ["a loss needs whole segments"])
+        check_shards(self.config, losses.members)
         check_sendable(losses.members)
         return losses.members
 

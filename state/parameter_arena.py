@@ -62,6 +62,11 @@ class ParameterArena:
             parameter.grad = view
         return memory
 
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The memory of the gradients, as one vector for each dtype."""
+        return self._gradients
+
     def zero_gradients(self) -> None:
         for gradient in self._gradients:
             gradient.zero_()

@@ -28,11 +28,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from losses.callback import LearnerCallback
     from losses.loss import Loss
 
-__all__ = ["ConfigurationError", "Problem", "check_config", "check_losses", "check_minibatches", "segment_reasons"]
+__all__ = [
+    "ConfigurationError",
+    "Problem",
+    "check_config",
+    "check_losses",
+    "check_minibatches",
+    "check_shards",
+    "segment_reasons",
+]
 
 _TRACE_LOSSES = "vtrace_"
+_OF_MINIBATCH = ("observe", "on_mb_end")
 
 
 def check_config(
@@ -86,6 +96,7 @@ def _settings_problems(config: TrainerConfig, known: Sequence[Problem]) -> Probl
         _share_of_environment_workers,
         _step_timeout,
         _one_epoch,
+        _share_of_cells,
         _accumulation,
         _mask_of_types,
         _trace_clipping,
@@ -99,6 +110,34 @@ def _settings_problems(config: TrainerConfig, known: Sequence[Problem]) -> Probl
 def check_losses(losses: Sequence[Loss], staleness: float | str) -> None:
     """Raises `ConfigurationError` if a loss follows the policy gradient and cannot correct for stale experience."""
     _raise(list(_staleness_of_losses(losses, staleness)))
+
+
+def check_shards(config: TrainerConfig, members: Sequence[LearnerCallback]) -> None:
+    """Raises `ConfigurationError` if one of the losses and callbacks looks at minibatches as a whole, though each is
+    computed in several shards."""
+    if config.shards > 1:
+        overriding = [
+            f"{member.name} ({', '.join(of_minibatch)})"
+            for member in members
+            if (of_minibatch := [name for name in _OF_MINIBATCH if _overrides(member, name)])
+        ]
+        if overriding:
+            _raise(
+                [
+                    problem_with(
+                        config,
+                        PATH.learning.shards,
+                        expected=f"1, because of what looks at each minibatch as a whole: {', '.join(overriding)}",
+                        cure=f"leave it out of the losses, or set {PATH.cells} and {PATH.learning.shards} to 1",
+                    )
+                ]
+            )
+
+
+def _overrides(member: LearnerCallback, name: str) -> bool:
+    from losses.callback import LearnerCallback
+
+    return getattr(type(member), name) is not getattr(LearnerCallback, name)
 
 
 def check_minibatches(config: TrainerConfig, needs_segments: Sequence[str], agents: int | None = None) -> None:
@@ -162,6 +201,29 @@ def _step_timeout(config: TrainerConfig) -> Iterator[Problem]:
         )
 
 
+@reads(PATH.cells, PATH.learning.shards, PATH.collection.num_environments)
+def _share_of_cells(config: TrainerConfig) -> Iterator[Problem]:
+    cells, environments = config.cells, config.collection.num_environments
+    shards = config.learning.shards or cells
+    if shards % cells:
+        yield problem_with(
+            config,
+            PATH.cells,
+            expected=f"a divisor of {PATH.learning.shards} = {shards}, of which each cell has equally many",
+            cure=f"set it to {_divisors(shards, cells)}; or begin a new run with {PATH.learning.shards} ="
+            f" {_multiples(shards, cells)}",
+        )
+    elif environments % shards:
+        name, value = (PATH.cells if shards == cells else PATH.learning.shards), shards
+        yield problem_with(
+            config,
+            name,
+            expected=f"a divisor of {PATH.collection.num_environments} = {environments}, shared equally",
+            cure=f"set it to {_divisors(environments, value)}, or {PATH.collection.num_environments} to"
+            f" {_multiples(environments, value)}",
+        )
+
+
 @reads(PATH.total_agent_steps, PATH.collection.num_environments, PATH.collection.horizon)
 def _one_epoch(config: TrainerConfig) -> Iterator[Problem]:
     environments, horizon = config.collection.num_environments, config.collection.horizon
@@ -179,6 +241,8 @@ def _one_epoch(config: TrainerConfig) -> Iterator[Problem]:
     PATH.environment,
     PATH.collection.num_environments,
     PATH.collection.horizon,
+    PATH.cells,
+    PATH.learning.shards,
     PATH.learning.minibatches,
     PATH.learning.shuffle,
     PATH.learning.priority_exponent,
@@ -197,17 +261,20 @@ def _minibatches(config: TrainerConfig, needs_segments: Sequence[str], agents: i
         yield problem_with(config, PATH.learning.shuffle, expected=expected, cure="set it to auto or segments")
     if agents is None and FUNCTION.fullmatch(config.environment):
         return  # which may make games of many agents
-    environments, horizon = config.collection.num_environments, config.collection.horizon
+    shards = config.learning.shards or config.cells
+    environments, horizon = config.collection.num_environments // shards, config.collection.horizon
+    epoch = "an epoch" if shards == 1 else f"each of {shards} shards of an epoch"
     many = agents is not None and agents > 1
     rows, of_each = (f"{environments} x {agents}", "agent") if many else (f"{environments}", "environment")
     whole, steps_too = environments * (agents or 1), ""
     if shuffle == "segments" or needs_segments:
-        parts = f"the {rows} segments of an epoch (one for each {of_each})"
+        parts = f"the {rows} segments of {epoch} (one for each {of_each})"
         if not many:
-            steps_too = f", or {PATH.collection.num_environments} to {_multiples(environments, count)}"
+            all_environments = _multiples(environments * shards, count * shards)
+            steps_too = f", or {PATH.collection.num_environments} to {all_environments}"
     else:
         whole *= horizon
-        parts = f"the {rows} x {horizon} = {whole} agent steps of an epoch"
+        parts = f"the {rows} x {horizon} = {whole} agent steps of {epoch}"
     if whole % count:
         expected = f"a divisor of {parts}: {whole} / {count} = {whole / count:.2f}"
         cure = f"set it to {_divisors(whole, count)}{steps_too}"

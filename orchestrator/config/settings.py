@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -47,6 +47,7 @@ _EACH_TYPE_ONCE = Admits(
     lambda policies: len({one.type for one in policies}) == len(policies),
     cure="join those of one type",
 )
+_POWER_OF_TWO = Admits("a power of two: 1, 2, 4, ...", lambda cells: cells > 0 and cells & (cells - 1) == 0)
 _TYPE = named("a type of agents")
 _NAME, _WEIGHTS = named("a name"), named("a run's folder, a checkpoint, or the URI of one")
 _WRAPPER = "a function that takes an environment and returns it wrapped"
@@ -125,6 +126,8 @@ class LearningConfig:
     """Exponent of a segment's mean absolute advantage in the probability of drawing it (0: uniform)."""
     priority_correction: Annotated[Fraction, Formerly("prioritization_correction")] = 1.0
     """Exponent of the importance weights that undo prioritization (1: fully, 0: not)."""
+    shards: Count | None = None
+    """Equal parts of the environments whose gradients are averaged (None: one per cell); a run keeps its number."""
     refresh: bool = True
     """With staleness: take values, and what PPO clips against, from the policy as it is when learning begins."""
     threads: Annotated[Count | None, MAY_CHANGE] = None
@@ -335,6 +338,10 @@ class TrainerConfig:
     """Age of the collecting policy in epochs of learning (0: they alternate; auto: what hides collection, up to 1)."""
     device: Annotated[str, _DEVICE, NO_CODE, MAY_CHANGE] = "auto"
     """Device of the learner: cpu, cuda, cuda:<index>, mps, or auto: cuda if available, otherwise cpu."""
+    cells: Annotated[int, _POWER_OF_TWO, MAY_CHANGE, CalledElsewhere("num_learners", "world_size")] = 1
+    """Learners that share each batch, each with a process of its own: a power of two."""
+    cell_timeout: Annotated[Positive, MAY_CHANGE] = 600.0
+    """Seconds that a learner waits for another before that one counts as lost."""
     hooks: Annotated[tuple[str, ...], NamesCode("hooks", function=_HOOK), MAY_CHANGE] = ()
     """Your own hooks: package.module:function, called without arguments, that returns a hook."""
     collection: CollectionConfig = field(default_factory=CollectionConfig)
@@ -353,6 +360,17 @@ class TrainerConfig:
     def minibatches_per_epoch(self) -> int:
         """Minibatches of one epoch, over all passes, where none is left out."""
         return self.learning.update_epochs * self.learning.minibatches
+
+    @property
+    def shards(self) -> int:
+        """The parts of each batch whose gradients are computed alone."""
+        return self.cells if self.learning.shards is None else self.learning.shards
+
+    def with_shards(self, shards: int) -> TrainerConfig:
+        """The same, with so many shards, whatever the number of cells, unless it has a number of its own."""
+        if not isinstance(self.learning, LearningConfig) or self.learning.shards is not None:  # pyright: ignore[reportUnnecessaryIsInstance]
+            return self  # what else there is, the checks complain about
+        return replace(self, learning=replace(self.learning, shards=shards))
 
     @property
     def versions_behind(self) -> int:

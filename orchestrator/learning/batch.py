@@ -10,38 +10,74 @@ from losses import gae
 from orchestrator.learning.refresh import Bootstraps, refreshed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from torch import Tensor
 
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.policies import Policy
+    from orchestrator.policies.normalization import RewardNormalizer
 
 
-def read_batch(
+def read_batches(
+    shards: Sequence[dict[str, Any]],
+    policy: Policy,
+    device: torch.device,
+    config: TrainerConfig,
+    *,
+    stale: bool,
+    gather: Callable[[Tensor], Tensor] = lambda summaries: summaries,
+) -> list[dict[str, Tensor]]:
+    """The experience's arrays, of each of its `shards`, on the device, with `proximal_log_prob`, `advantage` and
+    `return`.
+
+    Where it is `stale`, an older policy than this one has collected it. Rewards are scaled where the policy does so;
+    `gather` makes `[shards, n]` statistics of all shards of those `[n]` of each one here.
+    """
+    batches = [_on_device(arrays, policy, device, config, stale=stale) for arrays in shards]
+    if policy.reward_normalizer is not None:
+        _scale_rewards(policy.reward_normalizer, batches, gather)
+    for batch in batches:
+        batch["advantage"], batch["return"] = gae(
+            batch["reward"],
+            batch["value"],
+            batch["next_value"],
+            _episode_end(batch),
+            batch["valid"],
+            config.learning.discount,
+            config.learning.gae_lambda,
+        )
+    return batches
+
+
+def _on_device(
     arrays: dict[str, Any], policy: Policy, device: torch.device, config: TrainerConfig, *, stale: bool
 ) -> dict[str, Tensor]:
-    """The experience's `arrays` on the device, with `proximal_log_prob`, `advantage` and `return`.
-
-    Where it is `stale`, an older policy than this one has collected it. Rewards are scaled where the policy does so.
-    """
-    learning = config.learning
     bootstraps = Bootstraps.take(arrays, device) if config.refreshes else None
     batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
     batch["proximal_log_prob"] = batch["log_prob"]
     if stale and bootstraps is not None:
-        batch |= refreshed(policy, batch, bootstraps, batch["log_prob"].numel() // learning.minibatches)
-    valid = batch["valid"]
-    episode_end = batch["terminated"] | batch["truncated"]
-    if policy.reward_normalizer is not None:
-        batch["reward"] = policy.reward_normalizer.update_and_scale(
-            batch["reward"], episode_end, valid, batch["episode_start"][:, 0]
-        )
-    batch["advantage"], batch["return"] = gae(
-        batch["reward"],
-        batch["value"],
-        batch["next_value"],
-        episode_end,
-        valid,
-        learning.discount,
-        learning.gae_lambda,
-    )
+        batch |= refreshed(policy, batch, bootstraps, batch["log_prob"].numel() // config.learning.minibatches)
     return batch
+
+
+def _scale_rewards(
+    normalizer: RewardNormalizer, batches: Sequence[dict[str, Tensor]], gather: Callable[[Tensor], Tensor]
+) -> None:
+    """All of a batch by statistics that have all of it."""
+    sums = normalizer.sums(
+        torch.cat([batch["reward"] for batch in batches]),
+        torch.cat([_episode_end(batch) for batch in batches]),
+        torch.cat([batch["valid"] for batch in batches]),
+        torch.cat([batch["episode_start"][:, 0] for batch in batches]),
+    )
+    parts = zip(sums.chunk(len(batches)), batches, strict=True)
+    summaries = [normalizer.statistics.summary(part, batch["valid"]) for part, batch in parts]
+    for summary in gather(torch.stack(summaries)):
+        normalizer.statistics.merge(summary)
+    for batch in batches:
+        batch["reward"] = normalizer.scaled(batch["reward"], batch["valid"])
+
+
+def _episode_end(batch: Mapping[str, Tensor]) -> Tensor:
+    return batch["terminated"] | batch["truncated"]

@@ -7,24 +7,27 @@ import pickle
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from losses import CALLBACKS, LossContext, LossSet, LossStateError, LossStatistics, Minibatch
+from losses import CALLBACKS, LossContext, LossSet, LossStateError, LossStatistics
 from orchestrator.collection.experience_fields import observation_arrays
-from orchestrator.learning.batch import read_batch
+from orchestrator.learning.batch import read_batches
 from orchestrator.learning.device_memory import peak_memory
+from orchestrator.learning.exchange import Exchange
 from orchestrator.learning.gradients import GradientCheck
 from orchestrator.learning.learner_state import LearnerMemory, Unsaved
 from orchestrator.learning.learning_rate import LearningRate
 from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
 from orchestrator.learning.minibatch_evaluation import MinibatchEvaluation
-from orchestrator.learning.minibatches import SegmentDraws, StepDraws
+from orchestrator.learning.minibatch_gradient import MinibatchGradient
+from orchestrator.learning.minibatches import SegmentDraws, StepDraws, drawn_together, draws_of
 from orchestrator.learning.optimization import Optimization
 from orchestrator.learning.profiling import profile_path, profiled
+from orchestrator.learning.shards import ShardStatistics, Share, mean_over_shards, read_tracked
 from orchestrator.learning.statistics import batch_statistics, loss_statistics
 from orchestrator.learning.threads import threads_for
 from orchestrator.learning.unsaved_attributes import UnsavedAttributes
@@ -42,7 +45,8 @@ from state.policy_snapshot import PolicySnapshot
 from state.user_code import raise_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Sequence
+    from pathlib import Path
 
     from orchestrator.learning.learner_state import LearnerState
     from orchestrator.policies import Policy
@@ -51,7 +55,11 @@ if TYPE_CHECKING:
 
 
 class Learner:
-    """See the module. The host calls `describe`, `prepare`, `publish` once each, then `learn` for every epoch."""
+    """See the module. The host calls `describe`, `prepare`, `publish` once each, then `learn` for every epoch.
+
+    Where several cells learn together, it calls `connect` first, and then the same of the learner of every cell at the
+    same time. All have the same weights at every moment; the first cell's is the one that publishes and that saves.
+    """
 
     def __init__(self, plan: LearnerPlan) -> None:
         self._plan = plan
@@ -67,10 +75,15 @@ class Learner:
         self._unsaved = UnsavedAttributes(self.policy, run.policy.network, self._losses.members)
         self._looked_at_unsaved = False
         self.policy.to(self._device)
+        self._exchange = Exchange(plan.cell, run.cells)
+        self._share = Share.of(plan.cell, run.cells, run.shards)
         minibatch_steps = plan.agents * run.steps_per_epoch // config.minibatches
-        torch.set_num_threads(config.threads or threads_for(self.policy, minibatch_steps, plan.max_threads))
+        # Sums by several threads are rounded otherwise: how many there are must not depend on the number of cells.
+        most = 1 if run.shards > 1 else plan.max_threads
+        torch.set_num_threads(config.threads or threads_for(self.policy, minibatch_steps, most))
         self.arena = ParameterArena(self.policy, self._device)
-        self._statistics = LossStatistics(self._device)
+        shards = self._share.count
+        self._statistics = LossStatistics(self._device) if run.shards == 1 else ShardStatistics(self._device, shards)
         self._losses.attach(
             LossContext(policy=self.policy, device=self._device, seed=run.seed, statistics=self._statistics)
         )
@@ -87,6 +100,16 @@ class Learner:
             losses=len(self._losses.losses),
         )
         self._evaluate = MinibatchEvaluation(self.policy, self.arena, run, self._device)
+        self._gradient = MinibatchGradient(
+            self._evaluate,
+            self._losses,
+            self._gradients,
+            self._optimization,
+            self._statistics,
+            self._exchange,
+            run.policy.network,
+            plan.interrupt.is_set,
+        )
         self._segments = config.shuffle == "segments" or (
             config.shuffle == "auto"
             and (self.policy.recurrent or self._losses.needs_segments or config.priority_exponent > 0)
@@ -120,11 +143,15 @@ class Learner:
             device_nbytes=peak_memory(self._device),
         )
 
+    def connect(self, meeting: Path) -> None:
+        """Find the learners of the other cells, as `Exchange.connect`."""
+        self._exchange.connect(meeting, self._plan.config.cell_timeout)
+
     def prepare(self, spec: ExperienceSpec) -> None:
         """Take the layout of the experience slots. Raises NetworkError where the network can't be learned with it in
         the precision of the settings."""
         self._spec = spec
-        segments = spec.segments // self._plan.config.learning.minibatches
+        segments = spec.segments // (self._share.shards * self._plan.config.learning.minibatches)
         self._evaluate.try_out((segments, spec.horizon) if self._segments else (segments * spec.horizon,))
 
     def close(self) -> None:
@@ -132,13 +159,18 @@ class Learner:
         self._evaluate.precision.close()
 
     def publish(self, ref: SlotRef) -> None:
-        """Copy the live policy into a slot."""
-        self.arena.write_to(self._slots.memory(ref))
+        """Copy the live policy into a slot, in the first cell."""
+        if self._exchange.cell == 0:
+            self.arena.write_to(self._slots.memory(ref))
 
     def state(self, moments: SlotRef) -> LearnerState | Unsaved:
-        """The state between two epochs; the moments go to a slot."""
+        """The state between two epochs; the moments go to a slot, in the first cell."""
+        carry = self._memory.reward_carry
+        carry = carry if carry is None else self._exchange.gather(carry)
+        if self._exchange.cell:
+            return Unsaved("the first cell's learner is the one that saves")
         try:
-            return self._memory.write(self._bytes(moments))
+            return replace(self._memory.write(self._bytes(moments)), reward_carry=carry)
         except LossStateError as error:
             return Unsaved(str(error))
 
@@ -151,6 +183,9 @@ class Learner:
         """Go on from a policy, and from what was learner_state with it (None: with a new optimizer)."""
         self.arena.read_from(self._slots.memory(policy))
         if moments is not None and state is not None:
+            if state.reward_carry is not None:
+                rows = state.reward_carry.chunk(self._exchange.cells)[self._exchange.cell]
+                state = replace(state, reward_carry=rows)
             self._memory.restore(self._bytes(moments), state)
 
     def callback(self, name: str, state: TrainerState) -> None:
@@ -175,12 +210,13 @@ class Learner:
             self._lender.settle()  # a loss may have kept a state, but the slots are used again
             return end.value
         except BaseException:
+            self._exchange.leave()
             self._losses.abandon_epoch()
             raise
 
     def _learn(self, request: LearnRequest) -> Generator[EarlyReport, None, LearnReport]:
         config, epoch = self._plan.config, request.state.epoch + 1
-        if config.run_dir is None or epoch not in config.learning.profile_epochs:
+        if config.run_dir is None or epoch not in config.learning.profile_epochs or self._exchange.cell:
             return (yield from self._learn_from(request))
         with profiled(profile_path(config.run_dir, epoch), self._plan.device):
             return (yield from self._learn_from(request))
@@ -190,20 +226,22 @@ class Learner:
             self._unsaved.changed()
             self._looked_at_unsaved = True
         began = time.monotonic()
+        self._exchange.seconds, self._exchange.sent = 0.0, 0
         spans = Spans(self._plan.config.metrics.trace)
         config = self._plan.config.learning
         state = self._state_for_losses(request)
         epoch = state.epoch
         losses = self._losses.active(epoch)
         assert self._spec is not None, "prepare() comes before learn()"
-        arrays = self._spec.arrays(self._slots.memory(request.experience))
+        arrays = self._share.cut(self._spec.arrays(self._slots.memory(request.experience)))
         stale = request.behavior < PolicyPoint(epoch)
         try:
             with self._evaluate.precision.on_network:
-                batch = read_batch(arrays, self.policy, self._device, self._plan.config, stale=stale)
+                batches = read_batches(
+                    arrays, self.policy, self._device, self._plan.config, stale=stale, gather=self._exchange.gather
+                )
         except BaseException as error:
-            raise_failure(error, self._network_in(epoch))
-        valid = batch["valid"]
+            raise_failure(error, f"the network {self._plan.config.policy.network!r} in epoch {epoch + 1}")
         if request.rollout_start is not None:
             self.callback("on_rollout_start", request.rollout_start)
         self.callback("on_rollout_end", state)
@@ -213,45 +251,17 @@ class Learner:
         progress = request.steps_before / self._plan.config.total_agent_steps
         rate = self._learning_rate.at(progress, request.learning_rate_scale)
         self._optimization.begin_epoch(rate)
-        own = self.policy.own_rows(observation_arrays(batch))
-        segments = () if own is None else cast("tuple[Tensor, ...]", own.of)
-        draws = (
-            SegmentDraws(
-                batch,
-                valid,
-                config.minibatches,
-                self._generator,
-                segments,
-                priority_exponent=config.priority_exponent,
-                correction=config.priority_correction,
-            )
-            if self._segments
-            else StepDraws(self._per_step(batch), valid, config.minibatches, self._generator, segments)
-        )
+        draws = self._draws(batches, epoch)
         spans.end("prepare")
         done = passes = 0
         finished, interrupted = not losses, False
         checks = InterruptChecks(self._plan.interrupt.is_set)
         while passes < config.update_epochs and not finished:
             waiting = mb_idx = 0
-            for mb_idx, draw in enumerate(draws.one_pass()):
-                minibatch = Minibatch(
-                    fields=draw.fields,
-                    valid=draw.valid,
-                    weight=draw.weight,
-                    epoch=epoch,
-                    update_epoch=passes,
-                    mb_idx=mb_idx,
+            for mb_idx, together in enumerate(drawn_together(draws, of_run=self._share.shards)):
+                stopped, ended = self._gradient.add(
+                    together, epoch, passes, mb_idx, share=1.0 / config.accumulate_minibatches, first=not done
                 )
-                try:
-                    evaluation = self._evaluate(draw)
-                except BaseException as error:
-                    raise_failure(error, self._network_in(epoch))
-                self._gradients.outputs(evaluation)
-                total, components = self._losses.compute(minibatch, evaluation)
-                if not done and 0 not in draw.counts:
-                    self._gradients.total(evaluation, total, self._losses.without_gradient)
-                self._optimization.backward(total, components, 1.0 / config.accumulate_minibatches)
                 done += 1
                 waiting += 1
                 if waiting == config.accumulate_minibatches:
@@ -263,8 +273,12 @@ class Learner:
                 if done == request.early_minibatches and request.early_to is not None:
                     yield self._publish_early(request.early_to)
                     spans.end("publish early", passes)
-                interrupted = checks()
-                finished = interrupted or self._losses.stop_requested
+                if self._share.shards > 1:
+                    checks()
+                    interrupted, finished = ended, ended or stopped
+                else:
+                    interrupted = checks()
+                    finished = interrupted or self._losses.stop_requested
                 if finished:
                     break
             if waiting:
@@ -274,21 +288,23 @@ class Learner:
             yield self._publish_early(request.early_to)
         age = (epoch - request.behavior.version) * self._plan.config.minibatches_per_epoch
         loss_stats = {"learning_rate": rate, "policy_age": float(age - request.behavior.minibatches)}
-        loss_stats |= self._loss_stats(epoch, batch, valid)
+        loss_stats |= self._loss_stats(epoch, batches)
         peak = peak_memory(self._device)
         if peak is not None:
             loss_stats["device_memory_peak"] = float(peak)
         spans.end("statistics")
         state = replace(state, update_epoch=passes, mb_idx=done)
         self.callback("on_train_phase_end", state)
-        self.policy.merge_observations(self.policy.observation_summary(observation_arrays(batch), valid))
+        summaries = [self.policy.observation_summary(observation_arrays(one), one["valid"]) for one in batches]
+        for summary in self._exchange.gather(torch.stack(summaries)):
+            self.policy.merge_observations(summary)
         spans.end("normalizers")
         self.publish(request.publish_to)
         spans.end("publish")
-        ended = time.monotonic()
+        ended, exchanging, sent = time.monotonic(), self._exchange.seconds, self._exchange.sent
 
         # Also what the callbacks of the training phase have tracked.
-        loss_stats |= self._statistics.read()
+        loss_stats |= read_tracked(self._statistics, self._exchange)
         self._learning_rate.learned(loss_stats)
         if self._losses.overriding("on_epoch_end"):
             state = replace(
@@ -314,6 +330,8 @@ class Learner:
             began=began,
             ended=ended,
             interrupted=interrupted,
+            exchange_seconds=exchanging,
+            exchange_bytes=sent,
             spans=spans.recorded,
             learner_state=learner_state,
             kept_state=kept_state,
@@ -322,9 +340,6 @@ class Learner:
         )
 
     # How.
-
-    def _network_in(self, epoch: int) -> str:
-        return f"the network {self._plan.config.policy.network!r} in epoch {epoch + 1}"
 
     def _publish_early(self, ref: SlotRef) -> EarlyReport:
         began = time.monotonic()
@@ -335,12 +350,20 @@ class Learner:
         memory = np.frombuffer(self._slots.memory(ref), dtype=np.uint8, count=self._optimization.moments_nbytes)
         return torch.from_numpy(memory)
 
-    def _per_step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _draws(self, batches: Sequence[dict[str, Tensor]], epoch: int) -> list[SegmentDraws | StepDraws]:
+        """What the minibatches are made of, in each shard."""
         assert self._spec is not None
-        per_segment = {spec.name for spec in self._spec.fields if spec.per == "segment"}
-        return {name: tensor for name, tensor in batch.items() if name not in per_segment}
+        generators = [self._generator]
+        if self._share.shards > 1:
+            generators = self._share.generators(self._plan.config.seed, epoch, self._device)
+        per_segment = None if self._segments else {spec.name for spec in self._spec.fields if spec.per == "segment"}
+        own = [self.policy.own_rows(observation_arrays(batch)) for batch in batches]
+        return [
+            draws_of(batch, self._plan.config.learning, generator, () if rows is None else rows.of, per_segment)
+            for batch, generator, rows in zip(batches, generators, own, strict=True)
+        ]
 
-    def _loss_stats(self, epoch: int, batch: dict[str, Tensor], valid: Tensor) -> dict[str, float]:
+    def _loss_stats(self, epoch: int, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
         """At the end of the epoch, when the host of the device may wait for it."""
         stats = loss_statistics(
             self._optimization.read_log().numpy(),
@@ -349,7 +372,7 @@ class Learner:
             minibatches=self._plan.config.learning.minibatches,
             skip_nonfinite=self._plan.config.learning.nonfinite == "skip",
         )
-        return stats | batch_statistics(batch, valid)
+        return stats | mean_over_shards(self._exchange.gather_values(list(map(batch_statistics, batches))))
 
     def _state_for_losses(self, request: LearnRequest) -> TrainerState:
         if not any(self._losses.overriding(name) for name in CALLBACKS):

@@ -69,20 +69,24 @@ class LearnerMemory:
         self._generator = generator
         self._own_process = own_process
 
+    @property
+    def reward_carry(self) -> torch.Tensor | None:
+        """Of the reward normalizer, on the CPU."""
+        normalizer = self._policy.reward_normalizer
+        return None if normalizer is None or normalizer.carry is None else normalizer.carry.cpu()
+
     def losses_state(self) -> Mapping[str, Mapping[str, Any]]:
         """Every loss's state, by name. Raises LossStateError where a checkpoint can't keep one."""
         return _on_cpu(self._losses.state_dict())
 
     def write(self, memory: torch.Tensor) -> LearnerState:
         """The state between two epochs; the moments go to `memory` (bytes, on the CPU). Raises LossStateError."""
-        normalizer = self._policy.reward_normalizer
-        carry = None if normalizer is None or normalizer.carry is None else normalizer.carry.cpu()
         return LearnerState(
             steps=self._optimization.write_moments(memory).cpu().tolist(),
             generator=self._generator.get_state(),
             generator_device=self._generator.device.type,
             losses=self.losses_state(),
-            reward_carry=carry,
+            reward_carry=self.reward_carry,
             global_generators=global_generators() if self._own_process else None,
             frozen=tuple(name for name, parameter in self._learned() if not parameter.requires_grad),
             rate_adaptation=self._learning_rate.adaptation,

@@ -35,6 +35,8 @@ class LearnerPlan:
     interrupt: Interrupt
     agents: int = 1
     """Of one game, each with a segment of the experience."""
+    cell: int = 0
+    """Which of the run's cells it is the learner of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +98,10 @@ class LearnReport(NamedTuple):
     began: float
     ended: float
     interrupted: bool
+    exchange_seconds: float = 0.0
+    """Of the time from `began` to `ended`: waiting for learners of other cells, and sending them sums."""
+    exchange_bytes: int = 0
+    """Sent to them in that time."""
     learner_state: LearnerState | Unsaved | None = None
     """If it was asked for: what goes with the moments."""
     kept_state: bytes | Unsaved | None = None
@@ -106,3 +112,5 @@ class LearnReport(NamedTuple):
     """Seconds; the longest between two checks whether to stop, which come after each minibatch."""
     warnings: Mapping[str, str] = {}
     """What the user should know of the network and the losses, by what it is about."""
+    other_cells: Sequence[LearnReport] = ()
+    """Those of the other cells' learners, in the report of the first."""

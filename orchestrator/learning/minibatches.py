@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from losses import Rows, importance_weights, segment_probabilities
+
+if TYPE_CHECKING:
+    from orchestrator.config.settings import LearningConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,7 @@ class Draw:
 
 
 class StepDraws:
-    """Each pass visits every valid step once, in random order, in `count` nearly equal minibatches.
+    """Each pass visits every valid step once, in random order, in `count` nearly equal minibatches (None: empty).
 
     Where types of agents have policies of their own, `segments` are those of each: every minibatch then has a nearly
     equal share of the steps of each, one policy after another.
@@ -49,14 +53,14 @@ class StepDraws:
         self._count = count
         self._generator = generator
 
-    def one_pass(self) -> Iterator[Draw]:
+    def one_pass(self) -> Iterator[Draw | None]:
         device = self._generator.device
         orders: list[Tensor] = []
         for total, steps in zip(self._totals, self._steps, strict=True):
             order = torch.randperm(total, generator=self._generator, device=device)
             orders.append(order if steps is None else steps[order])
         for index, counts in _shares(orders, self._count):
-            yield Draw(Rows(self._flat, index), None, None, counts)
+            yield Draw(Rows(self._flat, index), None, None, counts) if len(index) else None
 
 
 class SegmentDraws:
@@ -93,7 +97,7 @@ class SegmentDraws:
                 size, counts = batch["advantage"][some], None if self._valid is None else self._valid[some]
                 self._probabilities.append(segment_probabilities(size, counts, priority_exponent))
 
-    def one_pass(self) -> Iterator[Draw]:
+    def one_pass(self) -> Iterator[Draw | None]:
         device = self._generator.device
         orders: list[Tensor] = []
         weights: list[Tensor] = []
@@ -109,17 +113,35 @@ class SegmentDraws:
         for index, counts in _shares(orders, self._count):
             valid = None if self._valid is None else self._valid[index]
             weight = None if weighted is None else next(weighted)[0]
-            yield Draw(Rows(self._batch, index), valid, weight, counts)
+            yield Draw(Rows(self._batch, index), valid, weight, counts) if len(index) else None
 
 
 def _shares(of_policies: Sequence[Tensor], count: int) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
     """What falls to each of `count` minibatches, and how much of each policy where there are several."""
     if len(of_policies) == 1:
-        for share in of_policies[0].tensor_split(count):
-            if len(share):
-                yield share, ()
+        yield from ((share, ()) for share in of_policies[0].tensor_split(count))
         return
     for shares in zip(*(one.tensor_split(count) for one in of_policies), strict=True):
-        counts = tuple(map(len, shares))
-        if sum(counts):
-            yield torch.cat(shares), counts
+        yield torch.cat(shares), tuple(map(len, shares))
+
+
+def draws_of(
+    batch: Mapping[str, Tensor],
+    config: LearningConfig,
+    generator: torch.Generator,
+    segments: Sequence[Any],
+    per_segment: Collection[str] | None,
+) -> StepDraws | SegmentDraws:
+    """Of whole segments, or where `per_segment` names the fields that there is one of for each segment, of steps."""
+    common: Any = batch["valid"], config.minibatches, generator, segments
+    if per_segment is None:
+        exponent, correction = config.priority_exponent, config.priority_correction
+        return SegmentDraws(batch, *common, priority_exponent=exponent, correction=correction)
+    return StepDraws({name: batch[name] for name in batch if name not in per_segment}, *common)
+
+
+def drawn_together(shards: Sequence[StepDraws | SegmentDraws], *, of_run: int) -> Iterator[tuple[Draw | None, ...]]:
+    """One pass over the `shards` here, of so many `of_run`: each minibatch has a part of each. Where there is only one,
+    empty minibatches are left out."""
+    together = zip(*(shard.one_pass() for shard in shards), strict=True)
+    return together if of_run > 1 else (draws for draws in together if draws[0] is not None)

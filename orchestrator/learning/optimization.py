@@ -14,6 +14,8 @@ from torch.optim.adamw import adamw
 from state.error import OrchestratorError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from state.parameter_arena import ParameterArena
 
 
@@ -83,10 +85,17 @@ class Optimization:
         self._log = torch.zeros(max_minibatches, losses + 1, device=arena.memory.device)
         self._logged = 0
         self._first_of_step = 0
+        self._waiting: list[torch.Tensor] = []
+        """Gradients of minibatches whose step is yet to come, where they are not added up in the arena's memory."""
+
+    @property
+    def device(self) -> torch.device:
+        return self._log.device
 
     def begin_epoch(self, rate: float) -> None:
         """Step with the learning rate `rate` from now on."""
         self._logged = self._first_of_step = 0
+        self._waiting = []
         self._log.zero_()
         self._rate = rate
         self._arena.adopt()
@@ -96,11 +105,32 @@ class Optimization:
         """Add `share` of a minibatch's gradient to the step in preparation."""
         if total.requires_grad:
             (total if share == 1.0 else total * share).backward()
+        self._note(components)
+
+    def take_gradients(self) -> list[torch.Tensor]:
+        """What the last `backward()` of a tensor has given, one vector for each dtype; the memory is cleared."""
+        self._arena.collect_gradients()
+        taken = [gradient.clone() for gradient in self._arena.gradients]
+        self._arena.zero_gradients()
+        return taken
+
+    def add_gradients(self, gradients: Sequence[torch.Tensor], components: torch.Tensor, share: float) -> None:
+        """Add `share` of a minibatch's gradient, in vectors like those taken, to the step in preparation."""
+        self._waiting = [
+            own.add_(gradient, alpha=share) if self._waiting else gradient.mul_(share)
+            for own, gradient in zip(self._waiting or gradients, gradients, strict=True)
+        ]
+        self._note(components)
+
+    def _note(self, components: torch.Tensor) -> None:
         self._log[self._logged, : len(components)] = components
         self._logged += 1
 
     def step(self) -> None:
         """Step with the gradients added up since the last step. Raises TensorsChanged."""
+        for gradient, waiting in zip(self._arena.gradients if self._waiting else (), self._waiting, strict=True):
+            gradient.copy_(waiting)
+        self._waiting = []
         active = self._arena.collect_gradients()
         if active != self._active:
             self._active = active

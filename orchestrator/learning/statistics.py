@@ -47,14 +47,14 @@ def loss_statistics(
     return stats
 
 
-def batch_statistics(batch: Mapping[str, torch.Tensor], valid: torch.Tensor) -> dict[str, float]:
+def batch_statistics(batch: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Means over the epoch's valid steps, and the share of the returns' variance that the values explain.
 
     Of a batch that was evaluated anew, also how far the policy at the start of learning was from the one that acted:
     the KL divergence (estimator k3), and the standard deviation of the ratio of their probabilities, whose mean is 1.
     """
     value, returns, advantage, reward = (
-        batch[name].masked_select(valid) for name in ("value", "return", "advantage", "reward")
+        batch[name].masked_select(batch["valid"]) for name in ("value", "return", "advantage", "reward")
     )
     numbers = torch.stack(
         [value.mean(), returns.mean(), reward.mean(), returns.var(correction=0), (returns - value).var(correction=0)]
@@ -62,7 +62,7 @@ def batch_statistics(batch: Mapping[str, torch.Tensor], valid: torch.Tensor) -> 
     deviation, mean = torch.std_mean(advantage, correction=0)
     more = [mean, deviation]
     if batch["proximal_log_prob"] is not batch["log_prob"]:
-        log_ratio = (batch["proximal_log_prob"] - batch["log_prob"]).masked_select(valid)
+        log_ratio = (batch["proximal_log_prob"] - batch["log_prob"]).masked_select(batch["valid"])
         excess = log_ratio.expm1()
         more += [(excess - log_ratio).mean(), excess.std(correction=0)]
     all_numbers = torch.cat([numbers, torch.stack(more)]).cpu().tolist()

@@ -18,7 +18,7 @@ from orchestrator.collection.experience_fields import check_declared, experience
 from orchestrator.collection.service import CollectorService, CollectRequest
 from orchestrator.learning.learner import Learner
 from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
-from orchestrator.loop.learner_worker import LearnerWorker
+from orchestrator.loop.learners import Learners
 from orchestrator.loop.memory import memory_needed, out_of_memory_named
 from orchestrator.loop.patience import WorkerHangs
 from orchestrator.loop.restarts import Restarts
@@ -76,7 +76,7 @@ class WorkerGroup:
         self._patience = patience
         self._opened: list[Worker] = []
         self._collectors: list[_Collector] = []
-        self._learner: LearnerWorker
+        self._learners: Learners
         self._warned: set[str] = set()
         self.spaces: Spaces
         self.agents: tuple[str, ...]
@@ -127,13 +127,14 @@ class WorkerGroup:
             interrupt=self._interrupt,
             agents=len(self.agents),
         )
-        self._learner = LearnerWorker(
-            partial(self._open, "learner", 1, Learner, plan),
+        self._learners = Learners(
+            config.cells,
+            partial(self._open_learner, plan),
             self._ask,
             self._interrupt,
             can_die=config.collection.backend == "process",
         )
-        self.description = await self._learner.start()
+        self.description = await self._learners.start()
         recurrent = ["the policy is recurrent"] if self.description.recurrent_state_size else []
         reasons = segment_reasons(config, [one for one in losses if isinstance(one, Loss)])
         check_minibatches(config, reasons or recurrent, len(self.agents))
@@ -141,19 +142,19 @@ class WorkerGroup:
         own = experience_fields(self.spaces, self.description.recurrent_state_size, refreshes=config.refreshes)
         check_declared(self.description.fields, own)
         self.spec = ExperienceSpec.merge(*size, {"the run": own, "the losses": self.description.fields})
-        await self._learner.prepare(self.spec)
+        await self._learners.prepare(self.spec)
         for collector in self._collectors:
             await self._ask(collector.worker, "prepare", self.spec)
         _log.info("%s", memory_needed(config, self.spec, self.description))
 
     async def publish(self, slot: Slot) -> None:
         """Have the learner copy its policy into `slot`."""
-        await self._learner.ask("publish", lambda slots: (slots.ref(POLICY, slot),))
+        await self._learners.ask("publish", lambda slots: (slots.ref(POLICY, slot),))
 
     async def callback(self, name: str, state: TrainerState) -> None:
         """Call one of the losses' callbacks, if any loss overrides it."""
         if name in self.description.callbacks:
-            await self._learner.ask("callback", lambda _: (name, _for_losses(state)))
+            await self._learners.ask("callback", lambda _: (name, _for_losses(state)))
 
     async def collect(self, experience: Slot, policy: Slot) -> tuple[CollectReport, ...]:
         """One rollout of every collector. Raises WorkerCrashed when one keeps dying; of several errors, the first."""
@@ -217,24 +218,25 @@ class WorkerGroup:
             assert early is not None
             early.published(early, report)
 
-        report = await self._learner.learn(request, published_early)
-        self._warn(report.warnings)
-        self._patience.saw(self._learner.worker.name, report.longest_step)
-        return report
+        reports = await self._learners.learn(request, published_early)
+        for worker, report in zip(self._learners.workers, reports, strict=True):
+            self._warn(report.warnings)
+            self._patience.saw(worker.name, report.longest_step)
+        return reports[0]._replace(other_cells=reports[1:])
 
     async def protect_learner(self, epochs: int, policy: Callable[[], Slot]) -> None:
-        """See `LearnerWorker.protect`."""
-        await self._learner.protect(epochs, policy)
+        """See `Learners.protect`."""
+        await self._learners.protect(epochs, policy)
 
     # Snapshots.
 
     async def learner_state(self, moments: Slot) -> LearnerState | Unsaved:
         """The learner's state between two epochs; the moments go to a slot."""
-        return await self._learner.ask("state", lambda slots: (slots.ref(MOMENTS, moments),))
+        return await self._learners.ask("state", lambda slots: (slots.ref(MOMENTS, moments),))
 
     async def restore_learner(self, policy: Slot, moments: Slot | None, state: LearnerState | None) -> None:
         """Have the learner resume from what is in the slots. Raises what a loss raises for a state that is not its."""
-        await self._learner.ask(
+        await self._learners.ask(
             "restore", lambda slots: (slots.ref(POLICY, policy), moments and slots.ref(MOMENTS, moments), state)
         )
 
@@ -296,8 +298,9 @@ class WorkerGroup:
 
     def statistics(self) -> FrozenMapping[str, WorkerStatistics]:
         """Of each collector and the learner, by name."""
-        workers = [*self._collectors, self._learner]
-        found = [replace(one.worker.statistics(), restarts=one.restarts.total) for one in workers]
+        workers = [(one.worker, one.restarts) for one in self._collectors]
+        workers += [(worker, self._learners.restarts) for worker in self._learners.workers]
+        found = [replace(worker.statistics(), restarts=restarts.total) for worker, restarts in workers]
         return FrozenMapping({one.name: one for one in found})
 
     def _warn(self, warnings: Mapping[str, str]) -> None:
@@ -314,6 +317,12 @@ class WorkerGroup:
         note = Note()
         self._patience.waits_for[plan.name] = note.read
         return await self._open(plan.name, 1, CollectorService, plan, self._interrupt, note)
+
+    async def _open_learner(self, plan: LearnerPlan, cell: int) -> Worker:
+        if self._config.cells == 1:
+            return await self._open("learner", 1, Learner, plan)
+        plan = replace(plan, cell=cell, device=device_of_cell(plan.device, cell))
+        return await self._open(f"learner-{cell}", 1, Learner, plan)
 
     async def _open(self, name: str, threads: int, factory: Any, *args: object) -> Worker:
         start = partial(open_worker, self._config.collection.backend, name, factory, *args, threads=threads)
@@ -358,3 +367,12 @@ def resolve_device(device: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_of_cell(device: str, cell: int) -> str:
+    """Where a cell learns: where one device is not named, each has its own, as long as there are so many."""
+    if device != "cuda":
+        return device
+    import torch
+
+    return f"cuda:{cell % torch.cuda.device_count()}"

@@ -251,7 +251,11 @@ def _tracks(slices: Sequence[Slice]) -> list[Row]:
     for one in slices:
         color = _COLORS.get(one.category)
         # The epochs are drawn as marks and the tasks are what the workers show; update epochs are seen by minibatches.
-        if color is None or one.category == "update epoch" or (one.track == "learner" and one.category == "publish"):
+        if (
+            color is None
+            or one.category == "update epoch"
+            or (one.track.startswith("learner") and one.category == "publish")
+        ):
             continue
         level = int(one.category == "minibatch")
         name = f"hook {one.track}" if one.group == "hooks" else one.track

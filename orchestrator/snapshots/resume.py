@@ -67,6 +67,7 @@ def find_resume_source(
         newest = home is not None and CheckpointFolder(siblings).list()[-1] == checkpoint.path
         run_dir = home if newest else None
     recorded = read_settings(checkpoint, where, trust_code=trust_code, own=own)
+    recorded = recorded.with_shards(recorded.shards)
     config = recorded if home is None else _edited_settings(recorded, home)
     edits = {path: (before, now) for path, _, before, now in _differences(recorded, config)}
     if config.run_dir == recorded.run_dir or config.run_dir is None:
@@ -80,7 +81,7 @@ def _edited_settings(recorded: TrainerConfig, home: Path) -> TrainerConfig:
     file = home / CONFIG
     if not file.is_file():
         return recorded
-    config = read_config(file)
+    config = read_config(file).with_shards(recorded.shards)
     refused = [
         Problem(
             field=path,

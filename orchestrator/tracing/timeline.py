@@ -74,6 +74,8 @@ class Timeline:
     - `learn`, `wait_learn`, `hooks_learn`, `host_learn`: the learn task, in the same way;
     - `critical_learn`, `critical_collect`, `critical_hooks`, `critical_host`: the critical path, adding up to the lap:
       what the learn task does, and while it waits for experience, what the collect task does;
+    - with several cells, `learn_cell_<n>`: what each computes in `learn`; `exchange`: what it takes to tell each other
+      sums; `wait_cells`: what the fastest waits for the slowest;
     - `policy_lag`: from the publication of the policy that the epoch was collected with to the begin of that
       collection.
     """
@@ -115,9 +117,21 @@ class Timeline:
     def learned(self, epoch: int, version: int, report: LearnReport) -> None:
         """The learner has answered, and has published `version`."""
         self.learning.worked(report.began, report.ended)
+        self._share_of_cells((report, *report.other_cells))
         self._published[PolicyPoint(version)] = report.ended
         if self.trace is not None:
             self.trace.learned(epoch, version, report)
+
+    def _share_of_cells(self, reports: Sequence[LearnReport]) -> None:
+        """The one that waits least for the others is the slowest: what it spends is what sending takes."""
+        if len(reports) == 1:
+            return
+        exchanging = [report.exchange_seconds for report in reports]
+        self.stopwatch.add("exchange", min(exchanging))
+        self.stopwatch.add("wait_cells", max(exchanging) - min(exchanging))
+        self.stopwatch.rate("exchange_bytes", sum(report.exchange_bytes for report in reports))
+        for cell, report in enumerate(reports):
+            self.stopwatch.add(f"learn_cell_{cell}", max(0.0, report.ended - report.began - report.exchange_seconds))
 
     def lap(self, epoch: int) -> StopwatchReading:
         """The epoch (counted from 0) is over: closes the stopwatch's lap."""

@@ -120,7 +120,14 @@ class Trace:
 
     def learned(self, epoch: int, version: int, report: LearnReport) -> None:
         """An epoch of learning, and the publication of what came of it."""
-        track = Track(WORKERS, "learner")
+        cells = (report, *report.other_cells)
+        for cell, one in enumerate(cells):
+            self._learned(Track(WORKERS, "learner" if len(cells) == 1 else f"learner {cell}"), epoch, one)
+        for span in report.spans:
+            if span.name == "publish":
+                self.published(PolicyPoint(version), span.began, span.ended)
+
+    def _learned(self, track: Track, epoch: int, report: LearnReport) -> None:
         arguments = {"epoch": epoch + 1, "minibatches": report.minibatches, "update_epochs": report.update_epochs}
         self._slice(track, f"learn {epoch + 1}", "learn", report.began, report.ended, arguments)
         for update_epoch, group in groupby(report.spans, key=lambda span: span.update_epoch):
@@ -131,8 +138,6 @@ class Trace:
             for span in spans:
                 label = span.name if span.mb_idx is None else f"{span.name} {span.mb_idx + 1}"
                 self._slice(track, label, span.name, span.began, span.ended)
-                if span.name == "publish":
-                    self.published(PolicyPoint(version), span.began, span.ended)
 
     def published(self, point: PolicyPoint, began: float, ended: float) -> None:
         """The learner has published a policy."""

@@ -168,7 +168,7 @@ async def test_of_a_large_policy_the_optimizers_state_may_be_older(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(f"orchestrator.loop.learner_worker.{constant}", value)
+    monkeypatch.setattr(f"orchestrator.loop.learners.{constant}", value)
     final, _ = await trained(config_for(), Dying(tmp_path, (5,)))
     assert final.epoch >= EPOCHS
     assert f"it continues with the policy of epoch 5, {said if said.startswith('with') else ''}" in caplog.text

@@ -46,11 +46,12 @@ async def test_every_documented_metric_is_in_the_records_of_a_run_that_has_it(tm
     )
     game = EvaluationConfig(every=1, episodes=1, num_environments=1)
     await trained(epochs=4, run_dir=tmp_path / "game", environment="tests.games:Matching", evaluation=game)
-    lines, of_game = (
+    await trained(epochs=2, run_dir=tmp_path / "cells", cells=2)
+    lines, of_game, of_cells = (
         [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in ("run", "game")
+        for folder in ("run", "game", "cells")
     )
-    keys = set[str]().union(*lines, *of_game)
+    keys = set[str]().union(*lines, *of_game, *of_cells)
     always = {"epoch", "agent_step", "rollout/episode_return", "rollout/episode_length", "time/seconds"}
     assert lines
     assert all(always <= line.keys() for line in lines)

@@ -77,6 +77,8 @@ def metrics(
         record |= {f"warnings/{kind}": float(kind in problems) for kind in KINDS}
     if timer is not None:
         record |= _times(timer)
+        if "exchange_bytes" in timer.lap_counts:
+            record["time/exchange_bytes"] = timer.lap_counts["exchange_bytes"]
     for name, hook in (hooks or {}).items():
         record |= {f"hook/{name}/{field}": getattr(hook, field) for field in _OF_HOOKS}
         record[f"hook/{name}/hidden_seconds"] = hook.hidden_seconds

@@ -1,0 +1,132 @@
+"""What the learners of several cells tell each other: sums of gradients, and statistics. Over `torch.distributed`."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from state.error import OrchestratorError
+
+_T = TypeVar("_T")
+
+
+class CellLost(OrchestratorError, RuntimeError):
+    """Another cell's learner has not answered, or is gone."""
+
+
+def tree(first: int, count: int, leaf: Callable[[int], _T], add: Callable[[_T, _T], _T]) -> _T:
+    """The sum of the leaves `first` to `first + count - 1`, of two halves each, so that it is rounded in the same way
+    wherever its parts are added. At most log2(count) + 1 of the parts exist at once."""
+    if count == 1:
+        return leaf(first)
+    half = count // 2
+    left = tree(first, half, leaf, add)
+    return add(left, tree(first + half, count - half, leaf, add))
+
+
+class Exchange:
+    """One learner's connection to the others, which all make the same calls in the same order. Blocks.
+
+    There are 2^n cells. Each adds first what its neighbor has, then what the neighboring pair has, and so on: the
+    result is, bit for bit, the `tree` over all cells, and the same in each of them. With one cell, nothing happens.
+    """
+
+    def __init__(self, cell: int = 0, cells: int = 1) -> None:
+        self.cell = cell
+        self.cells = cells
+        self.seconds = 0.0
+        """Spent here since this was last set to 0: waiting for others, and sending."""
+        self.sent = 0
+        """Bytes, since this was last set to 0."""
+        self._group: Any = None
+
+    def connect(self, meeting: Path, timeout: float) -> None:
+        """Find the others through a file that does not exist yet; each has `timeout` seconds for every answer."""
+        from torch import distributed
+
+        torch_distributed: Any = distributed  # whose stubs lack much
+        gloo = torch_distributed.ProcessGroupGloo
+        options = gloo._Options()
+        # Nobody else is to reach them: gloo would listen at the address that the machine's name stands for.
+        options._devices = [gloo.create_device(hostname="127.0.0.1")]
+        options._timeout = timedelta(seconds=timeout)
+        # Not the group that there is one of in a process: a loss or a network may have made that.
+        self._group = gloo(torch_distributed.FileStore(str(meeting), self.cells), self.cell, self.cells, options)
+        self.gather(torch.zeros(1))
+        if self.cell == 0:
+            meeting.unlink()  # all are here
+
+    def sum(self, tensors: Sequence[Tensor]) -> None:
+        """Add up over the cells, in place. Those of one dtype travel together."""
+        if self.cells == 1:
+            return
+        for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
+            alike = [tensor for tensor in tensors if tensor.dtype is dtype]
+            total = self._total(torch.cat([tensor.reshape(-1).cpu() for tensor in alike]))
+            for tensor, part in zip(alike, total.split([tensor.numel() for tensor in alike]), strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """`[n, ...]` of every cell, one after the other: `[cells * n, ...]`, on the tensor's device."""
+        if self.cells == 1 or not tensor.numel():
+            return tensor
+        own = tensor.cpu().contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.cells)]
+        began = time.monotonic()
+        try:
+            self._group.allgather([parts], [own]).wait()
+        except RuntimeError as error:
+            raise self._lost("the others") from error
+        self._count(began, own)
+        return torch.cat(parts).to(tensor.device)
+
+    def gather_values(self, value: _T) -> list[_T]:
+        """One value of every cell; pickled."""
+        if self.cells == 1:
+            return [value]
+        data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+        sizes: list[int] = self.gather(torch.tensor([len(data)])).tolist()
+        padded = torch.zeros(max(sizes), dtype=torch.uint8)
+        padded[: len(data)] = data
+        parts = self.gather(padded).view(self.cells, -1)
+        return [pickle.loads(part[:size].numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
+
+    def leave(self) -> None:
+        """Those that wait for this cell are told that it is gone. Idempotent."""
+        if self._group is not None:
+            self._group.abort()
+            self._group = None
+
+    def _total(self, own: Tensor) -> Tensor:
+        others = torch.empty_like(own)
+        distance = 1
+        while distance < self.cells:
+            self._swap(own, others, self.cell ^ distance)
+            own += others
+            distance *= 2
+        return own
+
+    def _swap(self, own: Tensor, others: Tensor, partner: int) -> None:
+        began = time.monotonic()
+        try:
+            work: list[Any] = [self._group.send([own], partner, 0), self._group.recv([others], partner, 0)]
+            for one in work:
+                one.wait()
+        except RuntimeError as error:
+            raise self._lost(f"the learner of cell {partner}") from error
+        self._count(began, own)
+
+    def _count(self, began: float, sent: Tensor) -> None:
+        self.seconds += time.monotonic() - began
+        self.sent += sent.nbytes
+
+    def _lost(self, whom: str) -> CellLost:
+        self.leave()
+        return CellLost(f"the learner of cell {self.cell} waits for {whom}, which does not answer, or is gone")

@@ -1,0 +1,300 @@
+"""Several learners that share each batch: the same bits for any number of them, and what happens when one is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import numpy as np
+import psutil
+import pytest
+
+from losses import GradientReporter, LearnerCallback, Loss, UpdateEpochsTuner
+from orchestrator import (
+    CheckpointsConfig,
+    ConfigurationError,
+    LearningConfig,
+    LossesConfig,
+    PolicyConfig,
+    Run,
+    Trainer,
+    TrainerConfig,
+    TypePolicy,
+)
+from orchestrator.learning.optimization import NonFiniteLossError
+from tests.orchestrator.training import losses_with, small_config, worker_processes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from losses import Minibatch, PolicyEvaluation
+    from state import TrainerState
+
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
+
+EPOCHS = 6
+
+
+def config_for(cells: int, shards: int = 4, *, epochs: int = EPOCHS, **settings: Any) -> TrainerConfig:
+    config = small_config(epochs=epochs, num_environments=8, backend=settings.pop("backend", "process"), **settings)
+    learning = dataclasses.replace(config.learning, shards=shards)
+    return dataclasses.replace(config, cells=cells, learning=learning)
+
+
+async def trained(config: TrainerConfig, losses: Sequence[LearnerCallback] | None = None, **options: Any) -> Any:
+    with anyio.fail_after(200):
+        return await Trainer(config, losses=losses, **options).run()
+
+
+def bits(state: TrainerState) -> bytes:
+    assert state.policy is not None
+    return b"".join(np.array(tensor).tobytes() for tensor in state.policy.tensors.values())
+
+
+def assert_same(*states: TrainerState) -> None:
+    first = states[0]
+    assert first.loss_stats is not None
+    for other in states[1:]:
+        assert other.agent_step == first.agent_step
+        assert other.loss_stats is not None
+        assert dict(other.loss_stats) == pytest.approx(dict(first.loss_stats), rel=0, abs=0, nan_ok=True)
+        assert bits(other) == bits(first)
+
+
+# The same bits.
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "in turn": {"staleness": 0},
+    "overlapping": {"staleness": 1},
+    "half an epoch": {"staleness": 0.5},
+    "lstm": {"policy": PolicyConfig(network="lstm", lstm_size=4)},
+    "normalized": {"policy": PolicyConfig(hidden_sizes=(8,), normalize_observations=True, normalize_rewards=True)},
+    "target kl": {"losses": LossesConfig(target_kl=0.0001)},
+    "vtrace": {"losses": LossesConfig(names=("vtrace_actor", "vtrace_critic"))},
+    "priority": {"learning": LearningConfig(minibatches=2, update_epochs=2, priority_exponent=0.8)},
+    "accumulated": {"learning": LearningConfig(minibatches=2, update_epochs=2, accumulate_minibatches=2)},
+    "kl": {"learning": LearningConfig(minibatches=2, update_epochs=2, learning_rate_kl=1e-05)},
+    "types": {
+        "environment": "tests.games:HideAndSeek",
+        "policy": PolicyConfig(by_type=(TypePolicy(type="seeker"), TypePolicy(type="hider", hidden_sizes=(4,)))),
+    },
+}
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+async def test_one_two_and_four_cells_learn_the_same_bits(settings: dict[str, Any]) -> None:
+    assert_same(*[await trained(config_for(cells, **settings)) for cells in (1, 2, 4)])
+    assert not worker_processes()
+
+
+async def test_threads_learn_the_same_bits_as_processes() -> None:
+    assert_same(await trained(config_for(2)), await trained(config_for(2, backend="inline")))
+
+
+async def test_there_are_as_many_shards_as_cells_unless_told_otherwise() -> None:
+    one = await trained(dataclasses.replace(config_for(1), learning=LearningConfig(shards=2)))
+    two = await trained(dataclasses.replace(config_for(2), learning=LearningConfig()))
+    assert_same(one, two)
+
+
+async def test_a_shard_without_enough_valid_steps_counts_as_nothing() -> None:
+    """Environments whose episodes take a step make every other step one that only resets."""
+
+    def config(cells: int) -> TrainerConfig:
+        learning = LearningConfig(minibatches=4, update_epochs=2, shards=4)
+        made = config_for(cells, horizon=2, epochs=10, environment="CartPole-v1")
+        return dataclasses.replace(made, learning=learning, max_episode_steps=1)
+
+    assert_same(await trained(config(1)), await trained(config(4)))
+
+
+def saving(config: TrainerConfig, folder: Path) -> TrainerConfig:
+    return dataclasses.replace(config, run_dir=folder, checkpoints=CheckpointsConfig(every=1))
+
+
+async def test_a_run_resumes_exactly_on_another_number_of_cells(tmp_path: Path) -> None:
+    policy = PolicyConfig(hidden_sizes=(8,), normalize_observations=True, normalize_rewards=True)
+    whole = await trained(config_for(1, epochs=9, policy=policy))
+    folder = tmp_path / "run"
+    for cells, epochs in ((2, 3), (4, 6)):
+        config = saving(config_for(cells, epochs=epochs, policy=policy), folder)
+        await trained(config, resume=folder if folder.exists() else None)
+    config = saving(config_for(1, epochs=9, policy=policy), folder)
+    # Without a number of its own, a resumed run keeps that of its shards.
+    unsaid = dataclasses.replace(config, learning=dataclasses.replace(config.learning, shards=None))
+    assert_same(whole, await trained(unsaid, resume=folder))
+
+
+async def test_another_number_of_shards_is_refused_on_resume(tmp_path: Path) -> None:
+    config = saving(config_for(2, shards=2, epochs=2), tmp_path / "run")
+    await trained(config)
+    more = dataclasses.replace(
+        config, total_agent_steps=10_000, learning=dataclasses.replace(config.learning, shards=4)
+    )
+    with pytest.raises(ConfigurationError, match=r"(?s)learning\.shards = 4.*2: a resumed run keeps"):
+        await trained(more, resume=tmp_path / "run")
+
+
+# Faults.
+
+
+class Deadly(Loss):
+    """In one cell's learner and once, at an epoch: is killed, stopped, or raises."""
+
+    def __init__(self, folder: Path, how: str = "", epoch: int = 2) -> None:
+        super().__init__()
+        self._folder, self._how, self._epoch = folder, how, epoch
+
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
+        marker = self._folder / "done"
+        if self._how and minibatch.epoch == self._epoch and minibatch.update_epoch == 1:
+            with contextlib.suppress(FileExistsError):  # by the first cell that comes here, and by that one alone
+                marker.touch(exist_ok=False)
+                if self._how == "raise":
+                    raise ValueError("by one cell alone")
+                os.kill(os.getpid(), getattr(signal, self._how))
+        return 0.01 * evaluation.value.square().mean()
+
+
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
+async def test_when_a_learner_dies_or_hangs_all_are_replaced_and_learn_the_same_bits(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = await trained(config_for(1), losses_with(Deadly(tmp_path)))
+    config = dataclasses.replace(config_for(2), cell_timeout=600.0 if how == "SIGKILL" else 3.0)
+    replaced = await trained(config, losses_with(Deadly(tmp_path, how)))
+    assert (tmp_path / "done").exists()
+    assert_same(undisturbed, replaced)
+    said = "died during 'learn': killed by SIGKILL" if how == "SIGKILL" else "does not answer 'learn'"
+    assert any(f"worker 'learner-{cell}' {said}" in caplog.text for cell in (0, 1))
+    assert "starting it again (1 of 3) within an hour: it continues with the policy of epoch 2" in caplog.text
+    assert not worker_processes()
+
+
+async def test_an_error_in_one_cell_is_the_runs_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="by one cell alone") as caught:
+        await trained(config_for(2), losses_with(Deadly(tmp_path, "raise")))
+    assert any("the loss 'deadly' in epoch 3" in note for note in caught.value.__notes__)
+    assert not worker_processes()
+
+
+class NotFinite(Loss):
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
+        bad = float("nan") if minibatch.epoch == 2 and minibatch["reward"].shape[0] else 0.0
+        return evaluation.value.mean() * (1.0 + bad)
+
+
+async def test_a_loss_that_is_not_finite_is_named() -> None:
+    with pytest.raises(NonFiniteLossError, match="not_finite is not finite in epoch 3"):
+        await trained(config_for(2), losses_with(NotFinite()))
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop", "stop_now", "abort"])
+async def test_however_a_run_ends_every_learner_ends(how: str) -> None:
+    trainer = Trainer(config_for(2, epochs=100_000))
+    started: list[Run] = []
+    with anyio.fail_after(200), anyio.CancelScope() as scope, contextlib.suppress(ZeroDivisionError):
+        async with trainer.start() as run:
+            started.append(run)
+            await run.next_state(None)
+            assert {"learner-0", "learner-1"} <= run.statistics().workers.keys()
+            if how == "cancel":
+                scope.cancel()
+                await anyio.sleep_forever()
+            if how == "abort":
+                raise ZeroDivisionError
+            getattr(run, how)()
+            await run.result()
+    assert started
+    assert not worker_processes()
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"cells": 3}, r"cells = 3\s+expected: a power of two"),
+        ({"cells": 0}, r"cells = 0"),
+        (
+            {"cells": 4, "learning": LearningConfig(shards=2)},
+            r"cells = 4\s+expected: a divisor of learning\.shards = 2",
+        ),
+        ({"cells": 16}, r"cells = 16\s+expected: a divisor of collection\.num_environments = 8"),
+        ({"learning": LearningConfig(shards=3)}, r"learning\.shards = 3\s+expected: a divisor of .*num_environments"),
+        (
+            {"cells": 8, "policy": PolicyConfig(network="lstm")},
+            r"learning\.minibatches = 2\s+expected: a divisor of the 1 segments of each of 8 shards of an epoch",
+        ),
+        ({"cell_timeout": 0.0}, r"cell_timeout = 0\.0"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_the_cure(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
+        Trainer(dataclasses.replace(small_config(num_environments=8), **settings))
+
+
+@pytest.mark.parametrize("member", [UpdateEpochsTuner(), GradientReporter()])
+async def test_what_looks_at_whole_minibatches_is_refused_by_name(member: LearnerCallback) -> None:
+    with pytest.raises(ConfigurationError, match=rf"(?s)learning\.shards = 4.*{member.name} \(.*on_mb_end"):
+        await trained(config_for(1), [*losses_with(NotFinite()), member])
+
+
+# The command.
+
+
+def test_the_command_trains_in_cells_and_says_how_they_fare(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "orchestrator"]
+    small = ["--cells", "2", "--total-agent-steps", "2048", "--collection.num-environments", "8"]
+    training = [*command, "train", "--run-dir", str(tmp_path / "run"), *small, "--metrics.trace"]
+    subprocess.run(training, check=True, timeout=200)
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    last = records[-1]
+    assert last["time/learn_cell_0"] > 0
+    assert last["time/learn_cell_1"] > 0
+    assert last["time/exchange"] + last["time/wait_cells"] <= last["time/learn"]
+    assert last["time/exchange_bytes"] > 0
+    trace = (tmp_path / "run" / "trace.json").read_text()
+    assert '"learner 0"' in trace
+    assert '"learner 1"' in trace
+    shown = subprocess.run(
+        [*command, "report", str(tmp_path / "run")], check=True, timeout=200, capture_output=True, text=True
+    )
+    assert "scaling efficiency of the cells" in shown.stdout
+    assert "shards = 2" in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_a_killed_command_leaves_no_learner_behind(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "orchestrator", "train", "--run-dir", str(tmp_path / "run"), "--cells", "2"]
+    with subprocess.Popen([*command, "--checkpoints.every", "1", "--metrics.progress", "off"]) as process:
+        try:
+            checkpoints = tmp_path / "run" / "checkpoints"
+            until(lambda: checkpoints.is_dir() and any(checkpoints.glob("[0-9]*")))
+            of_run = psutil.Process(process.pid).children(recursive=True)
+            assert of_run
+        finally:
+            process.kill()
+    _, alive = psutil.wait_procs(of_run, timeout=60)
+    assert not alive
+
+
+def until(true: Any) -> None:
+    import time
+
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
