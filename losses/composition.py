@@ -113,7 +113,8 @@ class LossSet:
         called after them.
 
         Returns a scalar with gradients, and `[active]` without gradients or weights, in the order of
-        `active(epoch)`. Raises `ValueError` where a loss is no scalar, or changes the `evaluation` that the next one
+        `active(epoch)`: 0 for that of a policy that has no rows in the minibatch.
+        Raises `ValueError` where a loss is no scalar, or changes the `evaluation` that the next one
         is given, and `RuntimeError` where none is active.
         """
         active = self.active(minibatch.epoch)
@@ -123,10 +124,22 @@ class LossSet:
         versions = [tensor._version for tensor in evaluated]
         total: Tensor | None = None
         components: list[Tensor] = []
+        of_policies: dict[str, PolicyEvaluation] = {}
         for loss in active:
             # None sees what another does to its minibatch.
             try:
-                value = loss.compute(minibatch if alone else minibatch.again(), evaluation)
+                weight = loss.weight
+                if loss.of_policy is None:
+                    value = loss.compute(minibatch if alone else minibatch.again(), evaluation)
+                else:
+                    rows = _rows_of(loss, minibatch)
+                    if rows.start == rows.stop:
+                        components.append(evaluation.value.new_zeros(()))
+                        continue
+                    if loss.of_policy not in of_policies:
+                        of_policies[loss.of_policy] = evaluation.part(rows)
+                    value = loss.compute(minibatch.part(rows), of_policies[loss.of_policy])
+                    weight *= (rows.stop - rows.start) / len(evaluation.value)
             except BaseException as error:
                 raise_failure(error, f"the loss {loss.name!r} in {_place(minibatch)}")
             if loss is not last and [tensor._version for tensor in evaluated] != versions:
@@ -138,8 +151,10 @@ class LossSet:
             if not value.requires_grad:
                 self.without_gradient.add(loss.name)
             components.append(value.detach())
-            weighted = value if loss.weight == 1.0 else value * loss.weight
+            weighted = value if weight == 1.0 else value * weight
             total = weighted if total is None else total + weighted
+        if total is None and active:
+            total = 0.0 * evaluation.value.sum()
         if total is None:
             raise RuntimeError(f"no loss is active in epoch {minibatch.epoch + 1}: skip the epoch's updates")
         with torch.no_grad():
@@ -180,6 +195,14 @@ def _named(member: LearnerCallback, callback: str) -> Callable[[TrainerState], N
             raise_failure(error, f"{callback} of {member.name!r} in epoch {state.epoch + 1}")
 
     return call
+
+
+def _rows_of(loss: Loss, minibatch: Minibatch) -> slice:
+    try:
+        return minibatch.parts[loss.of_policy or ""]
+    except KeyError:
+        known = ", ".join(minibatch.parts) or "none: all agents have one policy"
+        raise ValueError(f"it is of the policy {loss.of_policy!r}; expected one of {known}") from None
 
 
 def _place(minibatch: Minibatch) -> str:

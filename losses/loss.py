@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 from losses.callback import LearnerCallback
 from losses.schedule import Schedule
@@ -31,6 +31,8 @@ class Loss(LearnerCallback):
     """Whether it learns the value, whose gradient a network must then let through."""
     needs_segments: ClassVar[bool] = False
     """Whether its minibatches must hold whole segments `[n, horizon, ...]`."""
+    of_policy: str | None = None
+    """Whose agents it learns from, where types of agents have policies of their own; None: from all, together."""
 
     def __init__(self, *, name: str | None = None, weight: float = 1.0, schedule: Schedule | None = None) -> None:
         super().__init__(name=name)
@@ -45,6 +47,14 @@ class Loss(LearnerCallback):
     def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
         """The loss of one minibatch: a scalar with gradients, before `weight`."""
         raise NotImplementedError(f"{type(self).__name__} does not define compute(minibatch, evaluation)")
+
+    def for_policy(self, policy: str) -> Self:
+        """Itself, to learn from the agents of that policy only, whose name precedes its own: `seeker/ppo_actor`.
+
+        Its minibatches then have no other rows. In the total it counts by their share of all rows.
+        """
+        self.of_policy, self.name = policy, f"{policy}/{self.name.rpartition('/')[2]}"
+        return self
 
     def active_at(self, epoch: int) -> bool:
         """Whether the loss is computed in `epoch`."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
+
+from state.frozen_mapping import FrozenMapping
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +30,15 @@ class PolicyEvaluation:
     entropy: Tensor
     value: Tensor
     action_parameters: Tensor
+
+    def part(self, rows: slice) -> PolicyEvaluation:
+        """Only these rows of the minibatch."""
+        return PolicyEvaluation(
+            log_prob=self.log_prob[rows],
+            entropy=self.entropy[rows],
+            value=self.value[rows],
+            action_parameters=self.action_parameters[rows],
+        )
 
 
 class Rows(Mapping[str, "Tensor"]):
@@ -54,6 +65,10 @@ class Rows(Mapping[str, "Tensor"]):
         """The same rows in separate memory."""
         return Rows(self._source, self._index)
 
+    def part(self, rows: slice) -> Rows:
+        """Some of the rows, in separate memory."""
+        return Rows(self._source, self._index[rows])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Minibatch:
@@ -63,7 +78,8 @@ class Minibatch:
     segments). `fields` has the experience fields, `advantage`, `return`, and the fields that losses declare.
     `valid` is False at steps that are no transition; `None` means that all are valid. What invalid steps hold
     counts for nothing, but must be finite where gradients pass it. `weight` corrects for prioritized sampling
-    and broadcasts against the leading dimensions; `None` means 1 everywhere.
+    and broadcasts against the leading dimensions; `None` means 1 everywhere. Where types of agents have policies of
+    their own, `parts` says by the name of each which rows are its agents'.
     """
 
     fields: Mapping[str, Tensor]
@@ -72,6 +88,7 @@ class Minibatch:
     epoch: int = 0
     update_epoch: int = 0
     mb_idx: int = 0
+    parts: Mapping[str, slice] = FrozenMapping({})
 
     def __getitem__(self, name: str) -> Tensor:
         """The field called `name`; raises `KeyError` that lists the fields there are."""
@@ -93,6 +110,20 @@ class Minibatch:
             epoch=self.epoch,
             update_epoch=self.update_epoch,
             mb_idx=self.mb_idx,
+            parts=self.parts,
+        )
+
+    def part(self, rows: slice) -> Minibatch:
+        """Only these rows, in separate memory."""
+        fields = self.fields
+        return replace(
+            self,
+            fields=fields.part(rows)
+            if isinstance(fields, Rows)
+            else {name: fields[name][rows].clone() for name in fields},
+            valid=None if self.valid is None else self.valid[rows].clone(),
+            weight=None if self.weight is None else self.weight[rows].clone(),
+            parts=FrozenMapping({}),
         )
 
     def mean(self, per_step: Tensor) -> Tensor:

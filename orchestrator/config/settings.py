@@ -170,7 +170,7 @@ class LossesConfig:
 @accepts_former_names
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypePolicy:
-    """The network of the agents of one type, in a game of many agents."""
+    """The policy of the agents of one type, in a game of many agents."""
 
     type: Annotated[str, _TYPE, NO_CODE] = "agent"
     """The agents' name without its number: seeker for seeker_0 and seeker_1."""
@@ -182,6 +182,10 @@ class TypePolicy:
     """Nonlinearity between the hidden layers (None: policy.activation)."""
     lstm_size: Count | None = None
     """Width of the LSTM's recurrent state (None: policy.lstm_size)."""
+    entropy_coefficient: NotNegative | None = None
+    """Weight of the entropy bonus (None: losses.entropy_coefficient)."""
+    value_coefficient: NotNegative | None = None
+    """Weight of the value loss (None: losses.value_coefficient)."""
 
 
 @accepts_former_names

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from losses import gae
+from orchestrator.collection.experience_fields import observation_arrays
 from orchestrator.learning.refresh import Bootstraps, refreshed
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def read_batches(
     """
     batches = [_on_device(arrays, policy, device, config, stale=stale) for arrays in shards]
     if policy.reward_normalizer is not None:
-        _scale_rewards(policy.reward_normalizer, batches, gather)
+        _scale_rewards(policy, policy.reward_normalizer, batches, gather)
     for batch in batches:
         batch["advantage"], batch["return"] = gae(
             batch["reward"],
@@ -62,9 +63,16 @@ def _on_device(
 
 
 def _scale_rewards(
-    normalizer: RewardNormalizer, batches: Sequence[dict[str, Tensor]], gather: Callable[[Tensor], Tensor]
+    policy: Policy,
+    normalizer: RewardNormalizer,
+    batches: Sequence[dict[str, Tensor]],
+    gather: Callable[[Tensor], Tensor],
 ) -> None:
     """All of a batch by statistics that have all of it."""
+
+    def policies_of(batch: dict[str, Tensor]) -> Tensor | None:
+        return policy.policies_of(observation_arrays(batch))
+
     sums = normalizer.sums(
         torch.cat([batch["reward"] for batch in batches]),
         torch.cat([_episode_end(batch) for batch in batches]),
@@ -72,11 +80,11 @@ def _scale_rewards(
         torch.cat([batch["episode_start"][:, 0] for batch in batches]),
     )
     parts = zip(sums.chunk(len(batches)), batches, strict=True)
-    summaries = [normalizer.statistics.summary(part, batch["valid"]) for part, batch in parts]
+    summaries = [normalizer.summary(part, batch["valid"], policies_of(batch)) for part, batch in parts]
     for summary in gather(torch.stack(summaries)):
-        normalizer.statistics.merge(summary)
+        normalizer.merge(summary)
     for batch in batches:
-        batch["reward"] = normalizer.scaled(batch["reward"], batch["valid"])
+        batch["reward"] = normalizer.scaled(batch["reward"], batch["valid"], policies_of(batch))
 
 
 def _episode_end(batch: Mapping[str, Tensor]) -> Tensor:

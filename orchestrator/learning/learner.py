@@ -16,6 +16,7 @@ from torch import Tensor
 from losses import CALLBACKS, LossContext, LossSet, LossStateError, LossStatistics
 from orchestrator.collection.experience_fields import observation_arrays
 from orchestrator.learning.batch import read_batches
+from orchestrator.learning.default_losses import losses_of
 from orchestrator.learning.device_memory import peak_memory
 from orchestrator.learning.exchange import Exchange
 from orchestrator.learning.gradients import GradientCheck
@@ -28,7 +29,7 @@ from orchestrator.learning.minibatches import SegmentDraws, StepDraws, drawn_tog
 from orchestrator.learning.optimization import Optimization
 from orchestrator.learning.profiling import profile_path, profiled
 from orchestrator.learning.shards import ShardStatistics, Share, mean_over_shards, read_tracked
-from orchestrator.learning.statistics import batch_statistics, loss_statistics
+from orchestrator.learning.statistics import batch_statistics, loss_statistics, with_means_of_policies
 from orchestrator.learning.threads import threads_for
 from orchestrator.learning.unsaved_attributes import UnsavedAttributes
 from orchestrator.policies import build_policy, check_gradients
@@ -69,7 +70,7 @@ class Learner:
         if own_process:
             seed_global_generators(run.seed)
         self.policy: Policy = build_policy(run.policy, plan.spaces, run.seed, config.discount)
-        self._losses = LossSet(plan.losses)
+        self._losses = LossSet(losses_of(plan.losses, self.policy.names))
         check_gradients(self.policy, self._losses.losses, run.policy.network)
         self._gradients = GradientCheck(self.policy, run.policy.network, self._losses.losses)
         self._unsaved = UnsavedAttributes(self.policy, run.policy.network, self._losses.members)
@@ -305,6 +306,7 @@ class Learner:
 
         # Also what the callbacks of the training phase have tracked.
         loss_stats |= read_tracked(self._statistics, self._exchange)
+        loss_stats = with_means_of_policies(loss_stats, self.policy.names)
         self._learning_rate.learned(loss_stats)
         if self._losses.overriding("on_epoch_end"):
             state = replace(
@@ -357,9 +359,9 @@ class Learner:
         if self._share.shards > 1:
             generators = self._share.generators(self._plan.config.seed, epoch, self._device)
         per_segment = None if self._segments else {spec.name for spec in self._spec.fields if spec.per == "segment"}
-        own = [self.policy.own_rows(observation_arrays(batch)) for batch in batches]
+        own = [self.policy.rows_of_policies(observation_arrays(batch)) for batch in batches]
         return [
-            draws_of(batch, self._plan.config.learning, generator, () if rows is None else rows.of, per_segment)
+            draws_of(batch, self._plan.config.learning, generator, tuple(rows.values()), per_segment)
             for batch, generator, rows in zip(batches, generators, own, strict=True)
         ]
 
@@ -372,7 +374,8 @@ class Learner:
             minibatches=self._plan.config.learning.minibatches,
             skip_nonfinite=self._plan.config.learning.nonfinite == "skip",
         )
-        return stats | mean_over_shards(self._exchange.gather_values(list(map(batch_statistics, batches))))
+        of_batches = [batch_statistics(one, self.policy.rows_of_policies(observation_arrays(one))) for one in batches]
+        return stats | mean_over_shards(self._exchange.gather_values(of_batches))
 
     def _state_for_losses(self, request: LearnRequest) -> TrainerState:
         if not any(self._losses.overriding(name) for name in CALLBACKS):

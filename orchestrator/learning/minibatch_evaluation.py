@@ -18,10 +18,11 @@ from orchestrator.config.paths import PATH
 from orchestrator.learning.minibatches import Draw
 from orchestrator.learning.precision import Precision
 from orchestrator.policies import NetworkError, with_seed, zero_observations
-from orchestrator.policies.by_type import NetworksByType, OwnRows
 from state.user_code import described, is_signal
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
     from losses import PolicyEvaluation
@@ -48,9 +49,12 @@ class MinibatchEvaluation:
         state, start = None, None
         if self._policy.recurrent:
             state, start = fields[RECURRENT_STATE], fields["episode_start"]
-        rows = OwnRows.in_order(draw.counts) if draw.counts else None
         with self.precision.on_network:
-            return self._policy.evaluate(observation, fields["action"], state, start, draw.valid, mask, rows)
+            return self._policy.evaluate(observation, fields["action"], state, start, draw.valid, mask, draw.counts)
+
+    def parts(self, draw: Draw) -> Mapping[str, slice]:
+        """Which rows are of which policy, where types of agents have their own."""
+        return self._policy.parts(draw.counts)
 
     def try_out(self, leading: tuple[int, ...]) -> None:
         """Evaluate a minibatch of zeros, and its gradients: `leading` is `[steps]`, or `[segments, horizon]`.
@@ -74,8 +78,8 @@ class MinibatchEvaluation:
 
     def _forward_and_backward(self, leading: tuple[int, ...]) -> None:
         everything, counts = torch.arange(leading[0], device=self._device), ()
-        if isinstance(self._policy.network, NetworksByType):  # to each its share
-            counts = tuple(map(len, everything.tensor_split(len(self._policy.network.names))))
+        if self._policy.names:  # to each its share
+            counts = tuple(map(len, everything.tensor_split(len(self._policy.names))))
         evaluation = self(Draw(Rows(self._zeros(leading), everything), None, None, counts))
         outputs = [one for one in (evaluation.log_prob, evaluation.entropy, evaluation.value) if one.requires_grad]
         learned = [parameter for parameter in self._policy.parameters() if parameter.requires_grad]

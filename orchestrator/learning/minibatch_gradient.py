@@ -56,6 +56,7 @@ class MinibatchGradient:
                 epoch=epoch,
                 update_epoch=update_epoch,
                 mb_idx=mb_idx,
+                parts=self.evaluate.parts(draw),
             )
             try:
                 evaluation = self.evaluate(draw)

@@ -95,19 +95,23 @@ class SegmentDraws:
             for own in self._segments:
                 some = slice(None) if own is None else own
                 size, counts = batch["advantage"][some], None if self._valid is None else self._valid[some]
-                self._probabilities.append(segment_probabilities(size, counts, priority_exponent))
+                # Of a policy, a part of a batch may have no segments.
+                likely = segment_probabilities(size, counts, priority_exponent) if len(size) else size.new_zeros(0)
+                self._probabilities.append(likely)
 
     def one_pass(self) -> Iterator[Draw | None]:
         device = self._generator.device
         orders: list[Tensor] = []
         weights: list[Tensor] = []
         for place, (total, own) in enumerate(zip(self._totals, self._segments, strict=True)):
-            if not self._probabilities:
+            if not self._probabilities or not total:
                 order = torch.randperm(total, generator=self._generator, device=device)
             else:
-                likely = self._probabilities[place]
-                order = torch.multinomial(likely, total, replacement=True, generator=self._generator)
-                weights.append(importance_weights(likely, order, self._correction))
+                order = torch.multinomial(
+                    self._probabilities[place], total, replacement=True, generator=self._generator
+                )
+            if self._probabilities:
+                weights.append(importance_weights(self._probabilities[place], order, self._correction))
             orders.append(order if own is None else own[order])
         weighted = _shares(weights, self._count) if weights else None
         for index, counts in _shares(orders, self._count):
@@ -129,7 +133,7 @@ def draws_of(
     batch: Mapping[str, Tensor],
     config: LearningConfig,
     generator: torch.Generator,
-    segments: Sequence[Any],
+    segments: Sequence[Tensor],
     per_segment: Collection[str] | None,
 ) -> StepDraws | SegmentDraws:
     """Of whole segments, or where `per_segment` names the fields that there is one of for each segment, of steps."""

@@ -8,12 +8,16 @@ import numpy as np
 import torch
 
 from orchestrator.config.paths import PATH
+from orchestrator.environments.agents import SHARE
 from orchestrator.learning.optimization import NonFiniteLossError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
+
+
+_LOOKED_AT = ("valid", "value", "return", "advantage", "reward", "log_prob", "proximal_log_prob")
 
 
 def loss_statistics(
@@ -47,12 +51,41 @@ def loss_statistics(
     return stats
 
 
-def batch_statistics(batch: Mapping[str, torch.Tensor]) -> dict[str, float]:
+def with_means_of_policies(stats: Mapping[str, float], policies: Sequence[str]) -> dict[str, float]:
+    """`stats`, preceded by what each of the `policies` has as `<name>/<statistic>` of all agents together: means by
+    their shares of the agent steps."""
+    sums: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    for name, value in stats.items():
+        policy, _, of = name.partition("/")
+        if policy in policies and of not in stats and of != SHARE:
+            share = stats.get(f"{policy}/{SHARE}", 0.0)
+            sums[of] = sums.get(of, 0.0) + share * value
+            weights[of] = weights.get(of, 0.0) + share
+    return {name: total / weights[name] for name, total in sums.items() if weights[name]} | dict(stats)
+
+
+def batch_statistics(batch: Mapping[str, torch.Tensor], segments: Mapping[str, torch.Tensor]) -> dict[str, float]:
     """Means over the epoch's valid steps, and the share of the returns' variance that the values explain.
+
+    Where types of agents have policies of their own, `segments` are those of each by its name: then also the same of
+    each that has any step, as `<name>/<statistic>`, and its share of the steps.
 
     Of a batch that was evaluated anew, also how far the policy at the start of learning was from the one that acted:
     the KL divergence (estimator k3), and the standard deviation of the ratio of their probabilities, whose mean is 1.
     """
+    stats = _statistics(batch)
+    steps = {policy: int(batch["valid"][own].sum()) for policy, own in segments.items()}
+    for policy in (policy for policy in segments if steps[policy]):
+        part = {name: batch[name][segments[policy]] for name in _LOOKED_AT}
+        if batch["proximal_log_prob"] is batch["log_prob"]:
+            part["proximal_log_prob"] = part["log_prob"]
+        stats |= {f"{policy}/{name}": value for name, value in _statistics(part).items()}
+        stats[f"{policy}/{SHARE}"] = steps[policy] / sum(steps.values())
+    return stats
+
+
+def _statistics(batch: Mapping[str, torch.Tensor]) -> dict[str, float]:
     value, returns, advantage, reward = (
         batch[name].masked_select(batch["valid"]) for name in ("value", "return", "advantage", "reward")
     )

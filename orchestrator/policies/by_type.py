@@ -35,24 +35,29 @@ class OwnRows:
     order."""
 
     @classmethod
-    def in_order(cls, counts: Sequence[int]) -> OwnRows:
-        """Of a batch in which so many rows of each policy follow one another."""
-        ends = list(accumulate(counts))
-        return cls(tuple(slice(end - count, end) for count, end in zip(counts, ends, strict=True)))
-
-    @classmethod
     def found(cls, policy: Tensor, count: int) -> OwnRows:
         """By the place `[n]` of each row's policy among `count` of them. On a device, this waits for it."""
-        of = tuple((policy == place).nonzero().squeeze(1) for place in range(count))
+        of = rows_of(policy, count)
         order = torch.cat(of)
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=order.device)
         return cls(of, back)
 
-    def repeated(self, times: int) -> OwnRows:
-        """Of a batch that has so many rows in place of each; of rows in order."""
-        own = cast("tuple[slice, ...]", self.of)
-        return OwnRows(tuple(slice(one.start * times, one.stop * times) for one in own))
+    @classmethod
+    def in_order(cls, counts: Sequence[int], times: int = 1) -> OwnRows:
+        """Of a batch in which so many rows of each policy follow one another, times so many."""
+        return cls(in_order([count * times for count in counts]))
+
+
+def rows_of(policy: Tensor, count: int) -> tuple[Tensor, ...]:
+    """The rows of each of `count` policies, by the place `[n]` of each row's. On a device, this waits for it."""
+    return tuple((policy == place).nonzero().squeeze(1) for place in range(count))
+
+
+def in_order(counts: Sequence[int]) -> tuple[slice, ...]:
+    """So many rows of each policy that follow one another."""
+    ends = list(accumulate(counts))
+    return tuple(slice(end - count, end) for count, end in zip(counts, ends, strict=True))
 
 
 class NetworksByType(nn.Module):
@@ -70,7 +75,7 @@ class NetworksByType(nn.Module):
         self.spaces = tuple(Spaces(seen, spaces.action) for seen in _own_parts(spaces).values())
         """Of their networks."""
         sizes = [int(getattr(network, "state_size", None) or 0) for network in networks.values()]
-        self._memory = cast("tuple[slice, ...]", OwnRows.in_order(sizes).of)
+        self._memory = in_order(sizes)
         self.state_size = sum(sizes) or None
         self._numbers = isinstance(spaces.action, gymnasium_spaces.Box)
 
@@ -95,7 +100,7 @@ class NetworksByType(nn.Module):
 
     def own_rows(self, observation: Observation) -> OwnRows:
         """Which rows of the `observation` are whose. On a device, this waits for it."""
-        return OwnRows.found(_policy_of(observation), len(self.names))
+        return OwnRows.found(policy_of(observation), len(self.names))
 
     def observed_by(self, observation: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`[...]` by key of the observation: where that part of it is the row's own."""
@@ -112,7 +117,7 @@ class NetworksByType(nn.Module):
         """What `call` gives for the place of each policy, its part of the observation, and its rows: each row's own."""
         observation = cast("dict[str, Tensor]", observation)
         if is_exporting():  # a graph has no shapes that depend on the data: each computes all rows
-            policy, everyone = _policy_of(observation), slice(None)
+            policy, everyone = policy_of(observation), slice(None)
             joined = list(call(0, _part(observation, self.names[0], everyone), everyone))
             for place in range(1, len(self.names)):
                 outputs = call(place, _part(observation, self.names[place], everyone), everyone)
@@ -190,7 +195,7 @@ def networks_by_type(spaces: Spaces, make: Callable[[str, Spaces], nn.Module]) -
     return (SeparateNetworksByType if separate else NetworksByType)(spaces, networks)
 
 
-def _policy_of(observation: Observation) -> Tensor:
+def policy_of(observation: Observation) -> Tensor:
     """`[n]`: the place of the policy of each row, whose time axis, if it has one, is of one agent."""
     policy = cast("dict[str, Tensor]", observation)[POLICY]
     return policy if policy.dim() == 1 else policy[:, 0]

@@ -139,25 +139,34 @@ class ObservationNormalizer(nn.Module):
 class RewardNormalizer(nn.Module):
     """Divides rewards by the running standard deviation of the discounted sum of past rewards (Engstrom et al. 2020).
 
-    The sum restarts with each episode. Results are limited to `clip`.
+    The sum restarts with each episode. Results are limited to `clip`. Where types of agents have policies of their own,
+    there are so many `policies`, and the rewards of each are divided by their own deviation: `policy` `[segments]` says
+    whose a segment is, by its place (None: there is one policy).
     """
 
-    def __init__(self, discount: float, clip: float = 10.0) -> None:
+    def __init__(self, discount: float, clip: float = 10.0, policies: int = 1) -> None:
         super().__init__()
         self._discount = discount
         self._clip = clip
         self.statistics = RunningNormalizer(())
-        """Of the discounted sums; the mean is not used."""
+        """Of the discounted sums, of the first policy; the mean is not used."""
+        self.of_others = nn.ModuleList(RunningNormalizer(()) for _ in range(1, policies))
+        """Of the other policies."""
         self.carry: Tensor | None = None
         """`[segments]`: the discounted sum of each unfinished episode after the last batch. It belongs to the episodes
         under way and not to the policy: part of a checkpoint, not of `state_dict`."""
 
     def update_and_scale(
-        self, reward: Tensor, episode_end: Tensor, valid: Tensor | None = None, begins: Tensor | None = None
+        self,
+        reward: Tensor,
+        episode_end: Tensor,
+        valid: Tensor | None = None,
+        begins: Tensor | None = None,
+        policy: Tensor | None = None,
     ) -> Tensor:
         """Add a batch of rewards to the statistics, as `sums` takes them, and return it scaled by these."""
-        self.statistics.update(self.sums(reward, episode_end, valid, begins), valid)
-        return self.scaled(reward, valid)
+        self.merge(self.summary(self.sums(reward, episode_end, valid, begins), valid, policy))
+        return self.scaled(reward, valid, policy)
 
     @torch.no_grad()
     def sums(
@@ -188,8 +197,32 @@ class RewardNormalizer(nn.Module):
         self.carry = torch.where(episode_end[:, -1], 0.0, sums[:, -1])
         return sums
 
-    def scaled(self, reward: Tensor, valid: Tensor | None = None) -> Tensor:
+    def summary(self, sums: Tensor, valid: Tensor | None = None, policy: Tensor | None = None) -> Tensor:
+        """What `merge` adds of discounted sums: `[n]`."""
+        if policy is None:
+            return self.statistics.summary(sums, valid)
+        return torch.cat(
+            [
+                one.summary(sums, own if valid is None else own & valid)
+                for place, one in enumerate(self._each())
+                for own in [(policy == place)[:, None].expand_as(sums)]
+            ]
+        )
+
+    def merge(self, summary: Tensor) -> None:
+        """Add the sums of a `summary`."""
+        each = self._each()
+        for one, own in zip(each, summary.chunk(len(each)), strict=True):
+            one.merge(own)
+
+    def scaled(self, reward: Tensor, valid: Tensor | None = None, policy: Tensor | None = None) -> Tensor:
         """Rewards divided by the standard deviation; 0 where `valid` is False."""
         if valid is not None:
             reward = torch.where(valid, reward, 0.0)
-        return (reward * self.statistics.scale).clamp_(-self._clip, self._clip)
+        scale = self.statistics.scale
+        if policy is not None:
+            scale = torch.stack([one.scale for one in self._each()])[policy][:, None]
+        return (reward * scale).clamp_(-self._clip, self._clip)
+
+    def _each(self) -> list[RunningNormalizer]:
+        return [self.statistics, *cast("Iterable[RunningNormalizer]", self.of_others)]

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 
 from losses.minibatch import PolicyEvaluation
 from orchestrator.config.paths import PATH
-from orchestrator.policies.by_type import NetworksByType, OwnRows
+from orchestrator.policies.by_type import NetworksByType, OwnRows, in_order, policy_of, rows_of
 from orchestrator.policies.distributions import distribution_for, masked
 from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces, one_step
 from orchestrator.policies.network_factory import check_network, make_network, outputs_without_gradient
 from orchestrator.policies.normalization import ObservationNormalizer, RewardNormalizer
+from state.frozen_mapping import FrozenMapping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from losses import Loss
     from orchestrator.config.settings import PolicyConfig
@@ -54,7 +55,11 @@ class Policy(nn.Module):
         self.separate = not self.recurrent and isinstance(network, SeparateNetwork)
         """Whether `action_parameters` and `value` each cost less than `forward`."""
         self.observation_normalizer = ObservationNormalizer(spaces.observation) if normalize_observations else None
-        self.reward_normalizer = RewardNormalizer(discount) if normalize_rewards else None
+        self.names = network.names if isinstance(network, NetworksByType) else ()
+        """Of the policies, where types of agents have their own."""
+        self.reward_normalizer = (
+            RewardNormalizer(discount, policies=max(1, len(self.names))) if normalize_rewards else None
+        )
 
     def forward(
         self,
@@ -88,6 +93,20 @@ class Policy(nn.Module):
         all agents have one."""
         return self.network.own_rows(observation) if isinstance(self.network, NetworksByType) else None
 
+    def parts(self, counts: Sequence[int]) -> Mapping[str, slice]:
+        """The rows of each policy by its name, so many one after another."""
+        return FrozenMapping(dict(zip(self.names, in_order(counts), strict=False)))
+
+    def policies_of(self, observation: Observation) -> Tensor | None:
+        """`[n]`: the place of each row's policy among the names, of observations `[n, ...]` or `[n, time, ...]`. None
+        where all agents have one."""
+        return policy_of(observation) if self.names else None
+
+    def rows_of_policies(self, observation: Observation) -> Mapping[str, Tensor]:
+        """The rows of each policy by its name, empty where all agents have one."""
+        policy = self.policies_of(observation)
+        return {} if policy is None else dict(zip(self.names, rows_of(policy, len(self.names)), strict=True))
+
     def action_parameters(self, observation: Observation, rows: OwnRows | None = None) -> Tensor:
         """`[n, P]` for observations `[n, ...]`, of a network without memory; the hot loop of acting."""
         if self.separate:
@@ -115,16 +134,16 @@ class Policy(nn.Module):
         episode_start: Tensor | None = None,
         valid: Tensor | None = None,
         action_mask: Tensor | None = None,
-        rows: OwnRows | None = None,
+        counts: Sequence[int] = (),
     ) -> PolicyEvaluation:
         """The policy on recorded steps, with gradients: `[n, ...]`, or whole segments `[n, horizon, ...]`.
 
         A policy with memory needs segments, the `state` `[n, state_size]` that each began with and `episode_start`
         `[n, horizon]`. Where `valid` is False (None: nowhere), action parameters are 0 and have no gradient; where
-        the `action_mask` `[..., P]` is (None: nowhere), they forbid a choice. `rows` are those of the `n`, as of
-        `own_rows`, where they are known and in order.
+        the `action_mask` `[..., P]` is (None: nowhere), they forbid a choice. `counts` are those of the `n` that are of
+        each policy, where types of agents have their own and the rows of each follow one another.
         """
-        parameters, value, _ = self._evaluate(observation, action, state, episode_start, valid, action_mask, rows)
+        parameters, value, _ = self._evaluate(observation, action, state, episode_start, valid, action_mask, counts)
         log_prob, entropy = self.distribution.log_prob_and_entropy(parameters, action)
         return PolicyEvaluation(log_prob=log_prob, entropy=entropy, value=value, action_parameters=parameters)
 
@@ -168,9 +187,11 @@ class Policy(nn.Module):
         episode_start: Tensor | None,
         valid: Tensor | None,
         action_mask: Tensor | None,
-        rows: OwnRows | None = None,
+        counts: Sequence[int] = (),
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         segments = action.dim() - len(self.distribution.action_shape) > 1
+        each = action.shape[1] if segments and not self.recurrent else 1
+        rows = OwnRows.in_order(counts, each) if counts else None
         if self.recurrent or not segments:
             parameters, value, following = self.forward(observation, state, episode_start, rows)
         else:
@@ -178,8 +199,7 @@ class Policy(nn.Module):
                 steps: Observation = observation.flatten(0, 1)
             else:
                 steps = {key: part.flatten(0, 1) for key, part in observation.items()}
-            of_steps = None if rows is None else rows.repeated(action.shape[1])
-            parameters, value, following = self.forward(steps, rows=of_steps)
+            parameters, value, following = self.forward(steps, rows=rows)
             parameters, value = (tensor.unflatten(0, action.shape[:2]) for tensor in (parameters, value))
         parameters = masked(parameters, action_mask)
         if valid is not None:
@@ -216,16 +236,17 @@ def build_policy(config: PolicyConfig, spaces: Spaces, seed: int, discount: floa
 
 def check_gradients(policy: Policy, losses: Iterable[Loss], name: str) -> None:
     """Raises NetworkError where a loss learns what its network `name` gives without a gradient."""
-    parts = {name: (policy.network, policy.spaces)}
-    if isinstance(policy.network, NetworksByType):
-        own = zip(policy.network.names, policy.network.spaces, strict=True)
-        parts = {
-            f"{name} of {of}": (policy.network.network_of(place), spaces) for place, (of, spaces) in enumerate(own)
-        }
     losses = tuple(losses)
-    for part, (network, spaces) in parts.items():
+    parts = [(name, policy.network, policy.spaces, losses)]
+    network = policy.network
+    if isinstance(network, NetworksByType):
+        parts = [
+            (f"{name} of {of}", network.network_of(place), spaces, [x for x in losses if x.of_policy in (None, of)])
+            for place, (of, spaces) in enumerate(zip(network.names, network.spaces, strict=True))
+        ]
+    for part, network, spaces, own in parts:
         missing = with_seed(0, partial(outputs_without_gradient, network, spaces))  # dropout draws
-        check_outputs(missing, losses, part)
+        check_outputs(missing, own, part)
 
 
 def check_outputs(missing: Sequence[str], losses: Iterable[Loss], name: str, when: str = "") -> None:

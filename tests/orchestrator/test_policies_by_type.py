@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 from torch import nn
 
+from losses import Loss, ppo_losses
 from orchestrator import (
     CheckpointError,
     CheckpointsConfig,
     ConfigurationError,
     EvaluationConfig,
+    Hook,
     InvalidEnvironment,
     LearningConfig,
+    LossesConfig,
     PolicyConfig,
     Trainer,
     TrainerConfig,
@@ -26,7 +29,11 @@ from orchestrator import (
     load_policy,
 )
 from orchestrator.command.evaluation import evaluate_checkpoint
+from orchestrator.hooks.included.progress import progress
+from orchestrator.learning.learning_rate import LearningRate
+from orchestrator.learning.statistics import with_means_of_policies
 from orchestrator.policies import NetworkError
+from tests.games import HideAndSeek
 from tests.orchestrator.snapshots.test_resume import assert_same
 from tests.orchestrator.test_many_agents import Keep, config_of, of_package
 from tests.orchestrator.training import WaitForCheckpoints
@@ -34,6 +41,8 @@ from tests.paths import PROJECT
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from state.trainer_state import TrainerState
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -185,6 +194,136 @@ async def test_what_an_agent_that_is_out_observes_still_says_whose_it_is() -> No
         assert (seeker == (np.arange(6) % 3 == 0)[:, None]).all()
         out += int((~experience["valid"]).sum())
     assert out > 0
+
+
+class Scaled(HideAndSeek):
+    """The seeker is paid a thousand times as much."""
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        observed, rewards, *rest = super().step(actions)
+        return observed, {who: 1000 * gain if who == "seeker_0" else gain for who, gain in rewards.items()}, *rest
+
+
+def scaled(**options: Any) -> Any:
+    return Scaled(**options)
+
+
+class Watch(Hook):
+    """What is learned, and shown, in each epoch."""
+
+    overflow = "block"
+
+    def __init__(self) -> None:
+        self.stats: list[Any] = []
+        self.shown: list[dict[str, str]] = []
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        self.stats.append(state.loss_stats)
+        self.shown.append(progress(state, 1000))
+
+
+async def test_the_metrics_and_the_progress_say_of_each_type_what_it_learns(tmp_path: Path) -> None:
+    watch = Watch()
+    config = replace(config_of(GAME, policy=BOTH), run_dir=tmp_path)
+    await Trainer(config, hooks=[watch]).run()
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    for of in ("", "seeker/", "hider/"):
+        tracked = {f"ppo_actor/{name}" for name in ("policy_loss", "entropy", "approx_kl", "clip_fraction")}
+        tracked |= {"ppo_actor", "ppo_critic", "ppo_critic/value_loss", "reward", "explained_variance", "advantage_std"}
+        names = {f"loss/{of}{name}" for name in tracked} | {f"policy/{of}entropy", f"experience/{of}explained_variance"}
+        assert names <= set(record), sorted(record)
+        assert f"rollout/episode_return/{of}".rstrip("/") in record
+    shares = record["loss/seeker/share_of_steps"], record["loss/hider/share_of_steps"]
+    assert sum(shares) == pytest.approx(1.0)
+    for name in ("ppo_actor/entropy", "ppo_critic/value_loss", "reward"):
+        of_each = [record[f"loss/{of}/{name}"] for of in ("seeker", "hider")]
+        assert record[f"loss/{name}"] == pytest.approx(float(np.dot(shares, of_each)), rel=1e-4, abs=1e-6)
+    assert record["loss/hider/ppo_actor/entropy"] != record["loss/seeker/ppo_actor/entropy"]
+    assert all(name in watch.shown[-1]["of seeker"] for name in ("return", "policy_loss", "value_loss", "entropy"))
+
+
+async def test_what_a_type_learns_does_not_depend_on_the_scale_of_anothers_rewards() -> None:
+    config = config_of(GAME, policy=BOTH, steps=600)
+    plain = await Trainer(config).run()
+    paid_more = await Trainer(replace(config, environment=f"{__name__}:scaled")).run()
+    assert plain.policy is not None
+    assert paid_more.policy is not None
+    hiders = [name for name in plain.policy.tensors if "hider_network" in name]
+    assert hiders
+    largest = 0.0
+    for name in hiders:
+        one, other = (np.asarray(state.policy.tensors[name]) for state in (plain, paid_more) if state.policy)
+        largest = max(largest, float(np.abs(one - other).max()))
+    assert largest < 1e-3  # the norm of all gradients together is clipped
+
+
+async def test_each_type_has_the_coefficients_that_it_says() -> None:
+    entropies: list[float] = []
+    for coefficient in (0.0, 3.0):
+        watch = Watch()
+        policy = replace(BOTH, by_type=(replace(SEEKER, entropy_coefficient=coefficient), HIDER))
+        await Trainer(learning(8_000, policy=policy), hooks=[watch]).run()
+        entropies.append(watch.stats[-1]["seeker/ppo_actor/entropy"])
+        assert watch.stats[-1]["hider/ppo_actor/entropy"] < 0.9
+    assert entropies[0] < 0.5 < 0.6 < entropies[1]
+
+
+@pytest.mark.parametrize("policy", [BOTH, WITH_MEMORY])
+async def test_v_trace_learns_from_each_type_alone_too(policy: PolicyConfig) -> None:
+    watch = Watch()
+    names = ("vtrace_actor", "vtrace_critic")
+    config = config_of(GAME, policy=policy, staleness=1, losses=LossesConfig(names=names))
+    await Trainer(config, hooks=[watch]).run()
+    for of in ("seeker", "hider"):
+        assert np.isfinite([watch.stats[-1][f"{of}/{name}"] for name in (*names, "vtrace_actor/entropy")]).all()
+
+
+class Follow(Loss):
+    """Learns from the seeker only, and looks at who is who among all."""
+
+    def compute(self, minibatch: Any, evaluation: Any) -> Any:
+        own = minibatch["observation/policy"]
+        if self.of_policy is not None:
+            assert not minibatch.parts
+            assert (own == 1).all()
+            self.track("rows", float(len(own)))
+        else:
+            assert set(minibatch.parts) == {"seeker", "hider"}
+            for place, of in enumerate(("hider", "seeker")):
+                rows = minibatch.parts[of]
+                assert (own[rows] == place).all()
+                self.track(f"rows/{of}", float(len(own[rows])))
+        return 0.0 * minibatch.mean(evaluation.entropy)
+
+
+async def test_a_loss_of_ones_own_learns_from_one_type_or_tells_them_apart() -> None:
+    watch = Watch()
+    losses = [*(loss for of in ("seeker", "hider") for loss in of_each(of)), Follow(), Follow().for_policy("seeker")]
+    await Trainer(config_of(GAME, policy=BOTH), losses=losses, hooks=[watch]).run()
+    stats = watch.stats[-1]
+    assert stats["seeker/follow/rows"] == stats["rows/seeker"] < stats["rows/hider"]
+    assert {"seeker/ppo_actor/entropy", "hider/ppo_critic/value_loss"} <= set(stats)
+
+
+def of_each(policy: str) -> list[Loss]:
+    return [loss.for_policy(policy) for loss in ppo_losses()]
+
+
+@pytest.mark.parametrize(("policy", "of"), [(BOTH, "hidr"), (PolicyConfig(), "hider")])
+async def test_a_loss_of_a_policy_that_there_is_not_is_refused(policy: PolicyConfig, of: str) -> None:
+    game = GAME if policy.by_type else "tests.games:Matching"
+    losses = [*ppo_losses(), Follow().for_policy(of)]
+    with pytest.raises(ConfigurationError, match=rf"losses.*{of}/follow"):
+        await Trainer(config_of(game, policy=policy), losses=losses).run()
+
+
+async def test_the_adaptive_learning_rate_follows_the_type_whose_policy_has_moved_furthest() -> None:
+    rate = LearningRate(1e-3, "adaptive", 0.01)
+    stats = {"seeker/ppo_actor/approx_kl": 0.001, "hider/ppo_actor/approx_kl": 0.05}
+    rate.learned(
+        with_means_of_policies(stats | {"seeker/share_of_steps": 0.9, "hider/share_of_steps": 0.1}, ("seeker", "hider"))
+    )
+    assert rate.adaptation < 1.0
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from orchestrator.environments.agents import policies_in
 from orchestrator.hooks.included.learning_problems import KINDS, problems_of
 from orchestrator.hooks.statistics import HookStatistics
 
@@ -106,14 +107,24 @@ def _losses(stats: Mapping[str, float]) -> dict[str, float | None]:
             record[f"policy/{wanted}"] = value
     if "device_memory_peak" in stats:
         record["system/device_memory_peak"] = stats["device_memory_peak"]
+    for policy in policies_in(stats):
+        record |= {
+            f"experience/{policy}/{name}": value
+            for name in EXPERIENCE
+            if (value := stats.get(f"{policy}/{name}")) is not None
+        }
+        for wanted in POLICY:
+            if (value := statistic(stats, wanted, policy)) is not None:
+                record[f"policy/{policy}/{wanted}"] = value
     record["policy/gradient_norm"] = stats.get("gradient_norm")
     record["policy/learning_rate"] = stats.get("learning_rate")
     return record
 
 
-def statistic(stats: Mapping[str, float], name: str) -> float | None:
-    """What the first loss that tracks something as `name` says; None where none does."""
-    return next((value for full, value in stats.items() if full.endswith(f"/{name}")), None)
+def statistic(stats: Mapping[str, float], name: str, policy: str | None = None) -> float | None:
+    """What the first loss that tracks something as `name` says, of all agents or a policy's; None where none does."""
+    of = "" if policy is None else f"{policy}/"
+    return next((value for full, value in stats.items() if full.startswith(of) and full.endswith(f"/{name}")), None)
 
 
 def _times(timer: StopwatchReading) -> dict[str, float | None]:

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from orchestrator.environments.agents import policies_in
 from orchestrator.hooks.hook import Hook
 from orchestrator.hooks.included.learning_problems import problems_of, verdict_of
 from orchestrator.hooks.included.metrics_record import statistic
@@ -152,6 +153,13 @@ def progress(
     shown |= {name: f"{value:.3f}" for name in _LOSSES if (value := statistic(stats, name)) is not None}
     if "explained_variance" in stats:
         shown["explained_variance"] = f"{stats['explained_variance']:.3f}"
+    for policy in policies_in(stats):
+        returns = {} if tracker is None else tracker.means()
+        of = {"return": returns.get(f"episode_return/{policy}")} | {
+            name: statistic(stats, name, policy) for name in _LOSSES
+        }
+        of["explained_variance"] = stats.get(f"{policy}/explained_variance")
+        shown[f"of {policy}"] = ", ".join(f"{name} {value:.3g}" for name, value in of.items() if value is not None)
     if problems := problems_of(state):
         shown["warnings"] = f"{', '.join(problems)} (see the log)"
     if state.latest_checkpoint_uri is not None:
