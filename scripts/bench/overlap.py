@@ -51,6 +51,7 @@ def alone(environments: int) -> dict[str, float]:
     from orchestrator.loop.worker_group import EXPERIENCE, POLICY, worker_group
     from orchestrator.workers.interrupt import Interrupt
     from state import TrainerState
+    from state.policy_point import PolicyPoint
     from state.shared_memory import SlotRing
 
     config = configured(environments)
@@ -69,7 +70,7 @@ def alone(environments: int) -> dict[str, float]:
                 middle = time.perf_counter()
                 state = TrainerState(epoch=epoch, agent_step=config.steps_per_epoch * (epoch + 1))
                 publish_to = policies.claim()
-                await workers.learn(state, slot, epoch, publish_to, epoch + 1)
+                await workers.learn(state, slot, PolicyPoint(epoch), publish_to, epoch + 1)
                 end = time.perf_counter()
                 policies.release(policy)
                 policy = publish_to
