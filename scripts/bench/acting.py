@@ -29,7 +29,7 @@ def train(folder: str) -> None:
 
 def act(folder: str) -> dict[str, float]:
     import numpy as np
-    import torch  # noqa: F401  # of which the time is not ours
+    import torch  # noqa: F401  # pyright: ignore[reportUnusedImport]  # of which the time is not ours
 
     began = time.perf_counter()
     from orchestrator import load_policy

@@ -24,12 +24,14 @@ def measure(environments: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of each learning phase, and of the advantages in it."""
     import anyio
 
-    from orchestrator import CollectionConfig, TrainerConfig, learner
+    from orchestrator import CollectionConfig, TrainerConfig
+    from orchestrator.learning import batch
     from orchestrator.learning.default_losses import default_losses
     from orchestrator.loop.patience import Patience
     from orchestrator.loop.worker_group import EXPERIENCE, POLICY, worker_group
     from orchestrator.workers.interrupt import Interrupt
     from state import TrainerState
+    from state.policy_point import PolicyPoint
     from state.shared_memory import SlotRing
 
     config = TrainerConfig(
@@ -38,7 +40,7 @@ def measure(environments: int, repeats: int) -> dict[str, list[float]]:
     )
     phases: list[float] = []
     advantages: list[float] = []
-    gae = learner.gae
+    gae = batch.gae
 
     def timed_gae(*args: Any) -> Any:
         begin = time.perf_counter()
@@ -53,10 +55,11 @@ def measure(environments: int, repeats: int) -> dict[str, list[float]]:
             await workers.publish(policy)
             await workers.collect(slot, policy)
             for epoch in range(WARM_UP + repeats):
-                report = await workers.learn(TrainerState(epoch=epoch, agent_step=1), slot, 0, policy, epoch + 1)
+                state = TrainerState(epoch=epoch, agent_step=1)
+                report = await workers.learn(state, slot, PolicyPoint(0), policy, epoch + 1)
                 phases.append(report.ended - report.began)
 
-    learner.gae = timed_gae
+    batch.gae = timed_gae
     anyio.run(main)
     return {"phase": phases[WARM_UP:], "advantages": advantages[WARM_UP:]}
 

@@ -47,8 +47,8 @@ class Case(NamedTuple):
     """Epochs between checkpoints."""
     block: int
     """Epochs that are timed together."""
-    collection: Mapping[str, int]
-    learning: Mapping[str, int]
+    collection: Mapping[str, Any]
+    learning: Mapping[str, Any]
 
 
 FEW = {"update_epochs": 2, "minibatches": 2}

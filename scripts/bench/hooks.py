@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import (
@@ -79,7 +79,7 @@ def training(variant: str, pairs: str) -> dict[str, list[float]]:
     class Burning(Hook):
         drain = False
 
-        def on_epoch_end(self, state: object) -> None:  # plain: in a thread of the hook's own
+        def on_epoch_end(self, state: object) -> Any:  # plain: in a thread of the hook's own
             end = time.perf_counter() + SLEEP
             burn(lambda: at_work and time.perf_counter() < end)
 
@@ -116,6 +116,7 @@ def learner_alone() -> dict[str, float]:
     from orchestrator.loop.worker_group import EXPERIENCE, POLICY, worker_group
     from orchestrator.workers.interrupt import Interrupt
     from state import TrainerState
+    from state.policy_point import PolicyPoint
     from state.shared_memory import SlotRing
 
     config = configured()
@@ -134,7 +135,8 @@ def learner_alone() -> dict[str, float]:
                     threading.Thread(target=burn, args=[lambda over=over: not over.is_set()], daemon=True).start()
                 for epoch in range(WARM_UP + EPOCHS // BLOCKS):
                     begin = time.perf_counter()
-                    await workers.learn(TrainerState(epoch=epoch, agent_step=1), slot, 0, policy, epoch + 1)
+                    state = TrainerState(epoch=epoch, agent_step=1)
+                    await workers.learn(state, slot, PolicyPoint(0), policy, epoch + 1)
                     if epoch >= WARM_UP:
                         seconds[variant].append(time.perf_counter() - begin)
                 over.set()

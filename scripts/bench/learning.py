@@ -140,7 +140,8 @@ def train(task: Task, seed: int, variant: str, to_threshold: bool) -> dict[str, 
                 mean = tracker.recent_mean("episode_return")
                 curve.append((state.agent_step, round(timer.seconds, 2), mean))
                 if state.results and "learning_problems" in state.results:
-                    warnings.update(state.results["learning_problems"].value)
+                    problems: Any = state.results["learning_problems"]
+                    warnings.update(problems.value)
                 if result["steps"] is not None or mean is None or tracker.episodes < MIN_EPISODES:
                     continue
                 if mean >= task.threshold:

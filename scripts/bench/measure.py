@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
 
     from orchestrator import Hook, TrainerConfig
 
@@ -39,7 +39,7 @@ def epoch_seconds(
     warm_up: int = WARM_UP,
     drain: float = 0.1,
     hooks: Sequence[Hook] = (),
-    beside: Callable[[], Awaitable[None]] | None = None,
+    beside: Callable[[], Coroutine[Any, Any, None]] | None = None,
 ) -> list[float]:
     """Train, and return the seconds of each of `epochs` epochs after the first `warm_up`.
 

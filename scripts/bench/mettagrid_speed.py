@@ -48,7 +48,7 @@ def rate(step: Callable[[Any], object], games: int, steps: int) -> float:
 def simulators(games: int, steps: int) -> float:
     from mettagrid.simulator import Simulation
 
-    alone = [Simulation(arena(), seed=seed) for seed in range(games)]
+    alone: list[Any] = [Simulation(arena(), seed=seed) for seed in range(games)]
 
     def step(actions: Any) -> None:
         for index, simulation in enumerate(alone):

@@ -184,7 +184,8 @@ def main() -> None:
         if who == "leanrl":
             seconds = leanrl(rest[0], int(rest[1]))
         else:
-            seconds = {"ours": ours, "sb3": stable_baselines3}[who](*map(int, rest))
+            measured: dict[str, Any] = {"ours": ours, "sb3": stable_baselines3}
+            seconds = measured[who](*map(int, rest))
         print(json.dumps(STEPS / statistics.median(seconds)))
         return
     print(describe_machine())

@@ -9,8 +9,7 @@ from typing import Any
 from mkdocs.structure.files import File
 
 PROJECT = Path(__file__).resolve().parents[2]
-TOP = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "SECURITY.md": "SECURITY.md"}
-TOP |= {"CHANGELOG.md": "CHANGELOG.md", "LICENSE": "LICENSE"}
+TOP = {"README.md": "index.md"} | {name: name for name in ("CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "LICENSE")}
 """Pages of the site, by the name that a document has at the top of the project."""
 
 
