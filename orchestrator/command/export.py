@@ -29,8 +29,10 @@ class ExportArguments:
     """A run's folder (its newest checkpoint is used), one of its checkpoints, or the URI of either."""
     to: Literal["onnx", "torch"]
     """ONNX (needs the extra `export`), or the format of torch.export."""
+    policy: str | None = None
+    """Type of agents whose policy to write alone, where types have policies of their own (None: the joint one)."""
     output: Path | None = None
-    """File to write (None: policy.onnx or policy.pt2 in the run's folder, or here)."""
+    """File to write (None: policy.onnx or policy.pt2, or policy-TYPE, in the run's folder, or here)."""
     push_to_hub: str | None = None
     """Repository on the Hugging Face Hub, user/name, to upload the file, the card and the picture to (needs the extra
     `hub`, and a token: `hf auth login`, or HF_TOKEN). It is made if there is none."""
@@ -48,7 +50,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
     output = _output(parsed, SUFFIXES[parsed.to])
     _check_hub(parsed)
-    policy = load_policy(parsed.path, trust_code=parsed.trust_code)
+    policy = load_policy(parsed.path, policy=parsed.policy, trust_code=parsed.trust_code)
     exported = export_policy(policy, parsed.to, output)
     print("\n".join(str(file) for file in (exported.file, exported.card, exported.picture) if file is not None))
     if parsed.push_to_hub is not None:
@@ -87,7 +89,8 @@ def _push(repository: str, policy: LoadedPolicy, to: str, exported: Exported, *,
 def _output(arguments: ExportArguments, suffix: str) -> Path:
     if arguments.output is None:
         folder = Path() if as_address(arguments.path) is not None else user_path(arguments.path)
-        return (folder if holds_run(folder) else Path()) / f"policy{suffix}"
+        of = "" if arguments.policy is None else f"-{arguments.policy}"
+        return (folder if holds_run(folder) else Path()) / f"policy{of}{suffix}"
     output = user_path(arguments.output)
     if output.suffix != suffix:
         expected = f"a file whose name ends in {suffix}"

@@ -70,7 +70,7 @@ def export_policy(policy: LoadedPolicy, to: Format, output: Path) -> Exported:
     graph = PolicyGraph(policy).eval()
     about = _about(policy, graph)
     unfinished = output.with_name(f".{output.name}.{os.getpid()}{SUFFIXES[to]}")
-    network = f"the network {policy.config.policy.network!r}"
+    network = f"the network {policy.network!r}"
     if output.is_dir():
         raise ExportError(f"{output} is a folder: give the path of a file")
     try:
@@ -176,7 +176,7 @@ def _about(policy: LoadedPolicy, graph: PolicyGraph) -> dict[str, Any]:
         outputs = graph(example(graph, policy, 1, 0))
     return {
         "environment": policy.config.environment,
-        "network": policy.config.policy.network,
+        "network": policy.network,
         "checkpoint": policy.checkpoint.name,
         "epoch": manifest["epoch"],
         "agent_step": manifest["agent_step"],

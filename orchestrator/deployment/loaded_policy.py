@@ -56,7 +56,11 @@ class LoadedPolicy:
         config: TrainerConfig,
         checkpoint: Checkpoint,
         mask_of: Callable[[int], ActionMask] | None = None,
+        *,
+        name: str | None = None,
     ) -> None:
+        self.name = name
+        """The type of agents whose policy it is alone, where types have policies of their own."""
         self.observation_space = observation_space
         """The environment's own, which observations are of."""
         self.action_space = action_space
@@ -85,9 +89,16 @@ class LoadedPolicy:
 
     def __repr__(self) -> str:
         return (
-            f"<LoadedPolicy of {self.checkpoint}: network {self.config.policy.network!r}, observations"
+            f"<LoadedPolicy of {self.checkpoint}: network {self.network!r}, observations"
             f" {self.observation_space}, actions {self.action_space}>"
         )
+
+    @property
+    def network(self) -> str:
+        """What the settings call its network."""
+        own = [one.network for one in self.config.policy.by_type if one.type == self.name]
+        network = (own[0] if own else None) or self.config.policy.network
+        return network if self.name is None else f"{network} of {self.name}"
 
     @property
     def recurrent(self) -> bool:

@@ -41,14 +41,14 @@ def model_card(policy: LoadedPolicy, about: Mapping[str, Any], file: str, to: st
         if name.startswith(_SCORES) and isinstance(value, (int, float))
     }
     lines = [
-        f"# A policy for {config.environment}",
+        f"# A policy for {config.environment}" + ("" if policy.name is None else f", {policy.name}"),
         "",
         f"Trained for {about['agent_step']:,} agent steps ({about['epoch']} epochs, seed {config.seed}) with"
         " async-rl-orchestrator. The most likely actions, with normalization and all conversions inside.",
         "",
         f"- Observations: `{policy.observation_space}`",
         f"- Actions: `{policy.action_space}`",
-        f"- Network: `{config.policy.network}`",
+        f"- Network: `{policy.network}`",
         "",
         "## Scores",
         "",

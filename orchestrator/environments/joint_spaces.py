@@ -82,6 +82,8 @@ class JointSpaces:
                     f" so must have the same: {named}"
                 )
         names = sorted(own)
+        self.own = {name: own[name] for name in names}
+        """What the agents of each policy observe and do, by its name."""
         self._places = {agent: names.index(policy) for agent, policy in policies.items()}
         actions = [own[name][1] for name in names]
         self._converters: list[_Part] | None = None
@@ -91,7 +93,8 @@ class JointSpaces:
         self.action = actions[0]
         if any(action != self.action for action in actions):
             agents_own = [agent_action_space(action, environment) for action in actions]
-            self.action, self._used = _joined(environment, agents_own)
+            self.action = _joined(environment, agents_own)
+            self._used = [used_parameters(one, self.action).astype(np.int8) for one in agents_own]
             self._converters = [_Part(action, squash=squash) for action in actions]
             parts[USED] = spaces.MultiBinary(len(self._used[0]))
         self.observation = spaces.Dict(parts)
@@ -127,30 +130,31 @@ class _Part:
         return converted if isinstance(converted, np.integer) else np.asarray(converted)
 
 
-def _joined(environment: str, actions: list[Space]) -> tuple[Space, list[Array]]:
-    """An action space in which each of the agents' `actions` has a place, and which parameters each uses."""
+def used_parameters(own: Space, joint: Space, *, along_others: int = 1) -> Array:
+    """bool `[P]`: which parameters of the joint action an agent's own, in the agent's form, has; and so many
+    `along_others`, the axes that only others choose along."""
+    if isinstance(joint, spaces.Box):
+        count, most = (math.prod(space.shape or ()) for space in (own, joint))
+        return np.tile(np.arange(most) < count, 2)
+    columns = zip_longest(_choices(joint) or (), _choices(own) or (), fillvalue=along_others)
+    return np.concatenate([np.arange(most) < choices for most, choices in columns])
+
+
+def _joined(environment: str, actions: list[Space]) -> Space:
+    """An action space in which each of the agents' `actions` has a place."""
     sizes = [_choices(action) for action in actions]
     if all(one is not None for one in sizes):
-        columns = list(zip_longest(*(one or () for one in sizes), fillvalue=1))
-        largest = [max(column) for column in columns]
-        used = [
-            np.concatenate([np.arange(most) < column[at] for most, column in zip(largest, columns, strict=True)])
-            for at in range(len(actions))
-        ]
+        largest = [max(column) for column in zip_longest(*(one or () for one in sizes), fillvalue=1)]
         single = all(isinstance(action, spaces.Discrete) for action in actions)
-        joint = spaces.Discrete(largest[0]) if single else spaces.MultiDiscrete(largest)
-        return joint, [one.astype(np.int8) for one in used]
+        return spaces.Discrete(largest[0]) if single else spaces.MultiDiscrete(largest)
     if any(one is not None for one in sizes):
         raise InvalidEnvironment(
             f"environment {environment!r} has the action spaces {', '.join(map(str, actions))}: some of its agents"
             " choose, and others give the numbers of a Box, which cannot be learned together; let all choose, or all"
             " give numbers, by a function in environment_wrappers"
         )
-    counts = [math.prod(action.shape or ()) for action in actions]
-    dimensions = np.arange(max(counts))
-    return spaces.Box(-math.inf, math.inf, (max(counts),), np.float32), [
-        np.tile(dimensions < count, 2).astype(np.int8) for count in counts
-    ]
+    largest_count = max(math.prod(action.shape or ()) for action in actions)
+    return spaces.Box(-math.inf, math.inf, (largest_count,), np.float32)
 
 
 def _choices(action: Space) -> tuple[int, ...] | None:

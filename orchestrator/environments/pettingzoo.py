@@ -115,6 +115,7 @@ class PettingZooEnvironment(VectorEnvironment):
         reader = ObservationReader(observed, self.warn)
         self._blanks = dict.fromkeys(self._ids, blank_of(observed))
         if self._joint is not None:
+            self.own_spaces_of_policies = self._joint.own
             self._blanks = {agent: self._joint.blank_of(agent) for agent in self._ids}
         self._observations = ObservationRows(reader, self.count)
         self._final_observations = ObservationRows(reader, self.count)

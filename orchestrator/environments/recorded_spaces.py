@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 
 from orchestrator.environments.spaces import Array, Space
+from state.frozen_mapping import FrozenMapping
 
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
@@ -19,10 +20,20 @@ class NotRecordable(ValueError):
     """A space that JSON cannot say; the message says why."""
 
 
-def recorded_spaces(observation: Space, action: Space) -> dict[str, Any]:
-    """Both spaces as JSON; instead of what it cannot say, "problem" says why."""
+POLICIES = "policies"
+"""Where the spaces of the agents of each policy are, by its name."""
+
+
+def recorded_spaces(
+    observation: Space, action: Space, of_policies: Mapping[str, tuple[Space, Space]] = FrozenMapping({})
+) -> dict[str, Any]:
+    """Both spaces as JSON, and those of the agents of each policy where types of agents have their own; instead of what
+    it cannot say, "problem" says why."""
     try:
-        return {"observation": space_to_json(observation), "action": space_to_json(action)}
+        recorded = {"observation": space_to_json(observation), "action": space_to_json(action)}
+        if not of_policies:
+            return recorded
+        return recorded | {POLICIES: {name: recorded_spaces(*own) for name, own in of_policies.items()}}
     except NotRecordable as error:
         return {"problem": str(error)}
 

@@ -51,6 +51,7 @@ class Description(NamedTuple):
     """The environment's own, as the one above."""
     agents: tuple[str, ...]
     native: bool
+    spaces_of_policies: Mapping[str, tuple[Space, Space]]
 
 
 class StepReply(NamedTuple):
@@ -99,7 +100,9 @@ class EnvironmentShard:
 
     def describe(self) -> Description:
         environment = self._shares[0].environment
-        return Description(*environment.own_spaces, environment.agents, environment.native)
+        return Description(
+            *environment.own_spaces, environment.agents, environment.native, environment.own_spaces_of_policies
+        )
 
     def share_memory(self, spec: ExperienceSpec, buffer: SharedBuffer) -> None:
         """Read actions from and write steps to `buffer`."""

@@ -112,6 +112,7 @@ class SplitEnvironment(VectorEnvironment):
             plan.adaptation,
             agents=described.agents,
         )
+        self.own_spaces_of_policies = described.spaces_of_policies
         self.first_copy, self.copies_of_run = plan.first_copy, plan.copies_of_run
         agents = len(self.agents)
         self.groups = tuple(

@@ -118,6 +118,8 @@ class VectorEnvironment(ABC):
         self._received: Step | None = None
         self.own_spaces = observation_space, action_space
         """The environment's, of observations and actions."""
+        self.own_spaces_of_policies: Mapping[str, tuple[Space, Space]] = {}
+        """Those of the agents of each policy, where types of agents have their own: the ones above are joint ones."""
         self.observation_space = agent_observation_space(observation_space, name)
         self.action_space = agent_action_space(action_space, name)
         self._mask: ActionMask | None = None
@@ -184,7 +186,7 @@ class VectorEnvironment(ABC):
 
     def recorded_spaces(self) -> dict[str, Any]:
         """The environment's own spaces as JSON, as checkpoints record them."""
-        return recorded_spaces(*self.own_spaces)
+        return recorded_spaces(*self.own_spaces, self.own_spaces_of_policies)
 
     def record(self, fields: Sequence[FieldSpec]) -> None:
         """Have each step give these values of the infos; the name "a/b" stands for `info["a"]["b"]`.

@@ -115,6 +115,13 @@ class ObservationNormalizer(nn.Module):
             return self._by_key[0][1].forward(observation) if self._by_key else observation
         return {**observation, **{key: part.forward(observation[key]) for key, part in self._by_key}}
 
+    def of_part(self, prefix: str, space: gymnasium.Space[Any]) -> ObservationNormalizer:
+        """One with the statistics that this one has of a part of the observations, which is of `space` itself."""
+        own, whole = ObservationNormalizer(space), dict(self._by_key)
+        for key, part in own._by_key:
+            part.load_state_dict(whole[f"{prefix}/{key}" if key else prefix].state_dict())
+        return own
+
     def summary(
         self, observation: Observation, valid: Tensor | None = None, own: Mapping[str, Tensor] = FrozenMapping({})
     ) -> Tensor:
