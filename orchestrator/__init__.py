@@ -57,8 +57,11 @@ if TYPE_CHECKING:
     from orchestrator.hooks.runner import HookFailed as HookFailed
     from orchestrator.hooks.runner import HookOverflow as HookOverflow
     from orchestrator.hooks.statistics import HookStatistics as HookStatistics
+    from orchestrator.learning.compilation import CompilationError as CompilationError
     from orchestrator.learning.optimization import NonFiniteLossError as NonFiniteLossError
+    from orchestrator.learning.precision import PrecisionError as PrecisionError
     from orchestrator.loop.ctrl_c import CtrlC as CtrlC
+    from orchestrator.loop.memory import OutOfMemory as OutOfMemory
     from orchestrator.loop.patience import WorkerHangs as WorkerHangs
     from orchestrator.metrics.jsonl import JsonLines as JsonLines
     from orchestrator.metrics.prometheus import Prometheus as Prometheus

@@ -136,6 +136,8 @@ class LearningConfig:
     """What to do when a loss or gradient is NaN or infinite: end the run, or skip the optimizer step."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
     """What the learner's network computes with: tf32 in matrix products (CUDA), or bfloat16; weights stay float32."""
+    compile: bool = False
+    """Have torch.compile compile what the learner computes of the policy, which takes a minute or so at the start."""
     profile_epochs: Annotated[tuple[int, ...], _EPOCHS, MAY_CHANGE] = ()
     """Epochs, counted from 1, to record with torch's profiler, as profile-<epoch>.json in the run's folder."""
 

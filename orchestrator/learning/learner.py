@@ -148,12 +148,12 @@ class Learner:
         """Find the learners of the other cells, as `Exchange.connect`."""
         self._exchange.connect(meeting, self._plan.config.cell_timeout)
 
-    def prepare(self, spec: ExperienceSpec) -> None:
-        """Take the layout of the experience slots. Raises NetworkError where the network can't be learned with it in
-        the precision of the settings."""
+    def prepare(self, spec: ExperienceSpec) -> float:
+        """Take the layout of the experience slots, and try out the network; the seconds that it took to compile it.
+        Raises NetworkError and CompilationError where it can't be computed as the settings want it."""
         self._spec = spec
         segments = spec.segments // (self._share.shards * self._plan.config.learning.minibatches)
-        self._evaluate.try_out((segments, spec.horizon) if self._segments else (segments * spec.horizon,))
+        return self._evaluate.try_out((segments, spec.horizon) if self._segments else (segments * spec.horizon,))
 
     def close(self) -> None:
         """At the end of the worker."""

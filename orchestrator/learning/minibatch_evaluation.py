@@ -3,6 +3,8 @@ settings ask for, and tried out before the run begins where that may fail."""
 
 from __future__ import annotations
 
+import time
+import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +23,7 @@ from orchestrator.policies import NetworkError, with_seed, zero_observations
 from state.user_code import described, is_signal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from torch import Tensor
 
@@ -41,6 +43,9 @@ class MinibatchEvaluation:
         self._device = device
         self._name = config.learning.precision
         self.precision = Precision(self._name, device)
+        self._compiles = config.learning.compile
+        self._evaluate: Callable[..., PolicyEvaluation] = policy.evaluate
+        self._compiled_segments = False
 
     def __call__(self, draw: Draw) -> PolicyEvaluation:
         fields = draw.fields.again()  # a network may change what it is given
@@ -49,21 +54,48 @@ class MinibatchEvaluation:
         state, start = None, None
         if self._policy.recurrent:
             state, start = fields[RECURRENT_STATE], fields["episode_start"]
+        valid = draw.valid
+        if valid is None and self._compiled_segments:  # or the first that are not all valid would be compiled anew
+            valid = torch.ones_like(fields["episode_start"])
         with self.precision.on_network:
-            return self._policy.evaluate(observation, fields["action"], state, start, draw.valid, mask, draw.counts)
+            return self._evaluate(observation, fields["action"], state, start, valid, mask, draw.counts)
 
     def parts(self, draw: Draw) -> Mapping[str, slice]:
         """Which rows are of which policy, where types of agents have their own."""
         return self._policy.parts(draw.counts)
 
-    def try_out(self, leading: tuple[int, ...]) -> None:
-        """Evaluate a minibatch of zeros, and its gradients: `leading` is `[steps]`, or `[segments, horizon]`.
+    def try_out(self, leading: tuple[int, ...]) -> float:
+        """Evaluate a minibatch of zeros, and its gradients: `leading` is `[steps]`, or `[segments, horizon]`. What is
+        to be compiled is compiled by that. Returns the seconds that it took.
 
-        Raises NetworkError where the network works, but not in this precision.
+        Raises NetworkError where the network works, but not in this precision, and CompilationError.
         """
-        if self._name == "float32":
-            return
+        if self._name == "float32" and not self._compiles:
+            return 0.0
+        began = time.monotonic()
         before = self._arena.memory.cpu().clone().numpy()  # a network may change its buffers
+        if self._name != "float32":
+            self._try_precision(leading)
+        if self._compiles:
+            self._compile(leading)
+        self._arena.read_from(before)
+        return time.monotonic() - began
+
+    def _compile(self, leading: tuple[int, ...]) -> None:
+        from orchestrator.learning.compilation import compilation_failed, compiled_evaluate
+
+        self._compiled_segments = len(leading) > 1
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what torch says of its own code while it compiles
+                self._evaluate = compiled_evaluate(self._policy)
+                with_seed(0, lambda: self._forward_and_backward(leading))
+        except BaseException as error:
+            if is_signal(error):
+                raise
+            raise compilation_failed(self._network, self._device, error) from error
+
+    def _try_precision(self, leading: tuple[int, ...]) -> None:
         try:
             with_seed(0, lambda: self._forward_and_backward(leading))
         except BaseException as error:
@@ -74,7 +106,6 @@ class MinibatchEvaluation:
                 f" {self._device}: {described(error)}; expected layers of torch's, which convert what they are given:"
                 " convert between types in its own operations, or set it to float32"
             ) from error
-        self._arena.read_from(before)
 
     def _forward_and_backward(self, leading: tuple[int, ...]) -> None:
         everything, counts = torch.arange(leading[0], device=self._device), ()
@@ -96,7 +127,7 @@ class MinibatchEvaluation:
         fields["action"] = torch.zeros(*leading, *distribution.action_shape, dtype=distribution.action_dtype)
         if policy.spaces.masked:
             fields[ACTION_MASK] = torch.ones(*leading, distribution.parameters, dtype=torch.bool)
+        fields["episode_start"] = torch.zeros(*leading, dtype=torch.bool)
         if policy.recurrent:
             fields[RECURRENT_STATE] = torch.zeros(leading[0], policy.state_size)
-            fields["episode_start"] = torch.zeros(*leading, dtype=torch.bool)
         return {name: field.to(self._device) for name, field in fields.items()}

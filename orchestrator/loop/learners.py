@@ -97,10 +97,10 @@ class Learners:
             self._every = max(1, -(-size // BYTES_PER_EPOCH))
         return description
 
-    async def prepare(self, spec: ExperienceSpec) -> None:
-        """Tell them the layout of the experience slots."""
+    async def prepare(self, spec: ExperienceSpec) -> float:
+        """Tell them the layout of the experience slots; the most seconds that one took to compile what it computes."""
         self._spec = spec
-        await self._ask_all("prepare", lambda _: (spec,))
+        return max(await self._ask_all("prepare", lambda _: (spec,)))
 
     async def protect(self, epochs: int, policy: Callable[[], Slot]) -> None:
         """From now on, after so many epochs, they are replaced when one dies. `policy` says where the newest version

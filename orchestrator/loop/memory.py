@@ -66,7 +66,7 @@ def _cures(config: TrainerConfig, worker: str) -> str:
         f"fewer {PATH.collection.num_environments} ({collection.num_environments}), a shorter {PATH.collection.horizon}"
         f" ({collection.horizon}) or {network}"
     )
-    if worker == "learner":
+    if worker.startswith("learner"):
         return (
             f"more {PATH.learning.minibatches} ({learning.minibatches} in each pass, so that each is smaller), {fewer}"
         )

@@ -16,6 +16,7 @@ from orchestrator.checks.configuration import check_minibatches, segment_reasons
 from orchestrator.collection.collector import CollectorPlan, CollectReport
 from orchestrator.collection.experience_fields import check_declared, experience_fields
 from orchestrator.collection.service import CollectorService, CollectRequest
+from orchestrator.config.paths import PATH
 from orchestrator.learning.learner import Learner
 from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
 from orchestrator.loop.learners import Learners
@@ -142,10 +143,23 @@ class WorkerGroup:
         own = experience_fields(self.spaces, self.description.recurrent_state_size, refreshes=config.refreshes)
         check_declared(self.description.fields, own)
         self.spec = ExperienceSpec.merge(*size, {"the run": own, "the losses": self.description.fields})
-        await self._learners.prepare(self.spec)
+        await self._prepare_learners()
         for collector in self._collectors:
             await self._ask(collector.worker, "prepare", self.spec)
         _log.info("%s", memory_needed(config, self.spec, self.description))
+
+    async def _prepare_learners(self) -> None:
+        compiles = self._config.learning.compile
+        names = [worker.name for worker in self._learners.workers] if compiles else []
+        for name in names:
+            self._patience.waits_for[name] = lambda: "torch.compile"
+        if compiles:
+            _log.info("torch compiles what the learner computes of the policy (%s)", PATH.learning.compile)
+        seconds = await self._learners.prepare(self.spec)
+        for name in names:
+            del self._patience.waits_for[name]
+        if compiles:
+            _log.info("compiled in %.1f s", seconds)
 
     async def publish(self, slot: Slot) -> None:
         """Have the learner copy its policy into `slot`."""

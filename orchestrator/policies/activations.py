@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.compiler import is_exporting
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _MINUS_ONE = torch.tensor(-1.0, device="cpu")
 def tanh(x: Tensor) -> Tensor:
     """The hyperbolic tangent, off by at most 2e-7 (not relative to it); as often differentiable as torch's own, though
     not by `torch.func` where `x` has many elements."""
-    if not (_FAST_SIGMOID and x.is_cpu) or is_exporting() or x.numel() < _MANY or x.dtype not in _PRECISE:
+    if not (_FAST_SIGMOID and x.is_cpu) or is_compiling() or x.numel() < _MANY or x.dtype not in _PRECISE:
         return torch.tanh_(x)
     if not (x.requires_grad and torch.is_grad_enabled()):
         return fast_tanh(x)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_exporting
+from torch.compiler import is_compiling
 
 from orchestrator.policies.activations import fast_tanh
 
@@ -39,7 +39,7 @@ _IN_PLACE: Mapping[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tens
 def fits(x: Tensor, activation: str, parameters: Sequence[Tensor]) -> bool:
     """Whether `dense_layers` computes this, and faster than one operation after another."""
     return (
-        not is_exporting()  # an exported graph is for any number of rows
+        not is_compiling()  # an exported graph is for any number of rows
         and len(x) >= _LEAST_ROWS
         and x.is_cpu
         and torch.is_grad_enabled()

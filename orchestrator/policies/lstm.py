@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,17 @@ class LSTM(nn.Module):
         parameters = self.head(self.actor(outputs))
         value = self.critic(outputs)
         return parameters.view(batch, time, -1), value.view(batch, time), torch.cat((hidden, cell), -1)
+
+    def leave_uncompiled(self) -> None:
+        """Have torch.compile pass over the recurrence: a graph of it would have thousands of operations. Its results
+        are always of the same layout, so that what follows need be compiled only once."""
+        recur = self._recur
+
+        def uncompiled(encoded: Tensor, state: Tensor, episode_start: Tensor) -> tuple[Tensor, ...]:
+            results = recur(encoded, state, episode_start)
+            return tuple(part.clone(memory_format=torch.contiguous_format) for part in results)
+
+        self._recur = cast("Any", torch.compiler.disable(uncompiled))
 
     def _recur(self, encoded: Tensor, state: Tensor, episode_start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[batch, time, inputs]` to `[batch, time, lstm_size]`, and the last hidden and cell state."""

@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_exporting
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from orchestrator.policies.activations import ACTIVATIONS
@@ -58,7 +58,7 @@ class Dense(nn.Module):
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`x @ weight + bias`."""
     # An exported graph is for any number of rows.
-    if is_exporting() or len(x) < _MANY_ROWS or len(bias) not in _FEW_OUTPUTS or not x.is_cpu:
+    if is_compiling() or len(x) < _MANY_ROWS or len(bias) not in _FEW_OUTPUTS or not x.is_cpu:
         return torch.addmm(bias, x, weight)
     return F.linear(x, weight.t().contiguous(), bias)
 

@@ -33,6 +33,7 @@ WARM_UP = 2
 VARIANTS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16": {"precision": "bfloat16"},
+    "compile": {"compile": True},
 }
 """Of the settings of learning."""
 COSTS = {"mlp": 1, "cnn": 64, "lstm": 4}

@@ -131,10 +131,14 @@ async def test_what_a_run_allocates_is_said_at_its_start(caplog: pytest.LogCaptu
     assert "on cpu" not in line
 
 
+def _three_megabytes(device: torch.device) -> int:
+    return 3_000_000
+
+
 async def test_a_devices_memory_is_in_the_log_and_in_the_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("orchestrator.learning.learner.peak_memory", lambda device: 3_000_000)
+    monkeypatch.setattr("orchestrator.learning.learner.peak_memory", _three_megabytes)
     with caplog.at_level(logging.INFO, "orchestrator"):
         await Trainer(small_config(epochs=2, run_dir=tmp_path / "run")).run()
     assert any("on cpu the learner has 3 MB" in record.message for record in caplog.records)
