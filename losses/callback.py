@@ -44,12 +44,15 @@ CALLBACKS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossContext:
-    """What the learner lends: the live policy, its device, the run's seed, the statistics."""
+    """What the learner lends: the live policy, its device, the run's seed, the statistics.
+
+    Where several learners share each batch, each has losses of its own, and `cell` counts the learners from 0."""
 
     policy: nn.Module
     device: torch.device
     seed: int
     statistics: LossStatistics
+    cell: int = 0
 
 
 class LearnerCallback:

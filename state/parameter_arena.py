@@ -114,6 +114,14 @@ class ParameterArena:
         for index, spec in enumerate(self.layout.tensors):
             self._adopt(index, own[spec.name])
 
+    def checksums(self) -> Tensor:
+        """`[tensors]` integers, in the order of the layout: sums over the memory of each. Raises TensorsChanged."""
+        self.adopt()
+        ends = [*(spec.offset for spec in self.layout.tensors[1:]), self.layout.nbytes]
+        words = self.memory.view(torch.int32)  # tensors begin at multiples of its size
+        parts = [words[spec.offset // 4 : end // 4] for spec, end in zip(self.layout.tensors, ends, strict=True)]
+        return torch.stack([part.sum(dtype=torch.int64) for part in parts])
+
     def write_to(self, memory: Any) -> None:
         """Copy all tensors into a snapshot's memory. Raises TensorsChanged as `adopt`."""
         self.adopt()

@@ -51,6 +51,14 @@ def read_batches(
     return batches
 
 
+def add_observations(policy: Policy, batches: Sequence[dict[str, Tensor]], gather: Callable[[Tensor], Tensor]) -> None:
+    """Add the observations of all shards to the statistics that observations are normalized by, which stay as they are
+    while a batch is learned from. `gather` as of `read_batches`."""
+    summaries = [policy.observation_summary(observation_arrays(batch), batch["valid"]) for batch in batches]
+    for summary in gather(torch.stack(summaries)):
+        policy.merge_observations(summary)
+
+
 def _on_device(
     arrays: dict[str, Any], policy: Policy, device: torch.device, config: TrainerConfig, *, stale: bool
 ) -> dict[str, Tensor]:

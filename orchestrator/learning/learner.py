@@ -15,7 +15,8 @@ from torch import Tensor
 
 from losses import CALLBACKS, LossContext, LossSet, LossStateError, LossStatistics
 from orchestrator.collection.experience_fields import observation_arrays
-from orchestrator.learning.batch import read_batches
+from orchestrator.learning.agreement import check_agreement
+from orchestrator.learning.batch import add_observations, read_batches
 from orchestrator.learning.default_losses import losses_of
 from orchestrator.learning.device_memory import peak_memory
 from orchestrator.learning.exchange import Exchange
@@ -85,9 +86,10 @@ class Learner:
         self.arena = ParameterArena(self.policy, self._device)
         shards = self._share.count
         self._statistics = LossStatistics(self._device) if run.shards == 1 else ShardStatistics(self._device, shards)
-        self._losses.attach(
-            LossContext(policy=self.policy, device=self._device, seed=run.seed, statistics=self._statistics)
+        context = LossContext(
+            policy=self.policy, device=self._device, seed=run.seed, statistics=self._statistics, cell=plan.cell
         )
+        self._losses.attach(context)
         self._on_mb_end = self._losses.overriding("on_mb_end")
         self._generator = torch.Generator(self._device).manual_seed(run.seed)
         self._learning_rate = LearningRate(config.learning_rate, config.learning_rate_schedule, config.learning_rate_kl)
@@ -291,14 +293,12 @@ class Learner:
         loss_stats = {"learning_rate": rate, "policy_age": float(age - request.behavior.minibatches)}
         loss_stats |= self._loss_stats(epoch, batches)
         peak = peak_memory(self._device)
-        if peak is not None:
-            loss_stats["device_memory_peak"] = float(peak)
+        loss_stats |= {} if peak is None else {"device_memory_peak": float(peak)}
         spans.end("statistics")
         state = replace(state, update_epoch=passes, mb_idx=done)
         self.callback("on_train_phase_end", state)
-        summaries = [self.policy.observation_summary(observation_arrays(one), one["valid"]) for one in batches]
-        for summary in self._exchange.gather(torch.stack(summaries)):
-            self.policy.merge_observations(summary)
+        add_observations(self.policy, batches, self._exchange.gather)
+        check_agreement(self.arena, self._exchange, self._plan.config.policy.network, epoch)
         spans.end("normalizers")
         self.publish(request.publish_to)
         spans.end("publish")

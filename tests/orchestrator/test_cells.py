@@ -16,6 +16,8 @@ import anyio
 import numpy as np
 import psutil
 import pytest
+import torch
+from torch import nn
 
 from losses import GradientReporter, LearnerCallback, Loss, UpdateEpochsTuner
 from orchestrator import (
@@ -29,6 +31,7 @@ from orchestrator import (
     TrainerConfig,
     TypePolicy,
 )
+from orchestrator.learning.agreement import CellsDiffer
 from orchestrator.learning.optimization import NonFiniteLossError
 from tests.orchestrator.training import losses_with, small_config, worker_processes
 
@@ -188,6 +191,44 @@ async def test_an_error_in_one_cell_is_the_runs_error(tmp_path: Path) -> None:
         await trained(config_for(2), losses_with(Deadly(tmp_path, "raise")))
     assert any("the loss 'deadly' in epoch 3" in note for note in caught.value.__notes__)
     assert not worker_processes()
+
+
+class Counting(nn.Module):
+    """Keeps in a buffer what it has seen while it learned."""
+
+    def __init__(self, spaces: Any) -> None:
+        super().__init__()
+        self.actor, self.critic = nn.Linear(4, spaces.action_parameters), nn.Linear(4, 1)
+        self.register_buffer("seen", torch.zeros(4))
+
+    def forward(self, observation: Any) -> Any:
+        if self.training:
+            self.seen += observation.detach().mean(0)
+        return self.actor(observation), self.critic(observation)
+
+
+async def test_a_buffer_that_would_not_be_the_same_in_all_cells_is_named() -> None:
+    policy = PolicyConfig(network="tests.orchestrator.test_cells:Counting")
+    with pytest.raises(CellsDiffer, match=r"different values in network\.seen of the network.*Counting.*after epoch 1"):
+        await trained(config_for(2, policy=policy))
+    assert not worker_processes()
+
+
+class Telling(Loss):
+    """Tracks which cell's it is, at the end of the training phase."""
+
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
+        self.track("cell", self.context.cell)
+        return evaluation.value.square().mean()
+
+    def on_train_phase_end(self, state: TrainerState) -> None:
+        self.track("first", self.context.cell)
+
+
+async def test_a_loss_knows_its_cell_and_what_it_tracks_is_averaged_over_minibatches_only() -> None:
+    final = await trained(config_for(2), losses_with(Telling()))
+    assert final.loss_stats["telling/cell"] == 0.5
+    assert final.loss_stats["telling/first"] == 0.0
 
 
 class NotFinite(Loss):
