@@ -9,7 +9,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
-from torch.optim.adamw import adamw
 
 from state.error import OrchestratorError
 
@@ -69,10 +68,10 @@ class Optimization:
         """Of each parameter; those of one run share a tensor."""
         self._runs = self._make_runs()
         beta1, beta2 = betas
+        # The operation alone, since what torch's optimizers do around it costs more than the step of a small network.
         self._adam = partial(
-            adamw,
+            torch._fused_adamw_,  # pyright: ignore[reportPrivateUsage]
             max_exp_avg_sqs=[],
-            fused=True,
             amsgrad=False,
             maximize=False,
             beta1=beta1,
@@ -83,6 +82,7 @@ class Optimization:
         self._rate = 0.0
         # One row per minibatch: the losses, then the gradient's norm (of the step that the minibatch ended).
         self._log = torch.zeros(max_minibatches, losses + 1, device=arena.memory.device)
+        self._rows, self._norms = self._log.unbind(), self._log[:, -1].unbind()
         self._logged = 0
         self._first_of_step = 0
         self._waiting: list[torch.Tensor] = []
@@ -123,7 +123,7 @@ class Optimization:
         self._note(components)
 
     def _note(self, components: torch.Tensor) -> None:
-        self._log[self._logged, : len(components)] = components
+        self._rows[self._logged][: len(components)] = components
         self._logged += 1
 
     def step(self) -> None:
@@ -135,32 +135,33 @@ class Optimization:
         if active != self._active:
             self._active = active
             self._runs = self._make_runs()
-        gradients = [run.gradient for run in self._runs]
-        if len(gradients) == 1:
-            norm = torch.linalg.vector_norm(gradients[0])
-        elif gradients:
-            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients]))
-        else:
-            norm = self._log.new_zeros(())
+        norm = self._norms[self._logged - 1]
+        if len(self._runs) == 1:
+            norm.copy_(torch.linalg.vector_norm(self._runs[0].gradient))
+        elif self._runs:
+            norms = [torch.linalg.vector_norm(run.gradient) for run in self._runs]
+            norm.copy_(torch.linalg.vector_norm(torch.stack(norms)))
+        # Adam divides gradients by the scale and does nothing where `found_inf` is 1, as for a gradient scaler.
+        scale = None
         if math.isfinite(self._max_grad_norm):
-            scale = (self._max_grad_norm / (norm + 1e-6)).clamp_(max=1.0)
-            for gradient in gradients:
-                gradient.mul_(scale)
-        self._log[self._logged - 1, -1] = norm
-        step_log = self._log[self._first_of_step : self._logged]
+            scale = torch.div(norm, self._max_grad_norm).clamp_(min=1.0)
+        # The sum is finite exactly if every entry is (none is near the limit); then it less itself is 0, and else NaN.
+        found_inf = self._log[self._first_of_step : self._logged].sum()
+        found_inf.sub_(found_inf).ne_(0.0)
         self._first_of_step = self._logged
-        if self._runs:
-            # The function, since what torch's class does around it costs more than the step of a small network.
+        for run in self._runs:
+            run.step.add_(1.0)
             self._adam(
-                params=[run.parameter for run in self._runs],
-                grads=gradients,
-                exp_avgs=[run.moments[0] for run in self._runs],
-                exp_avg_sqs=[run.moments[1] for run in self._runs],
-                state_steps=[run.step for run in self._runs],
+                [run.parameter],
+                [run.gradient],
+                [run.moments[0]],
+                [run.moments[1]],
+                state_steps=[run.step],
                 lr=self._rate,
-                # As for a gradient scaler; the sum is finite exactly if every entry is (none is near the limit).
-                found_inf=step_log.sum().isfinite().logical_not().float(),
+                grad_scale=scale,
+                found_inf=found_inf,
             )
+            run.step.sub_(found_inf)
         self._arena.zero_gradients()
 
     def read_log(self) -> torch.Tensor:
