@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 State = NDArray[np.float32]
 """Recurrent state `[S]` of one episode, or `[n, S]` of n episodes."""
 _NOT_NEEDED = object()
+_Inference = torch._C._InferenceMode  # pyright: ignore[reportPrivateUsage]
+"""What torch.inference_mode enters; doing so by that takes as long as a layer of a small network."""
 _CURE = "pass observations as the environment gives them, or a batch of them with one dimension in front"
 
 
@@ -130,7 +132,7 @@ class LoadedPolicy:
         """
         tensors, single, allowed = self._read(observation, action_mask)
         before = self._read_state(state, tensors, single)
-        with torch.inference_mode():
+        with _Inference(True):
             if before is None:
                 parameters, following = self.module.action_parameters(tensors), state
             else:
@@ -163,7 +165,9 @@ class LoadedPolicy:
         try:
             read, leading = self._reader.read_one_or_batch(observation)
             single = not leading
-            arrays = {key: array[None] if single else array for key, array in arrays_of(read).items()}
+            arrays = arrays_of(read)
+            if single:
+                arrays = {key: array[None] for key, array in arrays.items()}
             if action_mask is not _NOT_NEEDED:
                 allowed = self._allowed(arrays, [action_mask] if single and action_mask is not None else action_mask)
         except WrongReturn as error:

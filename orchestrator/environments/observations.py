@@ -58,7 +58,10 @@ class ObservationReader:
 
     def read_one_or_batch(self, observation: Any) -> tuple[ObservationArrays, tuple[int, ...]]:
         """As `read`, and the dimensions that lead: none for one observation, `n` for a batch of `n`."""
-        values = {"": observation} if self._only is not None else self.values(observation)
+        if self._only is not None:
+            leading = self._only.leading(observation)
+            return self._only.read(observation, leading), leading
+        values = self.values(observation)
         name, first = next(iter(self.parts.items()))
         leading = first.leading(values[name])
         return observation_of({name: part.read(values[name], leading) for name, part in self.parts.items()}), leading
@@ -147,7 +150,7 @@ class ObservationPart:
     def leading(self, value: Any) -> tuple[int, ...]:
         """The dimensions before those of one observation, at most one. Raises WrongReturn for more."""
         try:
-            shape = np.shape(value)
+            shape: tuple[int, ...] = value.shape if type(value) is np.ndarray else np.shape(value)
         except (ValueError, TypeError, RuntimeError):
             return ()  # it is no array, as reading it will say
         more = len(shape) - len(self.shape)

@@ -70,7 +70,7 @@ class Optimization:
         beta1, beta2 = betas
         # The operation alone, since what torch's optimizers do around it costs more than the step of a small network.
         self._adam = partial(
-            torch._fused_adamw_,  # pyright: ignore[reportPrivateUsage]
+            torch._fused_adamw_,  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
             max_exp_avg_sqs=[],
             amsgrad=False,
             maximize=False,

@@ -89,6 +89,6 @@ class MLP(nn.Module):
         return cast("Tensor", observation) if self._flatten is None else self._flatten(observation)
 
     def _act(self, x: Tensor) -> Tensor:
-        # Not through nn.Module.__call__, which takes as long as a small operation.
-        outputs = self.actor.forward(x)
+        # Neither through nn.Module.__call__ nor as an attribute, which both take as long as a small operation.
+        outputs = cast("Dense", self._modules["actor"]).forward(x)
         return self.head.forward(outputs) if self._completes else outputs
