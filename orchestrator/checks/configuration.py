@@ -210,17 +210,16 @@ def _share_of_cells(config: TrainerConfig) -> Iterator[Problem]:
             config,
             PATH.cells,
             expected=f"a divisor of {PATH.learning.shards} = {shards}, of which each cell has equally many",
-            cure=f"set it to {_divisors(shards, cells)}; or begin a new run with {PATH.learning.shards} ="
-            f" {_multiples(shards, cells)}",
+            cure=f"set it to {shards & -shards}, or begin a new run with another number of shards",
         )
     elif environments % shards:
-        name, value = (PATH.cells if shards == cells else PATH.learning.shards), shards
+        name = PATH.cells if shards == cells else PATH.learning.shards
         yield problem_with(
             config,
             name,
             expected=f"a divisor of {PATH.collection.num_environments} = {environments}, shared equally",
-            cure=f"set it to {_divisors(environments, value)}, or {PATH.collection.num_environments} to"
-            f" {_multiples(environments, value)}",
+            cure=f"set it to {environments & -environments}, or {PATH.collection.num_environments} to"
+            f" {_multiples(environments, shards)}",
         )
 
 

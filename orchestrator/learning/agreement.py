@@ -9,6 +9,8 @@ from orchestrator.config.paths import PATH
 from state.error import OrchestratorError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from orchestrator.learning.exchange import Exchange
     from state.parameter_arena import ParameterArena
 
@@ -24,16 +26,25 @@ def check_agreement(arena: ParameterArena, exchange: Exchange, network: str, epo
     if exchange.cells == 1:
         return
     sums = exchange.gather(arena.checksums()[None])
-    differing = [
-        spec.name
-        for spec, same in zip(arena.layout.tensors, (sums == sums[0]).all(dim=0).tolist(), strict=True)
-        if not same
-    ]
-    if differing:
-        more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
+    if differing := _differing(arena, (sums == sums[0]).all(dim=0)):
         raise CellsDiffer(
-            f"the cells' learners have different values in {', '.join(differing[:_SHOWN])}{more} of the network"
-            f" {network!r} after epoch {epoch + 1}: it, or a loss, changes them by something else than gradients, such"
-            " as what it has seen or random numbers, which is not the same in each cell; learn them as parameters, or"
-            f" set {PATH.cells} to 1"
+            f"the cells' learners have different values in {differing} of the network {network!r} after epoch"
+            f" {epoch + 1}: it, or a loss, changes them by something else than gradients, such as random numbers, which"
+            f" is not the same in each cell; learn them as parameters, or set {PATH.cells} to 1"
         )
+
+
+def check_unchanged(arena: ParameterArena, before: Tensor, network: str) -> None:
+    """Compare with the checksums `before` a minibatch was computed in several shards. Raises CellsDiffer, naming
+    tensors that the network has changed: they would depend on how many of the shards a cell has."""
+    if changed := _differing(arena, arena.checksums() == before):
+        raise CellsDiffer(
+            f"the network {network!r} changes {changed} while it learns, as BatchNorm and spectral_norm do, which would"
+            f" depend on the number of cells; use layers that keep nothing (LayerNorm), or set {PATH.cells} and"
+            f" {PATH.learning.shards} to 1"
+        )
+
+
+def _differing(arena: ParameterArena, same: Tensor) -> str:
+    names = [spec.name for spec, alike in zip(arena.layout.tensors, same.tolist(), strict=True) if not alike]
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

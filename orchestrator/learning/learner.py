@@ -105,6 +105,7 @@ class Learner:
         self._evaluate = MinibatchEvaluation(self.policy, self.arena, run, self._device)
         self._gradient = MinibatchGradient(
             self._evaluate,
+            self.arena,
             self._losses,
             self._gradients,
             self._optimization,
@@ -163,17 +164,18 @@ class Learner:
 
     def publish(self, ref: SlotRef) -> None:
         """Copy the live policy into a slot, in the first cell."""
+        memory = self._slots.memory(ref)  # in every cell, to know it when it is referred to again
         if self._exchange.cell == 0:
-            self.arena.write_to(self._slots.memory(ref))
+            self.arena.write_to(memory)
 
     def state(self, moments: SlotRef) -> LearnerState | Unsaved:
         """The state between two epochs; the moments go to a slot, in the first cell."""
         carry = self._memory.reward_carry
-        carry = carry if carry is None else self._exchange.gather(carry)
+        carry, memory = carry if carry is None else self._exchange.gather(carry), self._bytes(moments)
         if self._exchange.cell:
             return Unsaved("the first cell's learner is the one that saves")
         try:
-            return replace(self._memory.write(self._bytes(moments)), reward_carry=carry)
+            return replace(self._memory.write(memory), reward_carry=carry)
         except LossStateError as error:
             return Unsaved(str(error))
 
@@ -340,8 +342,6 @@ class Learner:
             longest_step=checks.longest,
             warnings=warnings,
         )
-
-    # How.
 
     def _publish_early(self, ref: SlotRef) -> EarlyReport:
         began = time.monotonic()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from losses import Minibatch
+from orchestrator.learning.agreement import check_unchanged
 from orchestrator.learning.exchange import tree
 from orchestrator.learning.shards import ShardStatistics
 from state.user_code import raise_failure
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.learning.minibatch_evaluation import MinibatchEvaluation
     from orchestrator.learning.minibatches import Draw
     from orchestrator.learning.optimization import Optimization
+    from state.parameter_arena import ParameterArena
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,7 @@ class MinibatchGradient:
     """Made once by a learner from what it has; `interrupted` says whether the epoch is to end now."""
 
     evaluate: MinibatchEvaluation
+    arena: ParameterArena
     losses: LossSet
     checks: GradientCheck
     optimization: Optimization
@@ -85,7 +88,10 @@ class MinibatchGradient:
                     total.backward()
             return [*self.optimization.take_gradients(), components.float()]
 
+        before = self.arena.checksums() if first else None
         sums = tree(0, len(draws), of_shard, _added)
+        if before is not None:
+            check_unchanged(self.arena, before, self.network)
         statistics.select(None)
         flags = torch.tensor([float(self.losses.stop_requested), float(self.interrupted())])
         self.exchange.sum([*sums, flags])

@@ -188,6 +188,8 @@ class Learners:
             for cell in range(self._cells):
                 tasks.start_soon(start, cell)
         if errors:
+            for worker in workers.values():
+                await worker.aclose(0)
             raise errors[0]
         self._learners = [_Learner(workers[cell]) for cell in range(self._cells)]
         if self._cells > 1:

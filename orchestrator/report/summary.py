@@ -92,10 +92,10 @@ def rows(run: RunRecord) -> list[tuple[str, str]]:
         ("policy published to used", duration(None if lag is None else lag / len(run.epochs))),
     ]
     learning, exchange = run.total("time/learn"), run.total("time/exchange")
+    computing = None
     if learning and exchange is not None:
-        other = exchange + (run.total("time/wait_cells") or 0.0)
-        listed.append(("scaling efficiency of the cells", share(learning - other, learning)))
-    return listed
+        computing = learning - exchange - (run.total("time/wait_cells") or 0.0)
+    return [*listed, ("cells compute, share of learning", share(computing, learning))]
 
 
 def unique_names(runs: Sequence[RunRecord]) -> list[str]:

@@ -41,6 +41,9 @@ class ResumeSource:
     edits: Mapping[str, tuple[object, object]] = field(default_factory=dict[str, "tuple[object, object]"])
     """What the user has changed since in the config.toml there, by path: the value before, and the one in `config`."""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "config", self.config.with_shards(self.config.shards))
+
     def goes_on_in(self, run_dir: Path | None) -> bool:
         """Whether a run in that folder resumes in place."""
         here = self.config.run_dir
@@ -67,7 +70,7 @@ def find_resume_source(
         newest = home is not None and CheckpointFolder(siblings).list()[-1] == checkpoint.path
         run_dir = home if newest else None
     recorded = read_settings(checkpoint, where, trust_code=trust_code, own=own)
-    recorded = recorded.with_shards(recorded.shards)
+    recorded = recorded.with_shards(recorded.shards)  # which the run keeps, whatever the number of cells
     config = recorded if home is None else _edited_settings(recorded, home)
     edits = {path: (before, now) for path, _, before, now in _differences(recorded, config)}
     if config.run_dir == recorded.run_dir or config.run_dir is None:
@@ -115,7 +118,7 @@ def _may_change(path: str, hint: Any, before: object, now: object) -> bool:
 
 def resume_problems(source: ResumeSource, config: TrainerConfig) -> Iterator[Problem]:
     """Where `config` contradicts the run to resume, or leaves it nothing to do."""
-    for path, hint, before, now in _differences(source.config, config):
+    for path, hint, before, now in _differences(source.config, config.with_shards(source.config.shards)):
         if not _may_change(path, hint, before, now):
             expected = f"{before!r}: a resumed run keeps the settings of its checkpoint"
             cure = "leave it as it was, or start a new run"

@@ -207,10 +207,39 @@ class Counting(nn.Module):
         return self.actor(observation), self.critic(observation)
 
 
-async def test_a_buffer_that_would_not_be_the_same_in_all_cells_is_named() -> None:
+@pytest.mark.parametrize("cells", [1, 2])
+async def test_a_buffer_that_would_depend_on_the_number_of_cells_is_named(cells: int) -> None:
     policy = PolicyConfig(network="tests.orchestrator.test_cells:Counting")
-    with pytest.raises(CellsDiffer, match=r"different values in network\.seen of the network.*Counting.*after epoch 1"):
-        await trained(config_for(2, policy=policy))
+    with pytest.raises(CellsDiffer, match=r"Counting' changes network\.seen while it learns"):
+        await trained(config_for(cells, policy=policy))
+    assert not worker_processes()
+
+
+class Setting(Loss):
+    """Shrinks the weights at the end of every epoch, by as much in each cell or not."""
+
+    def __init__(self, differently: bool = False) -> None:
+        super().__init__()
+        self._differently = differently
+
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
+        return evaluation.value.square().mean()
+
+    def on_epoch_end(self, state: TrainerState) -> None:
+        assert state.policy is not None
+        factor = 0.99 - 0.1 * self.context.cell * self._differently
+        with torch.no_grad():
+            for parameter in self.context.policy.parameters():
+                parameter.mul_(factor)
+
+
+async def test_a_loss_may_change_the_weights_at_the_end_of_an_epoch() -> None:
+    assert_same(*[await trained(config_for(cells), losses_with(Setting())) for cells in (1, 2)])
+
+
+async def test_weights_that_are_not_the_same_in_all_cells_are_named() -> None:
+    with pytest.raises(CellsDiffer, match=r"different values in network\..* after epoch 2"):
+        await trained(config_for(2), losses_with(Setting(differently=True)))
     assert not worker_processes()
 
 
@@ -314,7 +343,7 @@ def test_the_command_trains_in_cells_and_says_how_they_fare(tmp_path: Path) -> N
     shown = subprocess.run(
         [*command, "report", str(tmp_path / "run")], check=True, timeout=200, capture_output=True, text=True
     )
-    assert "scaling efficiency of the cells" in shown.stdout
+    assert "cells compute, share of learning" in shown.stdout
     assert "shards = 2" in (tmp_path / "run" / "config.toml").read_text()
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from orchestrator.__main__ import main
 from orchestrator.report import RunRecordError, print_table, read_run
 from orchestrator.report.charts import thinned
-from orchestrator.report.formats import duration, number, ticks, time_unit
+from orchestrator.report.formats import UNKNOWN, duration, number, ticks, time_unit
 from orchestrator.report.page import page
 from orchestrator.report.summary import hook_summaries, rows, unique_names
 from tests.orchestrator.report.runs import record, write_run, write_trace
@@ -80,6 +80,16 @@ def test_folders_that_are_no_runs_are_refused_by_name(tmp_path: Path) -> None:
 
 
 # What is said of it.
+
+
+def test_runs_with_and_without_cells_have_the_same_rows(tmp_path: Path) -> None:
+    times = {"time/exchange": 0.05, "time/wait_cells": 0.01}
+    write_run(tmp_path / "cells", [record(epoch, **times) for epoch in (1, 2)])
+    write_run(tmp_path / "one", [record(epoch) for epoch in (1, 2)])
+    several, one = (dict(rows(read_run(tmp_path / name))) for name in ("cells", "one"))
+    assert list(several) == list(one)
+    assert several["cells compute, share of learning"] == "80.0 %"
+    assert one["cells compute, share of learning"] == UNKNOWN
 
 
 def test_the_summary_has_the_fractions_of_the_time(run: RunRecord) -> None:
