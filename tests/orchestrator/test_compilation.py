@@ -75,9 +75,7 @@ def uncompiled(config: TrainerConfig) -> TrainerConfig:
     return dataclasses.replace(config, learning=dataclasses.replace(config.learning, compile=False))
 
 
-def test_a_compiled_run_learns_the_same_and_resumes_exactly_in_threads_as_in_processes(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_compiled_run_learns_the_same_and_resumes_exactly(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = small_config(
         epochs=4, num_environments=3, horizon=32, learning=COMPILED, backend="process", run_dir=tmp_path / "whole"
     )
@@ -88,8 +86,7 @@ def test_a_compiled_run_learns_the_same_and_resumes_exactly_in_threads_as_in_pro
         np.testing.assert_allclose(whole[name], array, atol=1e-3, err_msg=name)
     half = dataclasses.replace(config, total_agent_steps=150, run_dir=tmp_path / "half")
     weights(half)
-    inline = dataclasses.replace(config.collection, backend="inline")
-    resumed = dataclasses.replace(config, collection=inline, run_dir=tmp_path / "half")
+    resumed = dataclasses.replace(config, run_dir=tmp_path / "half")
     assert equal(whole, weights(resumed, resume=tmp_path / "half"))
 
 
