@@ -15,7 +15,9 @@ from losses import GradientReporter, UpdateEpochsTuner
 from orchestrator import (
     EvaluationConfig,
     MetricsHook,
+    PolicyConfig,
     Trainer,
+    TypePolicy,
 )
 from state.trainer_state import TrainerState
 from tests.documentation import code_blocks, text_of
@@ -47,11 +49,13 @@ async def test_every_documented_metric_is_in_the_records_of_a_run_that_has_it(tm
     game = EvaluationConfig(every=1, episodes=1, num_environments=1)
     await trained(epochs=4, run_dir=tmp_path / "game", environment="tests.games:Matching", evaluation=game)
     await trained(epochs=2, run_dir=tmp_path / "cells", cells=2)
-    lines, of_game, of_cells = (
+    types = PolicyConfig(hidden_sizes=(8,), by_type=(TypePolicy(type="seeker"), TypePolicy(type="hider")))
+    await trained(epochs=2, run_dir=tmp_path / "types", environment="tests.games:HideAndSeek", policy=types)
+    lines, of_game, of_cells, of_types = (
         [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in ("run", "game", "cells")
+        for folder in ("run", "game", "cells", "types")
     )
-    keys = set[str]().union(*lines, *of_game, *of_cells)
+    keys = set[str]().union(*lines, *of_game, *of_cells, *of_types)
     always = {"epoch", "agent_step", "rollout/episode_return", "rollout/episode_length", "time/seconds"}
     assert lines
     assert all(always <= line.keys() for line in lines)
