@@ -103,7 +103,6 @@ class Trainer:
             check_trust(self.config, "a request")
         if has_problems(self.config, losses=None if self._losses is None else self._losses.losses):
             self._check_config()
-        self.config = self.config.with_shards(self.config.shards)
         self.config = with_pinned_weights(_settled(self.config), None if resume is None else resume.config)
         resumed = None if resume is None else resume.checkpoint.path
         given = [*named_hooks(self.config), *hooks]

@@ -373,9 +373,11 @@ class TrainerConfig:
         return self.cells if self.learning.shards is None else self.learning.shards
 
     def with_shards(self, shards: int) -> TrainerConfig:
-        """The same, with so many shards, whatever the number of cells, unless it has a number of its own."""
+        """The same with so many shards, whatever the number of cells, unless it has a number of its own."""
         if not isinstance(self.learning, LearningConfig) or self.learning.shards is not None:  # pyright: ignore[reportUnnecessaryIsInstance]
             return self  # what else there is, the checks complain about
+        if shards == self.cells:
+            return self  # as it is where nothing is said
         return replace(self, learning=replace(self.learning, shards=shards))
 
     @property

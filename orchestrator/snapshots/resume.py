@@ -41,9 +41,6 @@ class ResumeSource:
     edits: Mapping[str, tuple[object, object]] = field(default_factory=dict[str, "tuple[object, object]"])
     """What the user has changed since in the config.toml there, by path: the value before, and the one in `config`."""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "config", self.config.with_shards(self.config.shards))
-
     def goes_on_in(self, run_dir: Path | None) -> bool:
         """Whether a run in that folder resumes in place."""
         here = self.config.run_dir
@@ -70,7 +67,6 @@ def find_resume_source(
         newest = home is not None and CheckpointFolder(siblings).list()[-1] == checkpoint.path
         run_dir = home if newest else None
     recorded = read_settings(checkpoint, where, trust_code=trust_code, own=own)
-    recorded = recorded.with_shards(recorded.shards)  # which the run keeps, whatever the number of cells
     config = recorded if home is None else _edited_settings(recorded, home)
     edits = {path: (before, now) for path, _, before, now in _differences(recorded, config)}
     if config.run_dir == recorded.run_dir or config.run_dir is None:
@@ -102,7 +98,8 @@ def _edited_settings(recorded: TrainerConfig, home: Path) -> TrainerConfig:
 
 
 def _differences(before: TrainerConfig, now: TrainerConfig) -> Iterator[tuple[str, Any, object, object]]:
-    """Path, annotation and both values of every setting that differs."""
+    """Path, annotation and both values of every setting that differs, shards that follow from the cells included."""
+    before, now = (replace(config, learning=replace(config.learning, shards=config.shards)) for config in (before, now))
     values = {path: value for path, _, value in leaves(before)}
     for path, hint, value in leaves(now):
         same = same_option(values[path], value) if isinstance(value, Mapping) else values[path] == value

@@ -344,7 +344,7 @@ def test_the_command_trains_in_cells_and_says_how_they_fare(tmp_path: Path) -> N
         [*command, "report", str(tmp_path / "run")], check=True, timeout=200, capture_output=True, text=True
     )
     assert "cells compute, share of learning" in shown.stdout
-    assert "shards = 2" in (tmp_path / "run" / "config.toml").read_text()
+    assert "cells = 2" in (tmp_path / "run" / "config.toml").read_text()
 
 
 def test_a_killed_command_leaves_no_learner_behind(tmp_path: Path) -> None:

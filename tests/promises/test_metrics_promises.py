@@ -14,6 +14,7 @@ import pytest
 from losses import GradientReporter, UpdateEpochsTuner
 from orchestrator import (
     EvaluationConfig,
+    Hook,
     MetricsHook,
     PolicyConfig,
     Trainer,
@@ -25,6 +26,16 @@ from tests.orchestrator.training import losses_with, small_config
 from tests.promises.acting import trained
 
 pytestmark = pytest.mark.anyio
+
+
+class StopOnceScored(Hook):
+    """An evaluation takes as many epochs as it takes."""
+
+    name = "stop_once_scored"
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        if state.epoch >= 4 and state.eval_scores is not None:
+            self.run.stop("an evaluation has come")
 
 
 async def test_every_documented_metric_is_in_the_records_of_a_run_that_has_it(tmp_path: Path) -> None:
@@ -39,7 +50,8 @@ async def test_every_documented_metric_is_in_the_records_of_a_run_that_has_it(tm
     }
     losses = [*losses_with(GradientReporter(every=1)), UpdateEpochsTuner(target_kl=0.01)]
     await trained(
-        epochs=4,
+        StopOnceScored(),
+        epochs=10**6,
         staleness=1,
         run_dir=tmp_path / "run",
         losses=losses,
@@ -47,7 +59,9 @@ async def test_every_documented_metric_is_in_the_records_of_a_run_that_has_it(tm
         evaluation=EvaluationConfig(every=1, episodes=1, num_environments=1),
     )
     game = EvaluationConfig(every=1, episodes=1, num_environments=1)
-    await trained(epochs=4, run_dir=tmp_path / "game", environment="tests.games:Matching", evaluation=game)
+    await trained(
+        StopOnceScored(), epochs=10**6, run_dir=tmp_path / "game", environment="tests.games:Matching", evaluation=game
+    )
     await trained(epochs=2, run_dir=tmp_path / "cells", cells=2)
     types = PolicyConfig(hidden_sizes=(8,), by_type=(TypePolicy(type="seeker"), TypePolicy(type="hider")))
     await trained(epochs=2, run_dir=tmp_path / "types", environment="tests.games:HideAndSeek", policy=types)
