@@ -49,6 +49,7 @@ CASES = {
     "image and vector": Case(spaces.Dict({"image": _IMAGE, "place": _VECTOR}), spaces.Box(-1.0, 1.0, (2,))),
     "memory": Case(_VECTOR, spaces.Discrete(4), {"network": "lstm", "lstm_size": 8}),
     "memory of images": Case(_IMAGE, spaces.MultiDiscrete([2, 3]), {"network": "lstm", "lstm_size": 8}),
+    "tokens": Case(spaces.Box(0, 255, (20, 3), np.uint8), spaces.Discrete(3), {"network": "tokens"}),
     "masked": Case(_MASKED, spaces.Discrete(5), action_mask="mask"),
     "masked by infos": Case(_VECTOR, spaces.MultiDiscrete([2, 3]), action_mask="info/mask"),
     "own": Case(_VECTOR, spaces.Discrete(4), {"network": "tests.small_networks:make_shared"}),

@@ -9,6 +9,7 @@ import torch
 
 from orchestrator.config.paths import PATH
 from orchestrator.policies.lstm import LSTM
+from orchestrator.policies.tokens import TokenEncoder
 from state.error import OrchestratorError
 from state.user_code import described
 
@@ -35,7 +36,7 @@ def compiled_evaluate(policy: Policy) -> Callable[..., PolicyEvaluation]:
     What torch can't have in a graph, such as what depends on values, it computes as it is, between graphs.
     """
     for module in policy.modules():
-        if isinstance(module, LSTM):
+        if isinstance(module, LSTM | TokenEncoder):
             module.leave_uncompiled()
     # In this process, as others that help would outlive the compilation. For minutes they would save seconds.
     compiled: Any = torch.compile(policy.evaluate, dynamic=True, options={"compile_threads": 1})

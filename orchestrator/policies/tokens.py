@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,6 +25,10 @@ _WIDTH = 32
 _LATENTS = 8
 _SMALL, _BUCKETS = 8, 13
 """Values below 8 may be names of things, and have an embedding each; greater ones share one per power of 2."""
+_KINDS = _BYTES * _BUCKETS
+_FORBIDDEN = -1e30
+_PART = 96
+"""Rows that are computed together: what is known of their tokens stays in the processor's cache."""
 _FREQUENCIES = (1, 2, 4)
 
 
@@ -34,6 +39,9 @@ class TokenEncoder(nn.Module):
     A token is the sum of embeddings: of its feature with its value, of its feature times its value, and a linear map of
     Fourier features of its coordinate. Learned latents attend to the tokens (Jaegle et al. 2021, "Perceiver"), and what
     each of them found is joined. Raises NetworkError for other observations.
+
+    Most tokens are missing, mostly behind the others. On a CPU, rows of about as many tokens are computed together, so
+    that few of the missing ones are: a fourth of the time of all rows at once.
     """
 
     def __init__(self, spaces: Spaces) -> None:
@@ -46,7 +54,7 @@ class TokenEncoder(nn.Module):
                 f" MettaGrid has; the observation space is {space}: use another network for it"
             )
         self.size = _LATENTS * _WIDTH
-        self.kinds = nn.Embedding(_BYTES * _BUCKETS, _WIDTH)
+        self.kinds = nn.Embedding(_KINDS, _WIDTH)
         self.amounts = nn.Embedding(_BYTES, _WIDTH)
         nn.init.zeros_(self.amounts.weight)
         self.place = nn.Linear(_places().shape[1], _WIDTH)
@@ -55,26 +63,54 @@ class TokenEncoder(nn.Module):
         self.latents = nn.Parameter(orthogonal(_LATENTS, _WIDTH, gain=1.0))
         self.register_buffer("places", _places(), persistent=False)
         self.register_buffer("buckets", _buckets(), persistent=False)
+        self.register_buffer("logarithms", torch.log2(torch.arange(_BYTES) + 1.0) / 8.0, persistent=False)
+        self.register_buffer("missing", (torch.arange(_BYTES) == _NONE).unsqueeze(1), persistent=False)
 
     def forward(self, observation: Observation) -> Tensor:
         assert isinstance(observation, Tensor)
-        coordinate, feature, value = self._present(observation).int().unbind(-1)
-        amount = torch.log2(value + 1.0).unsqueeze(-1) / 8.0
-        places = self.place(self.get_buffer("places"))
-        tokens = self.kinds(feature * _BUCKETS + self.get_buffer("buckets")[value])
-        tokens = tokens + self.amounts(feature) * amount + F.embedding(coordinate, places)
-        scores = tokens @ self.latents.t() / math.sqrt(_WIDTH)
-        # Not -inf, which would leave NaN where there is no token at all.
-        scores = scores.masked_fill((coordinate == _NONE).unsqueeze(-1), torch.finfo(scores.dtype).min)
-        return (scores.softmax(1).transpose(1, 2) @ tokens).flatten(1)
-
-    def _present(self, observation: Tensor) -> Tensor:
-        """The first tokens, as many as any row has: most are missing, and all those are behind the others. To look for
-        them is free only where it waits for no device."""
+        # The number of tokens is free to look at only where that waits for no device.
         if observation.device.type != "cpu" or is_exporting():
-            return observation
-        present = (observation[..., 0] != _NONE).any(0).nonzero()
-        return observation[:, : int(present[-1]) + 1 if len(present) else 1]
+            return self._attend(observation, self._embeddings())
+        return self._in_parts(observation)
+
+    def leave_uncompiled(self) -> None:
+        """Have torch.compile pass over rows in parts, whose number and sizes depend on the observation."""
+        self._in_parts = cast("Any", torch.compiler.disable(self._in_parts))
+
+    def _in_parts(self, observation: Tensor) -> Tensor:
+        embeddings = self._embeddings()
+        numbers = torch.arange(1, observation.shape[1] + 1, dtype=torch.int16)
+        lengths, order = ((observation[..., 0] != _NONE) * numbers).amax(1).sort(descending=True)
+        longest = lengths[::_PART].tolist()
+        parts = [
+            self._attend(observation[rows, : max(1, length)], embeddings)
+            for rows, length in zip(order.split(_PART), longest, strict=True)
+        ]
+        return torch.cat(parts)[order.argsort()]
+
+    def _embeddings(self) -> Tensor:
+        """What tokens are sums of: embeddings of kinds, of features and of coordinates, each with its scores for the
+        latents, `[kinds + 2 * 256, width + latents]`."""
+        places = self.place(self.get_buffer("places"))
+        latents = self.latents.t() / math.sqrt(_WIDTH)
+        # Not -inf, which would leave NaN where there is no token at all.
+        scores = (places @ latents).masked_fill(self.get_buffer("missing"), _FORBIDDEN)
+        others = torch.cat((self.kinds.weight, self.amounts.weight))
+        return torch.cat((torch.cat((others, others @ latents), 1), torch.cat((places, scores), 1)))
+
+    def _attend(self, observation: Tensor, embeddings: Tensor) -> Tensor:
+        coordinate, feature, value = observation.flatten(0, 1).int().unbind(1)
+        kind = feature * _BUCKETS + self.get_buffer("buckets").index_select(0, value)
+        parts = torch.stack((kind, feature + _KINDS, coordinate + (_KINDS + _BYTES)), 1)
+        amount = self.get_buffer("logarithms").index_select(0, value)
+        weights = torch.stack((torch.ones_like(amount), amount, torch.ones_like(amount)), 1)
+        if is_exporting():  # to formats that lack the operation
+            sums = (F.embedding(parts, embeddings) * weights.unsqueeze(-1)).sum(1)
+        else:
+            sums = F.embedding_bag(parts, embeddings, mode="sum", per_sample_weights=weights)
+        tokens, scores = sums.view(*observation.shape[:2], -1).split((_WIDTH, _LATENTS), -1)
+        # Contiguous, since softmax is slow along other axes than the last.
+        return (scores.transpose(1, 2).contiguous().softmax(-1) @ tokens).flatten(1)
 
 
 class Tokens(nn.Module):

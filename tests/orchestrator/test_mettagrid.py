@@ -25,7 +25,7 @@ from orchestrator import (
 from orchestrator.environments import InvalidEnvironment, check_environment, extra_of, make_vector
 from orchestrator.environments.adaptation import Adaptation
 from orchestrator.policies.network import NetworkError, Spaces
-from orchestrator.policies.tokens import Tokens
+from orchestrator.policies.tokens import TokenEncoder, Tokens
 from tests.orchestrator.test_returned_vectors import assert_same, trained, weights
 from tests.orchestrator.training import WaitForCheckpoints, small_config
 
@@ -202,6 +202,39 @@ def test_tokens_are_a_set_of_which_each_part_counts_and_missing_ones_do_not() ->
         assert (network(torch.from_numpy(changed))[1] - value).abs().min() > 1e-6
     nothing = np.full((2, 40, 3), 255, np.uint8)
     assert torch.isfinite(network(torch.from_numpy(nothing))[1]).all()
+
+
+def attended(encoder: TokenEncoder, tokens: Any) -> Any:
+    """What the encoder finds in the tokens `[tokens, 3]` of one row, in float64 and one after another."""
+    weights = {name: tensor.double() for name, tensor in (encoder.state_dict() | dict(encoder.named_buffers())).items()}
+    places = weights["places"] @ weights["place.weight"].t() + weights["place.bias"]
+    present = [token for token in tokens.tolist() if token[0] != 255] or tokens[:1].tolist()
+    vectors = torch.stack(
+        [
+            weights["kinds.weight"][feature * 13 + min(value, 8 + int(np.log2(max(value, 8) / 8)))]
+            + weights["amounts.weight"][feature] * np.log2(value + 1) / 8
+            + places[coordinate]
+            for coordinate, feature, value in present
+        ]
+    )
+    shares = (weights["latents"] @ vectors.t() / np.sqrt(vectors.shape[1])).softmax(1)
+    return (shares @ vectors).flatten()
+
+
+def test_rows_are_computed_in_parts_as_each_alone() -> None:
+    torch.manual_seed(1)
+    encoder = TokenEncoder(SPACES)
+    torch.nn.init.normal_(encoder.amounts.weight)
+    generator = np.random.default_rng(5)
+    tokens = np.full((250, 40, 3), 255, np.uint8)
+    for row in tokens:
+        there = generator.permutation(40)[: generator.integers(41)]
+        row[there] = generator.integers(0, 255, (len(there), 3))
+    tokens[7] = 255
+    with torch.no_grad():
+        together = encoder(torch.from_numpy(tokens))
+        expected = torch.stack([attended(encoder, row) for row in tokens])
+    torch.testing.assert_close(together.double(), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("space", [spaces.Box(0, 255, (40, 4), np.uint8), spaces.Box(0, 1, (40, 3), np.float32)])
