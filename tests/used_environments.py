@@ -47,6 +47,9 @@ CASES = {
     "whole": Case(_VECTOR, spaces.Box(-3, 4, (2,), np.int8)),
     "image": Case(_IMAGE, spaces.Discrete(3)),
     "image and vector": Case(spaces.Dict({"image": _IMAGE, "place": _VECTOR}), spaces.Box(-1.0, 1.0, (2,))),
+    "normalized numbers": Case(
+        _VECTOR, spaces.Box(-1.0, 1.0, (2,)), {"normalize_observations": True, "activation": "silu"}
+    ),
     "memory": Case(_VECTOR, spaces.Discrete(4), {"network": "lstm", "lstm_size": 8}),
     "memory of images": Case(_IMAGE, spaces.MultiDiscrete([2, 3]), {"network": "lstm", "lstm_size": 8}),
     "tokens": Case(spaces.Box(0, 255, (20, 3), np.uint8), spaces.Discrete(3), {"network": "tokens"}),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import TYPE_CHECKING, Any, overload
 
@@ -18,6 +17,7 @@ from orchestrator.environments.spaces import ActionConverter, Array, array_specs
 from orchestrator.environments.values import ValueCheck
 from orchestrator.policies.acting import PolicyFailed, undefined_text
 from orchestrator.policies.distributions import masked
+from orchestrator.policies.greedy_actor import greedy_actor, surely_finite
 from orchestrator.policies.network import Observation, one_step
 from state.error import OrchestratorError
 
@@ -77,6 +77,7 @@ class LoadedPolicy:
         """Of the policy, by name; scores of evaluations among them, where there were some."""
         self.module = policy.eval().requires_grad_(False)
         """Normalization and network in torch, for the agent's form of observations and actions."""
+        self._greedy = greedy_actor(self.module)
         self._reader = ObservationReader(observation_space, _unwarned, _CURE)
         self._values = ValueCheck(observation_space, _unwarned)
         self._to_environment = ActionConverter(action_space, squash=config.policy.box_actions == "squash")
@@ -130,17 +131,21 @@ class LoadedPolicy:
         `action_mask` is needed where the environment gave it in its infos; of a batch, one for each.
         Raises WrongObservation, and PolicyFailed where the network's numbers make no distribution.
         """
-        tensors, single, allowed = self._read(observation, action_mask)
-        before = self._read_state(state, tensors, single)
-        with _Inference(True):
-            if before is None:
-                parameters, following = self.module.action_parameters(tensors), state
-            else:
-                start = torch.zeros(len(before), 1, dtype=torch.bool)
-                parameters, _, after = self.module(one_step(tensors), before, start)
-                parameters, following = parameters[:, 0], after.numpy().copy()
-                following = following[0] if single else following
-            action = self._actions(masked(parameters, allowed), deterministic)
+        arrays, single, allowed = self._read(observation, action_mask)
+        before = self._read_state(state, arrays, single)
+        following = state
+        chosen = self._greedy(arrays[""]) if self._greedy is not None and deterministic and allowed is None else None
+        if chosen is None:
+            with _Inference(True):
+                if before is None:
+                    parameters = self.module.action_parameters(_tensors(arrays))
+                else:
+                    start = torch.zeros(len(before), 1, dtype=torch.bool)
+                    parameters, _, after = self.module(one_step(_tensors(arrays)), before, start)
+                    parameters, following = parameters[:, 0], after.numpy().copy()
+                    following = following[0] if single else following
+                chosen = self._actions(masked(parameters, allowed), deterministic)
+        action = self._to_environment(chosen)
         if single:
             action = action[0]
             if self._numbers_as_arrays:  # numpy's numbers are no members of a Box
@@ -150,15 +155,15 @@ class LoadedPolicy:
     def value(self, observation: Any, *, state: State | None = None) -> Any:
         """The estimated return from an observation on, as training has discounted and scaled it: a float, or `[n]` for
         a batch. With memory, `state` is that before the observation. Raises WrongObservation."""
-        tensors, single, _ = self._read(observation)
-        before = self._read_state(state, tensors, single)
+        arrays, single, _ = self._read(observation)
+        before = self._read_state(state, arrays, single)
         with torch.inference_mode():
-            values = self.module.value(tensors, before).numpy().copy()
+            values = self.module.value(_tensors(arrays), before).numpy().copy()
         return float(values[0]) if single else values
 
-    def _read(self, observation: Any, action_mask: Any = _NOT_NEEDED) -> tuple[Observation, bool, Tensor | None]:
-        """The observation as a batch of the agent's, in memory that a network may change; whether it was a single one;
-        and which actions are allowed."""
+    def _read(self, observation: Any, action_mask: Any = _NOT_NEEDED) -> tuple[dict[str, Array], bool, Tensor | None]:
+        """The observation as a batch of the agent's, by key, in memory that a network may change; whether it was a
+        single one; and which actions are allowed."""
         if os.getpid() != self._process:
             self._enter_fork()
         allowed = None
@@ -172,19 +177,19 @@ class LoadedPolicy:
                 allowed = self._allowed(arrays, [action_mask] if single and action_mask is not None else action_mask)
         except WrongReturn as error:
             raise WrongObservation(f"the policy was given {error}") from None
-        tensors: dict[str, Tensor] = {}
+        copies: dict[str, Array] = {}
         for key, array in arrays.items():
             if key not in self._keys:
                 continue
             copy = np.array(array, order="C")
-            wrong = None if _surely_finite(copy) else self._values.observation(key, copy)
+            wrong = None if surely_finite(copy) else self._values.observation(key, copy)
             if wrong is not None:
                 raise WrongObservation(
                     f"the policy was given {wrong.value} in the observation{of_key((key,) if key else ())}, expected"
                     f" {wrong.expected}"
                 )
-            tensors[key] = torch.from_numpy(copy)
-        return tensors.get("", tensors), single, allowed
+            copies[key] = copy
+        return copies, single, allowed
 
     def _enter_fork(self) -> None:
         # The parent's threads do not exist here, and what they were to compute would be waited for without end.
@@ -219,9 +224,10 @@ class LoadedPolicy:
         mask.finish(arrays)
         return torch.from_numpy(mask.allowed)
 
-    def _actions(self, parameters: Tensor, deterministic: bool) -> NDArray[Any]:
+    def _actions(self, parameters: Tensor, deterministic: bool) -> Array:
+        """Of the agent's."""
         distribution = self.module.distribution
-        if not _surely_finite(parameters.numpy()):
+        if not surely_finite(parameters.numpy()):
             undefined = distribution.defined(parameters).logical_not().nonzero()
             if len(undefined):
                 raise PolicyFailed(f"the policy gave {undefined_text(distribution, parameters[undefined[0, 0]])}", 0)
@@ -229,18 +235,18 @@ class LoadedPolicy:
             action = distribution.mode(parameters)
         else:
             action = distribution.sample(parameters, distribution.noise((len(parameters),)))
-        return self._to_environment(action.numpy())
+        return action.numpy()
 
-    def _read_state(self, state: State | None, observation: Observation, single: bool) -> Tensor | None:
+    def _read_state(self, state: State | None, arrays: dict[str, Array], single: bool) -> Tensor | None:
         size = self.module.state_size
         if state is None and not size:
             return None
-        some = observation if isinstance(observation, Tensor) else next(iter(observation.values()))
-        expected = (size,) if single else (len(some), size)
+        count = len(next(iter(arrays.values())))
+        expected = (size,) if single else (count, size)
         if state is None:
-            count = "" if single else f"{len(some)}"
+            of = "" if single else f"{count}"
             raise WrongObservation(
-                f"the policy has memory and was given no state: pass state=policy.initial_state({count}) at the"
+                f"the policy has memory and was given no state: pass state=policy.initial_state({of}) at the"
                 " beginning of an episode, and then the one that act() returned"
             )
         try:
@@ -260,10 +266,9 @@ class LoadedPolicy:
         return torch.from_numpy(copy) if size else None
 
 
-def _surely_finite(array: NDArray[Any]) -> bool:
-    """Whether floats are finite, as most are: the sum of their squares is. Where finite numbers are large it is not
-    either, so look again then. It warns of nothing, as their sum would."""
-    return array.dtype.kind == "f" and math.isfinite(np.vdot(array, array))
+def _tensors(arrays: dict[str, Array]) -> Observation:
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    return tensors.get("", tensors)
 
 
 def _unwarned(about: str, text: str) -> None:

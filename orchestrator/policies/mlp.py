@@ -35,7 +35,7 @@ class Dense(nn.Module):
         super().__init__()
         if activation not in ACTIVATIONS:
             raise NetworkError(f"the activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}")
-        self._activation_name, self._activation = activation, ACTIVATIONS[activation]
+        self.activation, self._activation = activation, ACTIVATIONS[activation]
         self._linear_output = output_gain is not None
         layers = len(sizes) - 1
         for index, (inputs, outputs) in enumerate(pairwise(sizes)):
@@ -47,8 +47,8 @@ class Dense(nn.Module):
         activation = self._activation
         # All parameters at once: looking one up by its name costs a tenth of a small layer.
         parameters = cast("list[Tensor]", list(self._parameters.values()))
-        if fits(x, self._activation_name, parameters):
-            return dense_layers(x, self._activation_name, self._linear_output, parameters)
+        if fits(x, self.activation, parameters):
+            return dense_layers(x, self.activation, self._linear_output, parameters)
         hidden = len(parameters) - 2 if self._linear_output else len(parameters)
         for index in range(0, hidden, 2):
             x = activation(torch.addmm(parameters[index + 1], x, parameters[index]))
@@ -70,6 +70,8 @@ class MLP(nn.Module):
         super().__init__()
         flatten = FlatObservation(spaces.observation)
         self._flatten = None if flatten.identity else flatten
+        self.takes_vectors = flatten.identity
+        """Whether observations are what the layers take."""
         self.head = ActionHead(spaces)
         self._completes = self.head.completes
         self.actor = Dense((flatten.size, *hidden_sizes, self.head.outputs), activation, ACTOR_GAIN)

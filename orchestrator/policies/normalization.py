@@ -34,7 +34,7 @@ class RunningNormalizer(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], clip: float = 10.0) -> None:
         super().__init__()
-        self._clip = clip
+        self.clip = clip
         self._dimensions = len(shape)
         self.register_buffer("count", torch.zeros(()))
         self.register_buffer("mean", torch.zeros(shape))
@@ -48,7 +48,7 @@ class RunningNormalizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Not as attributes of the module: looking one up so takes half as long as a small operation.
         buffers = cast("dict[str, Tensor]", self._buffers)
-        return torch.sub(x, buffers["mean"]).mul_(buffers["scale"]).clamp_(-self._clip, self._clip)
+        return torch.sub(x, buffers["mean"]).mul_(buffers["scale"]).clamp_(-self.clip, self.clip)
 
     def update(self, x: Tensor, valid: Tensor | None = None) -> None:
         """Add the data `x` `[..., *shape]`; rows where `valid` `[...]` is False are left out (None: all count)."""
