@@ -33,6 +33,24 @@ def test_the_settings_of_each_preset_work_together(name: str) -> None:
     check_config(replace(read_preset(name), environment="CartPole-v1", environment_wrappers=()))
 
 
+def test_a_preset_says_the_score_that_the_readme_has_of_it() -> None:
+    """Threshold and median of the agent steps until there, from the table `scripts/bench/learning.py --table` makes."""
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (PROJECT / "README.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    table = {row[0].strip("`"): row for row in rows if len(row) == 7}
+    assert set(table) == set(preset_names()) - {"bipedal_walker", "mettagrid"}
+    for name, (_, _, at_end, threshold, reached, _, _) in table.items():
+        comment = " ".join(line.removeprefix("# ") for line in preset_text(name).splitlines() if line.startswith("#"))
+        assert f"a mean return of {threshold} " in comment.replace("A mean", "a mean")
+        seeds, steps = reached.split(", ", 1)
+        assert f"after {steps} agent steps, the median of {'three' if seeds == '3 of 3' else 'two'} seeds" in comment
+        if "at the end" in comment:
+            assert f"{at_end.partition('(')[2].removesuffix(')')} at the end" in comment
+
+
 def test_the_presets_are_listed_with_environment_and_extra(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["presets"]) == 0
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
@@ -66,6 +84,16 @@ def test_an_unknown_preset_is_refused_with_the_nearest(words: list[str], capsys:
     assert "did you mean lunar_lander?" in capsys.readouterr().err
     with pytest.raises(ConfigurationError, match="did you mean lunar_lander"):
         read_preset("lunar-lander")
+
+
+def test_more_presets_than_one_are_refused_with_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["presets", "hopper", "acrobot"]) == 2
+    shown = capsys.readouterr()
+    assert "name = 'hopper acrobot'" in shown.err
+    assert "print one after another: orchestrator presets hopper" in shown.err
+    assert not shown.out
+    assert run(["presets", "hopper", "akrobot"]) == 2
+    assert "did you mean acrobot?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["../config/settings", "/etc/passwd", "", "acrobot.toml"])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.presets import preset_names, preset_text, read_preset
 
 if TYPE_CHECKING:
@@ -20,17 +21,24 @@ class PresetsArguments:
     print that file, to be copied and changed.
     """
 
-    name: tyro.conf.Positional[str | None] = None
-    """Preset to print (None: list all, with the environment of each and the extra that brings it)."""
+    name: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[NAME]", help_behavior_hint="")] = ()
+    """Preset to print. Without: list all, with the environment of each and the extra that brings it."""
 
 
 def run_command(arguments: Sequence[str]) -> int:
     """Runs the subcommand with its `arguments` and returns the exit code."""
     parsed = tyro.cli(PresetsArguments, prog="orchestrator presets", args=arguments)
-    if parsed.name is None:
+    if not parsed.name:
         print(_listing())
-    else:
-        sys.stdout.write(preset_text(parsed.name))
+        return 0
+    texts = [preset_text(name) for name in parsed.name]
+    if len(texts) > 1:
+        expected, cure = (
+            "one preset, which is printed",
+            f"print one after another: orchestrator presets {parsed.name[0]}",
+        )
+        raise ConfigurationError([Problem(field="name", value=" ".join(parsed.name), expected=expected, cure=cure)])
+    sys.stdout.write(texts[0])
     return 0
 
 

@@ -15,7 +15,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from orchestrator.config.error import ConfigurationError, Problem
-from orchestrator.config.fields import bare, describe, fits, leaves, settings_of
+from orchestrator.config.fields import bare, describe, fits, leaves, settings_of, table_type
 from orchestrator.config.file import from_table
 from orchestrator.config.former_names import flag_name
 from orchestrator.config.presets import preset_names
@@ -49,15 +49,28 @@ def _unknown_words(unknown: Sequence[str], arguments: Sequence[str], options: Se
             flag, _, value = word.partition("=")
             if not value and following is not None and not following.startswith("-"):
                 value, following = following, next(words, None)
-            cure = _similar_flags(flag, options)
-            yield Problem(field=flag, value=value or "(no value)", expected="a setting of a run", cure=cure)
+            yield _unknown_flag(flag, value, options)
         else:
             yield _stray_word(word, arguments)
         word = following
 
 
-def _similar_flags(flag: str, options: Sequence[str]) -> str:
+def _unknown_flag(flag: str, value: str, options: Sequence[str]) -> Problem:
     name = flag_name(flag) or flag.lstrip("-")
+    expected, cure = "a setting of a run", _similar_flags(name, options)
+    for path, hint, _ in leaves(TrainerConfig()):
+        key = name.removeprefix(path)
+        if key == name or key[:1] not in ("", "."):
+            continue
+        if table_type(hint) is not None:
+            expected = "no flag: it is a list of tables, which a file says"
+            cure = f"write [[{path}]] for each, and its settings below it, in a TOML file, and give that by --config"
+        elif get_origin(bare(hint)) is Mapping:
+            cure = f"write {_flag(path)} {key[1:]}={value or '...'}"
+    return Problem(field=flag, value=value or "(no value)", expected=expected, cure=cure)
+
+
+def _similar_flags(name: str, options: Sequence[str]) -> str:
     similar = difflib.get_close_matches(name, options, n=1) or similar_settings(name, TrainerConfig)
     if not similar:
         return "see `orchestrator train --help` for every setting"
