@@ -229,6 +229,37 @@ class HideAndSeek(Matching):
         return observed, rewards, ends, dict.fromkeys(acted, False), {agent: {} for agent in acted}
 
 
+class Pennies(Matching):
+    """Of two agents, each of a type of its own, one is paid what the other loses: `even_0` where both choose the same.
+    8 steps. Where they `share`, the other is paid as much."""
+
+    def __init__(self, share: bool = False, **_: Any) -> None:
+        super().__init__(("even_0", "odd_0"))
+        self.share = share
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        observed, _, *rest = super().step(actions)
+        gain = 1.0 if actions["even_0"] == actions["odd_0"] else -1.0
+        if self.share:  # by chance, whatever they do
+            gain = float(self.generator.choice((-1.0, 1.0)))
+        return observed, {"even_0": gain, "odd_0": gain if self.share else -gain}, *rest
+
+
+class Spoiled(Matching):
+    """`spoiled_0` is paid for choosing 1 as much as it is more than it has been used to: it always wants to, and is never
+    better off. Three of the type `still` are paid nothing. 8 steps."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__(("spoiled_0", "still_0", "still_1", "still_2"))
+        self.used_to = 0.5
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        observed, rewards, *rest = super().step(actions)
+        pay = float(actions["spoiled_0"]) - self.used_to
+        self.used_to += pay / 16
+        return observed, dict.fromkeys(rewards, 0.0) | {"spoiled_0": pay}, *rest
+
+
 def tag(**options: Any) -> Any:
     from mpe2 import simple_tag_v3
 

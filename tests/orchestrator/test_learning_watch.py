@@ -21,6 +21,7 @@ from orchestrator import (
     PolicyConfig,
     Trainer,
     TrainerConfig,
+    TypePolicy,
 )
 from orchestrator.hooks.included.learning_problems import KINDS
 from orchestrator.hooks.included.progress import ProgressHook
@@ -131,6 +132,68 @@ async def test_a_resumed_run_is_judged_by_its_beginning(tmp_path: Path, caplog: 
         await Trainer(config, resume=tmp_path / "run").run()
     [text] = [line for line in warnings(caplog) if line.startswith("learning (return)")]
     assert "Every episode has the same return" in text
+
+
+async def test_a_policy_that_goes_wrong_is_named_where_types_have_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    by_type = (TypePolicy(type="spoiled", entropy_coefficient=0.0), TypePolicy(type="still", entropy_coefficient=1.0))
+    config = small_config(
+        environment="tests.games:Spoiled",
+        total_agent_steps=24 * 16 * 32 * 4,
+        num_environments=16,
+        learning=LearningConfig(learning_rate=0.05, learning_rate_schedule="constant", minibatches=8),
+        policy=PolicyConfig(by_type=by_type, hidden_sizes=(16,), normalize_observations=False),
+        run_dir=tmp_path / "run",
+    )
+    entropies: list[float] = []
+
+    class Entropies(Hook):
+        async def on_epoch_end(self, state: TrainerState) -> None:
+            assert state.loss_stats is not None
+            entropies.append(state.loss_stats["ppo_actor/entropy"])
+
+    with caplog.at_level(logging.WARNING):
+        final = await Trainer(config, hooks=[Entropies()]).run()
+    [text] = [line for line in warnings(caplog) if line.startswith("learning (entropy)")]
+    assert ": spoiled: the policy has stopped exploring" in text
+    assert "or set policy.by_type[0].entropy_coefficient to 0.01" in text
+    assert min(entropies) > 0.3, "of all agents together, it does not tell"
+    assert final.results is not None
+    result: Any = final.results["learning_problems"]
+    assert result.value["entropy"].startswith("spoiled: ")
+    assert "still: " not in result.value["entropy"]
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["warnings/entropy"] == 1.0
+
+
+@pytest.mark.parametrize("by_type", [(), (TypePolicy(type="even"), TypePolicy(type="odd"))])
+async def test_types_that_compete_are_not_judged_by_their_returns(
+    by_type: tuple[TypePolicy, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def verdict(share: bool) -> Any:
+        config = small_config(
+            environment="tests.games:Pennies",
+            total_agent_steps=30 * 8 * 32 * 2,
+            num_environments=8,
+            run_dir=tmp_path / f"run-{share}",
+            environment_options={"share": share},
+            policy=PolicyConfig(by_type=by_type, hidden_sizes=(8,)),
+        )
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            final = await Trainer(config).run()
+        assert final.results is not None
+        return final.results["learning"].value
+
+    assert await verdict(share=False) == "agents compete"
+    assert not any(line.startswith("learning (return)") for line in warnings(caplog))
+    assert await verdict(share=True) == "no better than at the start"
+    stuck = [line for line in warnings(caplog) if line.startswith("learning (return)")]
+    assert len(stuck) == max(1, len(by_type))
+    assert [f": {one.type}: the return" in line for one, line in zip(by_type, stuck, strict=False)] == [True] * len(
+        by_type
+    )
 
 
 async def test_the_warnings_can_be_switched_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

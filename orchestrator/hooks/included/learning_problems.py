@@ -24,6 +24,8 @@ RESULT, VERDICT = "learning_problems", "learning"
 """Names of results in `state.results`: the texts of the problems that there are, by kind; a text whether it learns."""
 KINDS = ("entropy", "policy_change", "value_loss", "explained_variance", "gradient_norm", "return", "episodes")
 """Names of the problems, `warnings/<kind>` in the metrics."""
+OF_THE_RUN = ("gradient_norm", "episodes")
+"""Those that policies of types of agents have together; the others each has for itself."""
 
 RECOVERY = 10
 """Epochs without a sign of a problem after which it is over, and may be reported again."""
@@ -64,17 +66,24 @@ class Reading:
     gradient_norm: float | None = None
     continuous: bool = False
     """Whether actions are numbers, whose entropy has no least value."""
+    competing: bool = False
+    """Whether returns are gained from other agents that learn too, and need not become better."""
 
 
 class ProblemDetector:
     """Finds problems in the readings of successive epochs of a run with the settings `config`.
 
-    `fresh` says that the first episodes are those of an untrained policy, with which later ones are compared.
+    `fresh` says that the first episodes are those of an untrained policy, with which later ones are compared. Problems
+    of other `kinds` are not looked for; the readings are those of a `policy`, where types of agents have their own.
     """
 
-    def __init__(self, config: TrainerConfig, *, fresh: bool = True) -> None:
+    def __init__(
+        self, config: TrainerConfig, *, fresh: bool = True, kinds: Sequence[str] = KINDS, policy: str = ""
+    ) -> None:
         self._config = config
         self._fresh = fresh
+        self._kinds = kinds
+        self._policy = policy
         self._alarms = {kind: _Alarm(_PATIENCE.get(kind, 1)) for kind in KINDS}
         self._returns = Returns(fresh)
         self._epochs = 0
@@ -113,6 +122,8 @@ class ProblemDetector:
         self._returns.add(reading.returns)
         new: dict[str, str] = {}
         for kind, text in self._signs(reading).items():
+            if kind not in self._kinds:
+                continue
             alarm = self._alarms[kind]
             if alarm.update(text is not None) and text is not None:
                 new[kind] = self.current[kind] = text
@@ -161,8 +172,9 @@ class ProblemDetector:
         if first <= 0 or entropy >= left:
             return ""
         cures = [self._lower_rate()]
-        if self._config.losses.entropy_coefficient < 0.01:
-            cures.append(f"set {PATH.losses.entropy_coefficient} to 0.01")
+        setting, coefficient = self._entropy_coefficient()
+        if coefficient < 0.01:
+            cures.append(f"set {setting} to 0.01")
         cures += self._fewer_updates()
         return (
             f"the policy has stopped exploring before its return is good: its entropy has fallen from {first:.3g} to "
@@ -232,6 +244,8 @@ class ProblemDetector:
         returns = self._returns
         if not self._fresh or not self._late(reading) or not returns.known or returns.gain > SURE:
             return None
+        if reading.competing:
+            return None
         first, recent = returns.first_mean, returns.recent_mean
         what = "has not moved" if abs(returns.gain) <= SURE else "is worse than at the start"
         if returns.has_improved:
@@ -275,9 +289,16 @@ class ProblemDetector:
         return "" if self._config.policy.normalize_rewards else f"{before}set {PATH.policy.normalize_rewards} to true"
 
     def _more_exploration(self) -> str:
-        coefficient = self._config.losses.entropy_coefficient
+        setting, coefficient = self._entropy_coefficient()
         value = 0.01 if coefficient < 0.01 else 3 * coefficient
-        return f"set {PATH.losses.entropy_coefficient} to {value:.2g} (now {coefficient:g})"
+        return f"set {setting} to {value:.2g} (now {coefficient:g})"
+
+    def _entropy_coefficient(self) -> tuple[str, float]:
+        """The setting that holds for the policy, and its value."""
+        for index, one in enumerate(self._config.policy.by_type):
+            if one.type == self._policy and one.entropy_coefficient is not None:
+                return str(PATH.policy.by_type[index].entropy_coefficient), one.entropy_coefficient
+        return str(PATH.losses.entropy_coefficient), self._config.losses.entropy_coefficient
 
     def _normalize(self) -> list[str]:
         policy = self._config.policy
