@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any, ClassVar
 
@@ -117,6 +118,27 @@ class Dying(Matching):
         elif fault == "shape":
             observed["a_1"] = np.zeros(4, np.float32)
         return observed, rewards, terminated, truncated, infos
+
+
+class Remembering(Matching):
+    """Remembers its spaces as PettingZoo's games do, and draws from one of them."""
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019, UP033
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Box(-1.0, 1.0, (3,), np.float32)
+
+    @functools.lru_cache(maxsize=None)  # noqa: B019, UP033
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        return spaces.Discrete(2)
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        if seed is not None:
+            self.action_space(self.possible_agents[0]).seed(seed)
+        return super().reset(seed, options)
+
+    def seen(self) -> dict[str, Any]:
+        drawn = self.action_space(self.possible_agents[0]).sample()
+        return {agent: np.append(seen[:2], np.float32(drawn)) for agent, seen in super().seen().items()}
 
 
 class Unequal(Matching):
@@ -246,8 +268,8 @@ class Pennies(Matching):
 
 
 class Spoiled(Matching):
-    """`spoiled_0` is paid for choosing 1 as much as it is more than it has been used to: it always wants to, and is never
-    better off. Three of the type `still` are paid nothing. 8 steps."""
+    """`spoiled_0` is paid for choosing 1, less what it has been used to: it always wants to, and is never better off.
+    Three of the type `still` are paid nothing. 8 steps."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__(("spoiled_0", "still_0", "still_1", "still_2"))

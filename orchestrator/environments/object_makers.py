@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 import numpy as np
 import torch
 
+from orchestrator.environments.cached_methods import is_remembered
 from orchestrator.environments.drawings import drawing_there, fill_drawing
 from orchestrator.environments.named_code import parts_of
 from orchestrator.environments.object_kinds import class_parts
@@ -268,7 +269,8 @@ def _fill_class(restoration: Restoration, value: type, node: Node) -> None:
 
 
 def _fill_instance(restoration: Restoration, value: Any, node: Node) -> None:
-    values = restoration.named(node)
+    # What is remembered can't be told before it is filled itself.
+    values = {name: part for name, part in restoration.named(node).items() if not is_remembered(name)}
     for name, descriptor in slots_of(cast("type[Any]", type(value))).items():
         if name in values:
             descriptor.__set__(value, values.pop(name))

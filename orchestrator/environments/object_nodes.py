@@ -17,6 +17,8 @@ from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
+from orchestrator.environments.cached_methods import remembered_by
+
 Node: TypeAlias = "dict[str, Any]"
 Path: TypeAlias = "tuple[Path, str] | str"
 """Where an object was found: the parent's path and the step from there. Made into text only for errors."""
@@ -105,12 +107,12 @@ def slots_of(kind: type) -> dict[str, Any]:
 
 
 def attributes_of(value: object) -> dict[str, Any]:
-    """What an object holds in attributes, also in those of `__slots__`."""
+    """What an object holds in attributes, also in those of `__slots__`, and what its cached methods remember of it."""
     attributes = dict(getattr(value, "__dict__", {}))
     for name, descriptor in slots_of(type(value)).items():
         if _is_set(descriptor, value):
             attributes[name] = descriptor.__get__(value)
-    return attributes
+    return attributes | remembered_by(value)
 
 
 @lru_cache(4096)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
+from orchestrator.environments.cached_methods import is_remembered, remember
 from orchestrator.environments.object_graph import ObjectGraph
 from orchestrator.environments.object_makers import FILL, HASHING, MAKE
 from orchestrator.environments.object_nodes import AT, KIND, CannotRestore, Node
@@ -61,6 +62,11 @@ class Restoration:
             fill = FILL.get(node[KIND])
             if fill is not None:
                 fill(self, self._objects[index], node)
+        for index, value in self._objects.items():
+            if self.nodes[index][KIND] == "instance":
+                for name, results in self.named(self.nodes[index]).items():
+                    if is_remembered(name):
+                        remember(value, name, results)
 
     def _match(self, roots: Sequence[Any], fresh: ObjectGraph, fresh_roots: Sequence[Any], taken: set[int]) -> None:
         seen: set[tuple[int, int]] = set()

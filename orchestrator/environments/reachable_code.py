@@ -4,7 +4,6 @@ variables of their modules, default arguments. What changes of these while the e
 
 from __future__ import annotations
 
-import functools
 import sys
 import types
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from gymnasium import spaces
 
+from orchestrator.environments.cached_methods import CACHED, remembers_only_objects
 from orchestrator.environments.named_code import functions_of, is_data, is_held, is_named
 from orchestrator.environments.object_nodes import (
     code_digest,
@@ -105,7 +105,8 @@ class ReachableCode:
         for name, value in list(_attributes(kind).items()):
             functions = list(functions_of(value))
             self._pending.extend(functions)
-            self._check_cache(f"{type_name(kind)}.{name}", value)
+            if not remembers_only_objects(value, kind):
+                self._check_cache(f"{type_name(kind)}.{name}", value)
             methods += [name] if functions else []
             if not is_named(kind):
                 continue  # its attributes are in the graph of whoever holds it
@@ -173,8 +174,11 @@ class ReachableCode:
 
     def _check_cache(self, name: str, value: Any) -> None:
         function = getattr(value, "__func__", value)
-        if isinstance(function, _CACHED) and function.cache_info().currsize:
-            self.refused.append(f"{name} is a functools.lru_cache that is not empty")
+        if isinstance(function, CACHED) and function.cache_info().currsize:
+            self.refused.append(
+                f"{name} is a functools.lru_cache that is not empty: use functools.cache, and on a method, or keep what"
+                " it remembers in an attribute"
+            )
 
     def _note_module(self, name: str) -> None:
         module = sys.modules.get(name)
@@ -200,9 +204,6 @@ def _attributes(kind: type) -> Mapping[str, Any]:
     if not isinstance(kind, EnumType):
         return own
     return {name: own[name] for name in own if name[0] != "_" or name[-1] != "_"} | dict(kind.__members__)
-
-
-_CACHED = functools._lru_cache_wrapper  # pyright: ignore[reportPrivateUsage]
 
 
 def _imports(names: Iterable[str], package: str | None) -> Iterable[types.ModuleType]:

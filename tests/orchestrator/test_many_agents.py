@@ -171,7 +171,7 @@ async def test_a_recurrent_state_is_forgotten_where_an_agent_comes_back() -> Non
     assert any(experience["episode_start"][:, 0].any() for experience in keep.experience[1:])
 
 
-@pytest.mark.parametrize("environment", [MATCHING, DYING])
+@pytest.mark.parametrize("environment", [MATCHING, DYING, "tests.games:Remembering"])
 @pytest.mark.parametrize("policy", [PolicyConfig(hidden_sizes=(8,)), LSTM])
 async def test_the_same_seed_gives_the_same_bits_and_a_resumed_run_too(
     environment: str, policy: PolicyConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -355,6 +355,11 @@ def kind():
             "import enum\nclass Of(enum.Enum):\n    A = 1\n    B = 2\nclass Holder:\n    now = Of.A",
             "Holder.now = Of.B if self.steps % 3 else Of.A; value = Holder.now.value",
         ),
+        (
+            "class Of:\n    @functools.cache\n    def kept(self, *k): return [0]",
+            "self.of = of = vars(self).get('of') or Of(); a, b = of.kept(self.steps % 3), of.kept('x', self.steps % 2);"
+            " a[0] += 1; b[0] += 1; value = a[0] + b[0]",
+        ),
         ("class Named:\n    n = 0", "self.of = globals()['Na' + 'med']; self.of.n += 1; value = self.of.n"),
     ],
 )
