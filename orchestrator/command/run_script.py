@@ -7,11 +7,13 @@ import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import anyio
 
 from orchestrator.command.checkpoint_signal import ignore_while_nothing_runs
+from orchestrator.command.notices import notices_shown
 from orchestrator.hooks.included.progress import ProgressHook, progress
 from orchestrator.hooks.included.terminal import say
 from orchestrator.hooks.included.upload import UploadHook
@@ -49,7 +51,8 @@ def run_training(config: TrainerConfig, *, resume: ResumeSource | None = None) -
     SIGUSR1: a checkpoint at the end of the present epoch; nothing before the run has begun and after it has ended.
     """
     try:
-        return anyio.run(_run, config, resume)
+        with nullcontext() if config.metrics.progress == "off" else notices_shown():
+            return anyio.run(_run, config, resume)
     except HookFailed as failed:
         if isinstance(failed.__cause__, SystemExit):
             raise failed.__cause__ from failed  # the run has ended in order; now the program does, with the hook's code

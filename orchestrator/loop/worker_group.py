@@ -154,7 +154,8 @@ class WorkerGroup:
         for name in names:
             self._patience.waits_for[name] = lambda: "torch.compile"
         if compiles:
-            _log.info("torch compiles what the learner computes of the policy (%s)", PATH.learning.compile)
+            what = f"what the learner computes of the policy ({PATH.learning.compile})"
+            _log.info("torch compiles %s, for up to a minute or more", what)
         seconds = await self._learners.prepare(self.spec)
         for name in names:
             del self._patience.waits_for[name]
