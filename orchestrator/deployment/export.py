@@ -92,10 +92,10 @@ def export_policy(policy: LoadedPolicy, to: Format, output: Path) -> Exported:
     finally:
         unfinished.unlink(missing_ok=True)
     curve = _learning_curve(policy, about["agent_step"])
-    picture = output.with_suffix(".svg") if curve else None
+    picture = output.with_name(f"{output.name}.svg") if curve else None
     if picture is not None:
         picture.write_text(curve, encoding="utf-8")
-    card = output.with_suffix(".md")
+    card = output.with_name(f"{output.name}.md")  # a file of another format beside it has its own
     card.write_text(model_card(policy, about, output.name, to, picture and picture.name), encoding="utf-8")
     return Exported(file=output, card=card, picture=picture)
 

@@ -147,9 +147,9 @@ def test_what_was_exported_acts_as_the_policy_in_ten_thousand_steps(
     policy = load_policy(runs(case))
     file = tmp_path / ("policy.onnx" if to == "onnx" else "policy.pt2")
     assert main(["export", str(runs(case)), "--to", to, "--output", str(file)]) == 0
-    beside = [str(tmp_path / f"policy.{kind}") for kind in ("md", "svg")]
-    assert capsys.readouterr().out.splitlines() == [str(file), *beside]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["policy.md", "policy.svg", file.name])
+    written = [file.name, f"{file.name}.md", f"{file.name}.svg"]
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / name) for name in written]
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
     run, about = (onnx_program if to == "onnx" else torch_program)(file)
     assert about["environment"] == "tests.used_environments:make"
     assert about["outputs"]["value"] == {"shape": ["batch"], "dtype": "float32"}
@@ -176,8 +176,10 @@ def test_what_was_exported_acts_as_the_policy_in_ten_thousand_steps(
 def test_the_model_card_tells_settings_scores_and_use(runs: Any, capsys: pytest.CaptureFixture[str]) -> None:
     run = runs("memory")
     assert main(["export", str(run), "--to", "torch"]) == 0
-    assert capsys.readouterr().out.splitlines() == [str(run / f"policy.{kind}") for kind in ("pt2", "md", "svg")]
-    card = (run / "policy.md").read_text()
+    assert capsys.readouterr().out.splitlines() == [
+        str(run / f"policy.{kind}") for kind in ("pt2", "pt2.md", "pt2.svg")
+    ]
+    card = (run / "policy.pt2.md").read_text()
     assert card.startswith("# A policy for tests.used_environments:make\n")
     for text in ("`rollout/recent_return`", 'network = "lstm"', "| input `state` | `[batch, 16]` | float32 |"):
         assert text in card
@@ -185,6 +187,17 @@ def test_the_model_card_tells_settings_scores_and_use(runs: Any, capsys: pytest.
     names: Outputs = {"observation": torch.zeros(3, 5), "state": torch.zeros(3, 16)}
     exec(block, names)
     assert names["action"].shape == (3,)
+
+
+def test_each_of_two_formats_keeps_its_own_card_and_curve(runs: Any) -> None:
+    pytest.importorskip("onnxruntime")
+    run = runs("vector")
+    assert main(["export", str(run), "--to", "onnx"]) == 0
+    before = {name: (run / name).read_text() for name in ("policy.onnx.md", "policy.onnx.svg")}
+    assert 'onnxruntime.InferenceSession("policy.onnx")' in before["policy.onnx.md"]
+    assert main(["export", str(run), "--to", "torch"]) == 0
+    assert 'torch.export.load("policy.pt2")' in (run / "policy.pt2.md").read_text()
+    assert {name: (run / name).read_text() for name in before} == before
 
 
 def test_a_place_that_cannot_be_written_is_named_before_anything_is_exported(
@@ -209,13 +222,14 @@ def test_the_model_card_shows_the_runs_curve_up_to_the_checkpoint(tmp_path: Path
     whole, part = tmp_path / "whole policy.pt2", tmp_path / "part.pt2"
     assert main(["export", str(run), "--to", "torch", "--output", str(whole)]) == 0
     assert main(["export", str(run / "checkpoints" / "00000004"), "--to", "torch", "--output", str(part)]) == 0
-    assert "](whole%20policy.svg)\n" in whole.with_suffix(".md").read_text()
+    assert "](whole%20policy.pt2.svg)\n" in (tmp_path / "whole policy.pt2.md").read_text()
     counts: list[int] = []
     for file in (whole, part):
-        picture = ElementTree.fromstring(file.with_suffix(".svg").read_text())
+        drawn = file.with_suffix(".pt2.svg").read_text()
+        picture = ElementTree.fromstring(drawn)
         texts = {element.text for element in picture.iter("{http://www.w3.org/2000/svg}text")}
         assert {"CartPole-v1, seed 1", "agent steps", "mean return of the last 100 episodes", "evaluations"} <= texts
-        assert "href" not in file.with_suffix(".svg").read_text(), "it needs nothing else"
+        assert "href" not in drawn, "it needs nothing else"
         (curve,) = picture.iter("{http://www.w3.org/2000/svg}polyline")
         counts.append(len(curve.attrib["points"].split()))
     assert 12 >= counts[0] > counts[1] >= 1
@@ -226,8 +240,8 @@ def test_without_the_runs_metrics_the_card_has_no_picture(tmp_path: Path) -> Non
     run = tmp_path / "run"
     anyio.run(Trainer(small_config(epochs=2, run_dir=run, metrics=MetricsConfig(jsonl=False))).run)
     assert main(["export", str(run), "--to", "torch"]) == 0
-    assert "![" not in (run / "policy.md").read_text()
-    assert not (run / "policy.svg").exists()
+    assert "![" not in (run / "policy.pt2.md").read_text()
+    assert not (run / "policy.pt2.svg").exists()
 
 
 def test_a_wrong_name_of_the_file_and_an_unknown_format_are_refused(

@@ -54,10 +54,10 @@ def test_the_command_uploads_the_policy_its_card_and_its_curve(run: Path, server
     assert server.visibility == {"alice/cartpole": "private"}
     (message,) = server.messages
     assert message.endswith("agent steps")
-    assert files.keys() - {".gitattributes"} == {"README.md", "policy.pt2", "policy.svg"}
+    assert files.keys() - {".gitattributes"} == {"README.md", "policy.pt2", "policy.pt2.svg"}
     assert files["policy.pt2"] == (run / "policy.pt2").read_bytes()
     card = files["README.md"].decode()
-    assert card.endswith((run / "policy.md").read_text())
+    assert card.endswith((run / "policy.pt2.md").read_text())
     data = huggingface_hub.ModelCard(card).data
     assert data.library_name == "async-rl-orchestrator"
     assert data.tags == ["reinforcement-learning", "torch", "CartPole-v1"]
@@ -69,9 +69,9 @@ def test_the_command_uploads_the_policy_its_card_and_its_curve(run: Path, server
 
 def test_uploading_again_replaces_what_is_there(run: Path, server: HubServer) -> None:
     assert push(run, "alice/again") == 0
-    server.files["alice/again"]["policy.svg"] = b"old"
+    server.files["alice/again"]["policy.pt2.svg"] = b"old"
     assert push(run, "alice/again") == 0
-    assert server.files["alice/again"]["policy.svg"] == (run / "policy.svg").read_bytes()
+    assert server.files["alice/again"]["policy.pt2.svg"] == (run / "policy.pt2.svg").read_bytes()
     assert server.visibility == {"alice/again": "public"}
     assert len(server.messages) == 2
 

@@ -166,7 +166,7 @@ def test_what_is_exported_of_one_type_does_what_its_policy_does(
     else:
         outputs, action = program(inputs), one.act(batch)
     np.testing.assert_allclose(outputs["action"], action, atol=1e-5)
-    assert f"{of}" in (run / f"policy-{of}.md").read_text().splitlines()[0]
+    assert f"{of}" in file.with_name(f"{file.name}.md").read_text().splitlines()[0]
 
 
 @pytest.mark.parametrize("policy", [BOTH, WITH_MEMORY], ids=["choices", "memory"])
