@@ -139,9 +139,18 @@ def is_standard_library(module_name: str) -> bool:
 
 
 def place_of(error: BaseException) -> str:
-    """File and line where an error was raised."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    """File and line of the user's that led to an error; those where it was raised if only installed code did."""
+    frames = traceback.extract_tb(error.__traceback__)
+    frame = next((frame for frame in reversed(frames) if _is_users(frame.filename)), frames[-1])
     return f"{frame.filename}:{frame.lineno}"
+
+
+def _is_users(filename: str) -> bool:
+    """Whether a file is neither of a package that is installed, nor Python's, nor of this project."""
+    place = Path(filename).resolve()
+    inside = (*_standard_folders(), Path(__file__).resolve().parent.parent)
+    installed = not _INSTALLED.isdisjoint(place.parts) or any(place.is_relative_to(folder) for folder in inside)
+    return not installed and not filename.startswith("<frozen ")
 
 
 @functools.cache

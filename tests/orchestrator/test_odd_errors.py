@@ -4,6 +4,7 @@ name and traceback, and the run's workers and event loop live on to report it.""
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -320,11 +321,18 @@ async def test_functions_that_settings_name_fail_with_their_names(how: str) -> N
             Trainer(replace(network, metrics=MetricsConfig(sinks=(f"{HERE}:sink_{how}",))))
 
 
+@pytest.mark.parametrize("replaced", [False, True])
 async def test_a_module_that_ends_the_program_when_it_is_imported_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    replaced: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "ends_the_program.py").write_text("import sys\nsys.exit(4)\n")
     monkeypatch.syspath_prepend(tmp_path)
+    if replaced:  # as an installed package may do that wants to know of it
+        installed = tmp_path / "site-packages"
+        installed.mkdir()
+        (installed / "replaces_exit.py").write_text("def leave(code):\n    raise SystemExit(code)\n")
+        monkeypatch.syspath_prepend(installed)
+        monkeypatch.setattr(sys, "exit", importlib.import_module("replaces_exit").leave)
     for setting in (
         {"environment": "ends_the_program:make"},
         {"policy": PolicyConfig(network="ends_the_program:make")},
@@ -333,3 +341,14 @@ async def test_a_module_that_ends_the_program_when_it_is_imported_is_named(
         assert isinstance(error, ConfigurationError)
         assert "SystemExit: 4" in " ".join(str(error).split())
         assert "ends_the_program.py:2" in str(error)
+
+
+@pytest.mark.parametrize("code", ["import json\njson.loads('{')\n", "import torch\ntorch.nn.Linear(-1, -1)\n"])
+async def test_the_line_of_a_module_is_named_whose_call_of_a_library_fails(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "calls_a_library.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    error = await error_of(small_config(environment="calls_a_library:make"))
+    assert isinstance(error, ConfigurationError)
+    assert "calls_a_library.py:2" in str(error)
