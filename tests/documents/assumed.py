@@ -55,12 +55,6 @@ def slow_simulator() -> gymnasium.Env[Any, Any]:
     return gymnasium.make("CartPole-v1")
 
 
-def hide_and_seek() -> Any:
-    from tests.games import HideAndSeek
-
-    return HideAndSeek()
-
-
 class Announce(Hook):
     async def on_training_end(self, state: TrainerState) -> None:
         print("trained", state.epoch)
