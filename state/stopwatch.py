@@ -26,7 +26,8 @@ class StopwatchReading:
     """What a stopwatch showed at one moment. All times are in seconds, the mappings are by name.
 
     "Overall" is since the start of the run, the time before a resumption included. The lap is the last one that
-    was closed; its mappings have an entry for every name known when it was closed.
+    was closed; its mappings have an entry for every name that was used before it was closed, though not before the
+    last resumption: a run may resume with fewer things to measure.
     """
 
     seconds: float = 0.0
@@ -163,8 +164,8 @@ class Stopwatch:
         self._laps += 1
         self._lap_seconds = now - self._lap_started
         self._lap_started = now
-        self._lap_timers = FrozenMapping({name: tally.close_lap() for name, tally in self._timers.items()})
-        self._lap_counts = FrozenMapping({name: tally.close_lap() for name, tally in self._counters.items()})
+        self._lap_timers = _closed(self._timers)
+        self._lap_counts = _closed(self._counters)
         return self._read(now)
 
     def reading(self) -> StopwatchReading:
@@ -217,16 +218,23 @@ class Stopwatch:
         )
 
 
-class _Tally:
-    """A sum overall and in the open lap."""
+def _closed(tallies: Mapping[str, _Tally]) -> FrozenMapping[str, float]:
+    """What the lap has of each that is in use, which begins its next."""
+    return FrozenMapping({name: tally.close_lap() for name, tally in tallies.items() if tally.used})
 
-    __slots__ = ("lap", "overall")
+
+class _Tally:
+    """A sum overall and in the open lap; `used` once something was added since it was made."""
+
+    __slots__ = ("lap", "overall", "used")
 
     def __init__(self, overall: float = 0.0) -> None:
         self.overall = overall
         self.lap = 0.0
+        self.used = False
 
     def add(self, amount: float) -> None:
+        self.used = True
         self.overall += amount
         self.lap += amount
 

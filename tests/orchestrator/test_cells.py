@@ -138,6 +138,13 @@ async def test_a_run_resumes_exactly_on_another_number_of_cells(tmp_path: Path) 
     # Without a number of its own, a resumed run keeps that of its shards.
     unsaid = dataclasses.replace(config, learning=dataclasses.replace(config.learning, shards=None))
     assert_same(whole, await trained(unsaid, resume=folder))
+    # And tells the times of the cells that it has.
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    cells = [sum(name.startswith("time/learn_cell_") for name in record) for record in records]
+    assert cells == [2] * 3 + [4] * 3 + [0] * 3
+    assert [("time/exchange" in record, "time/exchange_bytes" in record) for record in records] == (
+        [(True, True)] * 6 + [(False, False)] * 3
+    )
 
 
 async def test_another_number_of_shards_is_refused_on_resume(tmp_path: Path) -> None:

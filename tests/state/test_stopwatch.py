@@ -229,6 +229,22 @@ def test_a_resumed_run_goes_on_from_what_was_saved(stopwatch: Stopwatch, clock: 
     assert reading.remaining_seconds(160, 320) == 8.0
 
 
+def test_a_lap_after_a_resumption_has_what_is_still_measured(stopwatch: Stopwatch) -> None:
+    for name in ("learn_cell_0", "learn_cell_1"):
+        stopwatch.add(name, 1.0)
+        stopwatch.rate(name, 3.0)
+    stopwatch.lap()
+    resumed = Stopwatch(HandClock())
+    resumed.load_state_dict(stopwatch.state_dict())
+    resumed.add("learn_cell_0", 2.0)
+    resumed.rate("learn_cell_0", 4.0)
+    reading = resumed.lap()
+    assert reading.lap_timer_seconds == {"learn_cell_0": 2.0}
+    assert reading.lap_counts == {"learn_cell_0": 4.0}
+    assert reading.timer_seconds == {"learn_cell_0": 3.0, "learn_cell_1": 1.0}
+    assert resumed.lap().lap_timer_seconds == {"learn_cell_0": 0.0}
+
+
 def test_the_time_of_a_timer_running_at_the_save_is_kept(stopwatch: Stopwatch, clock: HandClock) -> None:
     stopwatch.start("learn")
     clock.move(3.0)
