@@ -179,7 +179,7 @@ class PettingZooEnvironment(VectorEnvironment):
             self._leave(int(row))
 
     def close(self) -> None:
-        close_all(self._environments)
+        close_all([game for game in self._environments if hasattr(game, "close")])  # it may have nothing to close
 
     def _step_game(self, game: int, converted: Any, stats: dict[str, list[float]]) -> None:
         environment, rows, idle = self._environments[game], self._rows[game], self.idle

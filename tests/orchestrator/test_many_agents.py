@@ -396,3 +396,13 @@ async def test_agents_die_in_a_game_of_pettingzoo_before_it_ends() -> None:
     await Trainer(config, hooks=[again]).run()
     for first, second in zip(keep.experience, again.experience, strict=True):
         assert all(np.array_equal(first[field], second[field]) for field in first)
+
+
+async def test_a_game_that_has_nothing_to_close_needs_no_close(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr("tests.games.Matching.close")
+    config = config_of(MATCHING, evaluation=EvaluationConfig(every=1, episodes=1))
+    state = await Trainer(config).run()
+    assert state.eval_scores is not None
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == []
