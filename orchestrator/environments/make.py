@@ -76,7 +76,7 @@ def _make_vector(
             # The vectorized form may know fewer options; if the single one fails too, its reason is the better.
             pass
     make_one: Any = partial(_make_one, environment, found, keywords, adaptation)
-    return _make_serial(environment, make_one, count, adaptation)
+    return _make_copies(SerialEnvironment, environment, make_one, count, adaptation)
 
 
 def make_single(
@@ -162,22 +162,8 @@ def _make_returned(
         made = first.pop() if first else _returned(environment, function, options, adaptation, 1)
         return _wrapped_in_all(environment, made, adaptation, limited=False)
 
-    if is_of_agents(made):
-        return _make_games(environment, make_one, count, adaptation)
-    return _make_serial(environment, make_one, count, adaptation)
-
-
-def _make_games(
-    environment: str, make_one: Callable[[], Game], count: int, adaptation: Adaptation
-) -> VectorEnvironment:
-    games: list[Game] = []
-    try:
-        while len(games) < count:
-            games.append(make_one())
-        return PettingZooEnvironment(environment, games, adaptation)
-    except BaseException:
-        close_all(games)
-        raise
+    kind = PettingZooEnvironment if is_of_agents(made) else SerialEnvironment
+    return _make_copies(kind, environment, make_one, count, adaptation)
 
 
 def _adapted(environment: str, vector: VectorEnv[Any, Any, Any], adaptation: Adaptation) -> VectorEnvironment:
@@ -189,14 +175,18 @@ def _adapted(environment: str, vector: VectorEnv[Any, Any, Any], adaptation: Ada
         raise
 
 
-def _make_serial(
-    environment: str, make_one: Callable[[], gymnasium.Env[Any, Any]], count: int, adaptation: Adaptation
+def _make_copies(
+    kind: type[PettingZooEnvironment | SerialEnvironment],
+    environment: str,
+    make_one: Callable[[], Any],
+    count: int,
+    adaptation: Adaptation,
 ) -> VectorEnvironment:
-    copies: list[gymnasium.Env[Any, Any]] = []
+    copies: list[Any] = []
     try:
         while len(copies) < count:
             copies.append(make_one())
-        return SerialEnvironment(environment, copies, adaptation)
+        return kind(environment, copies, adaptation)
     except BaseException:
         close_all(copies)
         raise

@@ -1,7 +1,8 @@
 """Agent steps per second of MettaGrid's arena with 24 agents: its simulators alone, in this project, through its
-PettingZoo and PufferLib forms, and the whole training loop; all on the same cores, in turn.
+PettingZoo and PufferLib forms, collected with the network `tokens` by this project and over the PufferLib form (which
+only acts and steps, and records nothing), and the whole training loop; all on the same cores, in turn.
 
-    python scripts/bench/mettagrid_speed.py [--repeats 3] [--games 4] [--steps 300]
+    python scripts/bench/mettagrid_speed.py [--repeats 3] [--games 8] [--steps 300] [--only 0 1]
 
 Needs the `mettagrid` extra. The PufferLib form needs the package pufferlib-core (`pip install --no-deps`, since it
 wants another torch); without it, it is left out.
@@ -13,6 +14,7 @@ import json
 import statistics
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +88,8 @@ def pettingzoo(games: int, steps: int) -> float:
     return rate(step, games, steps)
 
 
-def pufferlib(games: int, steps: int) -> float | None:
+def puffer_vector(games: int) -> Any:
+    """The PufferLib form of so many games; None where PufferLib is not installed."""
     try:
         from mettagrid.envs.mettagrid_puffer_env import MettaGridPufferEnv
         from pufferlib import vector
@@ -99,7 +102,49 @@ def pufferlib(games: int, steps: int) -> float | None:
 
     environment = vector.make(make, num_envs=games, backend=vector.Serial)
     environment.reset()
-    return rate(environment.step, games, steps)
+    return environment
+
+
+def pufferlib(games: int, steps: int) -> float | None:
+    environment = puffer_vector(games)
+    return None if environment is None else rate(environment.step, games, steps)
+
+
+def acting_over_pufferlib(games: int, steps: int) -> float | None:
+    """The same policy as in `collection`, over the PufferLib form."""
+    import torch
+    from gymnasium import spaces
+
+    from orchestrator import PolicyConfig
+    from orchestrator.policies.acting import ActingPolicy
+    from orchestrator.policies.network import Spaces
+    from orchestrator.policies.policy import build_policy
+
+    torch.set_num_threads(1)
+    environment = puffer_vector(games)
+    if environment is None:
+        return None
+    observed = spaces.Box(0, 255, (500, 3), np.uint8)
+    chosen = spaces.Discrete(int(environment.single_action_space.n))
+    rows = games * AGENTS
+    acting = ActingPolicy(build_policy(PolicyConfig(network="tokens"), Spaces(observed, chosen), 0, 0.99).eval(), rows)
+    distribution, generator = acting.policy.distribution, torch.Generator()
+    start, seen = torch.zeros(rows, dtype=torch.bool), environment.reset()[0]
+
+    def step(_: Any) -> None:
+        nonlocal seen
+        parameters, _ = acting.act(torch.from_numpy(seen), start)
+        actions = distribution.sample(parameters, distribution.noise((rows,), generator))
+        seen = environment.step(actions.numpy().astype(np.int32))[0]
+
+    with torch.inference_mode():
+        return rate(step, games, steps)
+
+
+def collection(games: int, steps: int, workers: int = 0) -> float:
+    from environment_workers import collected
+
+    return collected("arena", workers, 1, games, steps * games * AGENTS / 20_000)
 
 
 def training(games: int, steps: int) -> float:
@@ -120,23 +165,30 @@ CONTENDERS = {
     "this project's environment": ours,
     "MettaGrid's PettingZoo form": pettingzoo,
     "MettaGrid's PufferLib form": pufferlib,
+    "PufferLib form, acting": acting_over_pufferlib,
+    "this project's collection": collection,
+    "collection, 1 environment worker": partial(collection, workers=1),
+    "collection, 2 environment workers": partial(collection, workers=2),
     "whole training loop, staleness 1": training,
 }
 
 
 def main() -> None:
     parser = arguments(__doc__, repeats=3)
-    parser.add_argument("--games", type=int, default=4)
+    parser.add_argument("--games", type=int, default=8)
     parser.add_argument("--steps", type=int, default=300)
+    numbers = range(len(CONTENDERS))
+    parser.add_argument("--only", nargs="+", type=int, choices=numbers, default=numbers, help="contenders by number")
     chosen = parser.parse_args()
     if chosen.one:
         print(json.dumps(CONTENDERS[chosen.one[0]](chosen.games, chosen.steps)))
         return
     print(describe_machine())
     print(f"arena, {chosen.games} games of {AGENTS} agents, observations uint8 [500, 3]")
-    rates: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    names = [name for number, name in enumerate(CONTENDERS) if number in (0, *chosen.only)]
+    rates: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(chosen.repeats):
-        for name in CONTENDERS:
+        for name in names:
             found = in_subprocess(__file__, "--games", chosen.games, "--steps", chosen.steps, "--one", name)
             rates[name] += [] if found is None else [found]
     alone = statistics.median(rates["simulators alone"])
