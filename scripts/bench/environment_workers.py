@@ -13,15 +13,19 @@ import json
 import statistics
 import sys
 import time
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import arguments, describe_machine, in_subprocess, spread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
 
 SECONDS, HORIZON = 1e-3, 32
 SPLITS = [(0, 1), (1, 1), (2, 1), (2, 2)]
@@ -57,8 +61,11 @@ def slow(how: str) -> gymnasium.Env[Any, Any]:
     return Slow(how)
 
 
-def collected(kind: str, workers: int, groups: int, environments: int, seconds: float) -> float:
-    """Agent steps per second of a collector's rollouts: the median of those of about so many seconds."""
+@contextmanager
+def collecting(
+    kind: str, workers: int, groups: int, environments: int
+) -> Generator[tuple[Callable[[], object], int], None, None]:
+    """A function that collects one rollout, and the rollout's agent steps."""
     import torch
 
     from orchestrator import CollectionConfig, PolicyConfig, TrainerConfig
@@ -87,15 +94,21 @@ def collected(kind: str, workers: int, groups: int, environments: int, seconds: 
         spec = ExperienceSpec(rows, HORIZON, tuple(experience_fields(collector.spaces())))
         collector.prepare(spec)
         memory = spec.arrays(bytearray(spec.nbytes))
+        yield lambda: collector.collect(memory, lambda policy: None, lambda: False), rows * HORIZON
+    finally:
+        collector.close()
+
+
+def collected(kind: str, workers: int, groups: int, environments: int, seconds: float) -> float:
+    """Agent steps per second of a collector's rollouts: the median of those of about so many seconds."""
+    with collecting(kind, workers, groups, environments) as (collect, steps):
         rates: list[float] = []
         end = time.perf_counter() + seconds
         while len(rates) < 4 or time.perf_counter() < end:
             began = time.perf_counter()
-            collector.collect(memory, lambda policy: None, lambda: False)
-            rates.append(rows * HORIZON / (time.perf_counter() - began))
-        return statistics.median(rates[1:])
-    finally:
-        collector.close()
+            collect()
+            rates.append(steps / (time.perf_counter() - began))
+    return statistics.median(rates[1:])
 
 
 def main() -> None:

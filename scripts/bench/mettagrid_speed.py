@@ -3,6 +3,7 @@ PettingZoo and PufferLib forms, collected with the network `tokens` by this proj
 only acts and steps, and records nothing), and the whole training loop; all on the same cores, in turn.
 
     python scripts/bench/mettagrid_speed.py [--repeats 3] [--games 8] [--steps 300] [--only 0 1]
+    python scripts/bench/mettagrid_speed.py --processor-time 20
 
 Needs the `mettagrid` extra. The PufferLib form needs the package pufferlib-core (`pip install --no-deps`, since it
 wants another torch); without it, it is left out.
@@ -36,9 +37,13 @@ def arena() -> Any:
     return find_game("arena")(**OPTIONS)
 
 
+def random_actions(games: int) -> Any:
+    return np.random.default_rng(0).integers(0, 5, (64, games * AGENTS)).astype(np.int32)
+
+
 def rate(step: Callable[[Any], object], games: int, steps: int) -> float:
     """Agent steps per second of `step`, which takes actions `[games * agents]`."""
-    actions = np.random.default_rng(0).integers(0, 5, (64, games * AGENTS)).astype(np.int32)
+    actions = random_actions(games)
     for index in range(20):
         step(actions[index])
     began = time.perf_counter()
@@ -48,6 +53,10 @@ def rate(step: Callable[[Any], object], games: int, steps: int) -> float:
 
 
 def simulators(games: int, steps: int) -> float:
+    return rate(stepping_alone(games), games, steps)
+
+
+def stepping_alone(games: int) -> Callable[[Any], None]:
     from mettagrid.simulator import Simulation
 
     alone: list[Any] = [Simulation(arena(), seed=seed) for seed in range(games)]
@@ -57,7 +66,7 @@ def simulators(games: int, steps: int) -> float:
             simulation._c_sim.actions()[:] = actions[index * AGENTS : (index + 1) * AGENTS]
             simulation.step()
 
-    return rate(step, games, steps)
+    return step
 
 
 def ours(games: int, steps: int) -> float:
@@ -111,6 +120,16 @@ def pufferlib(games: int, steps: int) -> float | None:
 
 
 def acting_over_pufferlib(games: int, steps: int) -> float | None:
+    import torch
+
+    step = puffer_acting(games)
+    if step is None:
+        return None
+    with torch.inference_mode():
+        return rate(step, games, steps)
+
+
+def puffer_acting(games: int) -> Callable[[Any], None] | None:
     """The same policy as in `collection`, over the PufferLib form."""
     import torch
     from gymnasium import spaces
@@ -137,8 +156,7 @@ def acting_over_pufferlib(games: int, steps: int) -> float | None:
         actions = distribution.sample(parameters, distribution.noise((rows,), generator))
         seen = environment.step(actions.numpy().astype(np.int32))[0]
 
-    with torch.inference_mode():
-        return rate(step, games, steps)
+    return step
 
 
 def collection(games: int, steps: int, workers: int = 0) -> float:
@@ -160,6 +178,34 @@ def training(games: int, steps: int) -> float:
     return games * AGENTS * HORIZON / statistics.median(epoch_seconds(config, EPOCHS))
 
 
+def processor_time(games: int, rounds: int) -> None:
+    """Microseconds of one core for each agent step, in one process that takes turns: what others do on the same machine
+    matters less so. The median of the rounds' ratios to the simulators alone."""
+    import torch
+    from environment_workers import collecting
+
+    torch.set_num_threads(1)
+    actions = random_actions(games)
+    alone, over_puffer = stepping_alone(games), puffer_acting(games)
+    with collecting("arena", 0, 1, games) as (collect, steps), torch.inference_mode():
+        contenders: dict[str, Callable[[], object]] = {
+            "simulators alone": lambda: [alone(actions[index]) for index in range(HORIZON)],
+            "this project's collection": collect,
+        }
+        if over_puffer is not None:
+            contenders["PufferLib form, acting"] = lambda: [over_puffer(None) for _ in range(HORIZON)]
+        taken: dict[str, list[float]] = {name: [] for name in contenders}
+        for number in range(rounds + 1):
+            for name, contender in contenders.items():
+                began = time.process_time()
+                contender()
+                if number:  # the first is warm-up
+                    taken[name].append(1e6 * (time.process_time() - began) / steps)
+    for name, of in taken.items():
+        ratio = statistics.median(other / one for one, other in zip(of, taken["simulators alone"], strict=True))
+        print(f"{name:34} {spread(of)} us of a core, fastest {min(of):.1f}; {ratio:.2f} x the simulators' speed")
+
+
 CONTENDERS = {
     "simulators alone": simulators,
     "this project's environment": ours,
@@ -179,11 +225,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     numbers = range(len(CONTENDERS))
     parser.add_argument("--only", nargs="+", type=int, choices=numbers, default=numbers, help="contenders by number")
+    parser.add_argument("--processor-time", type=int, metavar="ROUNDS", help="instead: in turn in one process")
     chosen = parser.parse_args()
     if chosen.one:
         print(json.dumps(CONTENDERS[chosen.one[0]](chosen.games, chosen.steps)))
         return
     print(describe_machine())
+    if chosen.processor_time:
+        processor_time(chosen.games, chosen.processor_time)
+        return
     print(f"arena, {chosen.games} games of {AGENTS} agents, observations uint8 [500, 3]")
     names = [name for number, name in enumerate(CONTENDERS) if number in (0, *chosen.only)]
     rates: dict[str, list[float]] = {name: [] for name in names}
