@@ -114,6 +114,14 @@ class Experience(Mapping[str, NDArray[Any]]):
     memory: BufferView
     policy_minibatches: int = 0
     """Of the epoch after that version, which the policy that acted had learned from besides."""
+    cells: range = range(1)
+    """Which cells' it is, of `of_cells`: on several machines, each has only what was collected there."""
+    of_cells: int = 1
+
+    @property
+    def segments(self) -> int:
+        """How many are here: with all cells', those of the spec."""
+        return len(self.cells) * (self.spec.segments // self.of_cells)
 
     @property
     def policy_point(self) -> PolicyPoint:
@@ -121,20 +129,20 @@ class Experience(Mapping[str, NDArray[Any]]):
         return PolicyPoint(self.policy_version, self.policy_minibatches)
 
     def __repr__(self) -> str:
-        size = f"{self.spec.segments} x {self.spec.horizon}"
+        size = f"{self.segments} x {self.spec.horizon}"
         return f"<Experience of epoch {self.epoch}, policy version {self.policy_point}: {size}, {', '.join(self)}>"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Experience):
             return NotImplemented
-        mine, theirs = (self.epoch, self.policy_point, self.spec), (other.epoch, other.policy_point, other.spec)
+        mine, theirs = ((one.epoch, one.policy_point, one.spec, one.cells, one.of_cells) for one in (self, other))
         return mine == theirs and self.memory.holds_the_same(other.memory, self.spec.nbytes)
 
     def __hash__(self) -> int:
         return hash((self.epoch, self.policy_point, self.spec))
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        return self.spec.array(self.memory.readonly(), name)
+        return self._here(self.spec.array(self.memory.readonly(), name))
 
     def __iter__(self) -> Iterator[str]:
         return (spec.name for spec in self.spec.fields)
@@ -144,7 +152,11 @@ class Experience(Mapping[str, NDArray[Any]]):
 
     def tensor(self, name: str) -> torch.Tensor:
         """The field as a torch tensor without a copy; the caller's own: writing to it changes it for no one else."""
-        return torch.from_numpy(self.spec.array(self.memory.private(), name))
+        return torch.from_numpy(self._here(self.spec.array(self.memory.private(), name)))
+
+    def _here(self, array: NDArray[Any]) -> NDArray[Any]:
+        of_each = self.spec.segments // self.of_cells
+        return array[self.cells.start * of_each : self.cells.stop * of_each]
 
 
 def _describe(spec: FieldSpec) -> str:

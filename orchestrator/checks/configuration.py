@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from orchestrator.checks.cells import cluster_problems, share_problems
 from orchestrator.checks.checkpoints import checkpoint_problems
 from orchestrator.checks.evaluation import evaluation_problems
 from orchestrator.checks.imports import (
@@ -16,6 +17,7 @@ from orchestrator.checks.imports import (
     precision_problems,
     sink_problems,
 )
+from orchestrator.checks.multiples import divisors, multiples
 from orchestrator.config.annotations import FUNCTION
 from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.fields import problems_of
@@ -96,7 +98,8 @@ def _settings_problems(config: TrainerConfig, known: Sequence[Problem]) -> Probl
         _share_of_environment_workers,
         _step_timeout,
         _one_epoch,
-        _share_of_cells,
+        share_problems,
+        cluster_problems,
         _accumulation,
         _mask_of_types,
         _trace_clipping,
@@ -164,8 +167,8 @@ def _share_of_collectors(config: TrainerConfig) -> Iterator[Problem]:
             PATH.collection.num_environments,
             expected=f"a multiple of {PATH.collection.collectors}: {environments} / {collectors} = "
             f"{environments / collectors:.2f} environments for each collector",
-            cure=f"set it to {_multiples(environments, collectors)}, "
-            f"or {PATH.collection.collectors} to {_divisors(environments, collectors)}",
+            cure=f"set it to {multiples(environments, collectors)}, "
+            f"or {PATH.collection.collectors} to {divisors(environments, collectors)}",
         )
 
 
@@ -198,28 +201,6 @@ def _step_timeout(config: TrainerConfig) -> Iterator[Problem]:
             PATH.collection.step_timeout,
             expected=f"0 while {PATH.collection.environment_workers} is 0: collectors can't end steps of their own",
             cure=f"set {PATH.collection.environment_workers} to 1 or more",
-        )
-
-
-@reads(PATH.cells, PATH.learning.shards, PATH.collection.num_environments)
-def _share_of_cells(config: TrainerConfig) -> Iterator[Problem]:
-    cells, environments = config.cells, config.collection.num_environments
-    shards = config.learning.shards or cells
-    if shards % cells:
-        yield problem_with(
-            config,
-            PATH.cells,
-            expected=f"a divisor of {PATH.learning.shards} = {shards}, of which each cell has equally many",
-            cure=f"set it to {shards & -shards}, or begin a new run with another number of shards",
-        )
-    elif environments % shards:
-        name = PATH.cells if shards == cells else PATH.learning.shards
-        yield problem_with(
-            config,
-            name,
-            expected=f"a divisor of {PATH.collection.num_environments} = {environments}, shared equally",
-            cure=f"set it to {environments & -environments}, or {PATH.collection.num_environments} to"
-            f" {_multiples(environments, shards)}",
         )
 
 
@@ -269,14 +250,14 @@ def _minibatches(config: TrainerConfig, needs_segments: Sequence[str], agents: i
     if shuffle == "segments" or needs_segments:
         parts = f"the {rows} segments of {epoch} (one for each {of_each})"
         if not many:
-            all_environments = _multiples(environments * shards, count * shards)
+            all_environments = multiples(environments * shards, count * shards)
             steps_too = f", or {PATH.collection.num_environments} to {all_environments}"
     else:
         whole *= horizon
         parts = f"the {rows} x {horizon} = {whole} agent steps of {epoch}"
     if whole % count:
         expected = f"a divisor of {parts}: {whole} / {count} = {whole / count:.2f}"
-        cure = f"set it to {_divisors(whole, count)}{steps_too}"
+        cure = f"set it to {divisors(whole, count)}{steps_too}"
         yield problem_with(config, PATH.learning.minibatches, expected=expected, cure=cure)
 
 
@@ -308,8 +289,8 @@ def _accumulation(config: TrainerConfig) -> Iterator[Problem]:
             PATH.learning.accumulate_minibatches,
             expected=f"a divisor of {PATH.learning.minibatches}: {minibatches} / {accumulated} = "
             f"{minibatches / accumulated:.2f} optimizer steps in each update epoch",
-            cure=f"set it to {_divisors(minibatches, accumulated)}, "
-            f"or {PATH.learning.minibatches} to {_multiples(minibatches, accumulated)}",
+            cure=f"set it to {divisors(minibatches, accumulated)}, "
+            f"or {PATH.learning.minibatches} to {multiples(minibatches, accumulated)}",
         )
 
 
@@ -359,15 +340,3 @@ def _files_without_folder(config: TrainerConfig) -> Iterator[Problem]:
             yield problem_with(config, PATH.learning.profile_epochs, expected=expected, cure=cure)
         if config.metrics.trace:
             yield problem_with(config, PATH.metrics.trace, expected=expected, cure=cure)
-
-
-def _multiples(value: int, divisor: int) -> str:
-    below = value // divisor * divisor
-    return " or ".join(str(multiple) for multiple in (below, below + divisor) if multiple)
-
-
-def _divisors(value: int, wanted: int) -> str:
-    """The divisors of `value` next to a wanted one, below and above."""
-    below = max(divisor for divisor in range(1, min(wanted, value) + 1) if value % divisor == 0)
-    above = next((divisor for divisor in range(wanted + 1, value + 1) if value % divisor == 0), None)
-    return str(below) if above is None else f"{below} or {above}"

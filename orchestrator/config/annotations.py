@@ -62,9 +62,10 @@ class Note(Enum):
     MAY_CHANGE = "may change when a run is resumed"
     NAMES_ENVIRONMENT = "names an environment, which is code where it has a colon"
     NO_CODE = "never names code, whatever it looks like"
+    LEADS_TO_CODE = "names a place whose code runs here; auto is the user's own"
 
 
-MAY_CHANGE, NAMES_ENVIRONMENT, NO_CODE = Note
+MAY_CHANGE, NAMES_ENVIRONMENT, NO_CODE, LEADS_TO_CODE = Note
 
 
 def _positive(value: float) -> bool:

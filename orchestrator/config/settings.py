@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from orchestrator.config.annotations import (
+    LEADS_TO_CODE,
     MAY_CHANGE,
     NO_CODE,
     Admits,
@@ -48,6 +49,11 @@ _EACH_TYPE_ONCE = Admits(
     cure="join those of one type",
 )
 _POWER_OF_TWO = Admits("a power of two: 1, 2, 4, ...", lambda cells: cells > 0 and cells & (cells - 1) == 0)
+_CLUSTER = Admits(
+    "auto, or HOST:PORT of a Ray cluster",
+    lambda address: address == "auto" or re.fullmatch(r"[^\s:/]+:\d+", address) is not None,
+    cure="set it to auto on a machine of the cluster",
+)
 _TYPE = named("a type of agents")
 _NAME, _WEIGHTS = named("a name"), named("a run's folder, a checkpoint, or the URI of one")
 _WRAPPER = "a function that takes an environment and returns it wrapped"
@@ -348,6 +354,10 @@ class TrainerConfig:
     """Learners that share each batch, each with a process of its own: a power of two."""
     cell_timeout: Annotated[Positive, MAY_CHANGE] = 600.0
     """Seconds that a learner waits for another before that one counts as lost."""
+    cluster: Annotated[str, _CLUSTER, LEADS_TO_CODE, MAY_CHANGE, CalledElsewhere("ray_address")] | None = None
+    """Ray cluster whose machines the cells are on: auto, or its address; cell 0 is on this one (None: all are)."""
+    on_cell_lost: Annotated[Literal["replace", "shrink", "fail"], MAY_CHANGE] = "replace"
+    """When a cell's machine is gone: look for another, go on with its workers beside those of cell 0, or fail."""
     hooks: Annotated[tuple[str, ...], NamesCode("hooks", function=_HOOK), MAY_CHANGE] = ()
     """Your own hooks: package.module:function, called without arguments, that returns a hook."""
     collection: CollectionConfig = field(default_factory=CollectionConfig)

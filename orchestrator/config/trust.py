@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from orchestrator.config.annotations import NAMES_ENVIRONMENT, NO_CODE, Environment, NamesCode
+from orchestrator.config.annotations import LEADS_TO_CODE, NAMES_ENVIRONMENT, NO_CODE, Environment, NamesCode
 from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.fields import leaves, notes
 from orchestrator.config.options import DEPTH
@@ -45,6 +45,9 @@ def named_code(config: TrainerConfig) -> Iterator[tuple[str, str]]:
         said = notes(hint)
         if NAMES_ENVIRONMENT in said or any(isinstance(note, NamesCode) for note in said):
             if ":" in text:
+                yield path, text
+        elif LEADS_TO_CODE in said:
+            if text != "auto":
                 yield path, text
         elif NO_CODE not in said and _LOOKS_LIKE_CODE.fullmatch(text.strip()):
             yield path, text

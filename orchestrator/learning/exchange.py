@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,13 @@ _T = TypeVar("_T")
 
 class CellLost(OrchestratorError, RuntimeError):
     """Another cell's learner has not answered, or is gone."""
+
+
+class Meeting(NamedTuple):
+    """Where learners on several machines find each other."""
+
+    host: str
+    port: int
 
 
 def tree(first: int, count: int, leaf: Callable[[int], _T], add: Callable[[_T, _T], _T]) -> _T:
@@ -38,30 +45,45 @@ class Exchange:
     result is, bit for bit, the `tree` over all cells, and the same in each of them. With one cell, nothing happens.
     """
 
-    def __init__(self, cell: int = 0, cells: int = 1) -> None:
+    def __init__(self, cell: int = 0, cells: int = 1, address: str = "127.0.0.1") -> None:
         self.cell = cell
         self.cells = cells
+        self.address = address
+        """Where the others reach this one: only others of this machine, unless it says something else."""
         self.seconds = 0.0
         """Spent here since this was last set to 0: waiting for others, and sending."""
         self.sent = 0
         """Bytes, since this was last set to 0."""
         self._group: Any = None
+        self._store: Any = None
 
-    def connect(self, meeting: Path, timeout: float) -> None:
-        """Find the others through a file that does not exist yet; each has `timeout` seconds for every answer."""
-        from torch import distributed
+    def await_others(self, timeout: float) -> Meeting:
+        """Where learners on other machines find this one: at a free port of all of this machine's addresses."""
+        self._store = _distributed().TCPStore(
+            self.address, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout)
+        )
+        return Meeting(self.address, self._store.port)
 
-        torch_distributed: Any = distributed  # whose stubs lack much
-        gloo = torch_distributed.ProcessGroupGloo
+    def connect(self, meeting: Path | Meeting, timeout: float) -> None:
+        """Find the others, of this machine through a file that does not exist yet; each has `timeout` seconds for every
+        answer."""
+        distributed = _distributed()
+        limit = timedelta(seconds=timeout)
+        if isinstance(meeting, Path):
+            store = distributed.FileStore(str(meeting), self.cells)
+        else:
+            store = self._store or distributed.TCPStore(*meeting, is_master=False, timeout=limit)
+        gloo = distributed.ProcessGroupGloo
         options = gloo._Options()
-        # Nobody else is to reach them: gloo would listen at the address that the machine's name stands for.
-        options._devices = [gloo.create_device(hostname="127.0.0.1")]
-        options._timeout = timedelta(seconds=timeout)
+        # gloo by itself would listen at the address that the machine's name stands for.
+        options._devices = [gloo.create_device(hostname=self.address)]
+        options._timeout = limit
         # Not the group that there is one of in a process: a loss or a network may have made that.
-        self._group = gloo(torch_distributed.FileStore(str(meeting), self.cells), self.cell, self.cells, options)
+        self._group = gloo(store, self.cell, self.cells, options)
         self.gather(torch.zeros(1))
-        if self.cell == 0:
-            meeting.unlink()  # all are here
+        self._store = None  # all are here
+        if self.cell == 0 and isinstance(meeting, Path):
+            meeting.unlink()
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Add up over the cells, in place. Those of one dtype travel together."""
@@ -130,3 +152,9 @@ class Exchange:
     def _lost(self, whom: str) -> CellLost:
         self.leave()
         return CellLost(f"the learner of cell {self.cell} waits for {whom}, which does not answer, or is gone")
+
+
+def _distributed() -> Any:
+    from torch import distributed
+
+    return distributed  # whose stubs lack much

@@ -6,7 +6,6 @@ from __future__ import annotations
 import pickle
 import time
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +22,7 @@ from orchestrator.learning.exchange import Exchange
 from orchestrator.learning.gradients import GradientCheck
 from orchestrator.learning.learner_state import LearnerMemory, Unsaved
 from orchestrator.learning.learning_rate import LearningRate
+from orchestrator.learning.loss_states import published_policy, with_experience
 from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
 from orchestrator.learning.minibatch_evaluation import MinibatchEvaluation
 from orchestrator.learning.minibatch_gradient import MinibatchGradient
@@ -38,7 +38,6 @@ from orchestrator.workers.global_generators import seed_global_generators
 from orchestrator.workers.interrupt import InterruptChecks
 from orchestrator.workers.slots import SlotMemory, SlotRef
 from orchestrator.workers.spans import Spans
-from state.experience import Experience
 from state.frozen_mapping import FrozenMapping
 from state.lent_memory import Lender
 from state.parameter_arena import ParameterArena
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
     from pathlib import Path
 
+    from orchestrator.learning.exchange import Meeting
     from orchestrator.learning.learner_state import LearnerState
     from orchestrator.policies import Policy
     from state.experience import ExperienceSpec
@@ -77,7 +77,9 @@ class Learner:
         self._unsaved = UnsavedAttributes(self.policy, run.policy.network, self._losses.members)
         self._looked_at_unsaved = False
         self.policy.to(self._device)
-        self._exchange = Exchange(plan.cell, run.cells)
+        self._exchange = Exchange(plan.cell, run.cells, plan.address)
+        self._writes = not plan.cell or run.cluster is not None
+        """Whether what the host is to know is written by this learner, to the memory of its machine."""
         self._share = Share.of(plan.cell, run.cells, run.shards)
         minibatch_steps = plan.agents * run.steps_per_epoch // config.minibatches
         # Sums by several threads are rounded otherwise: how many there are must not depend on the number of cells.
@@ -147,7 +149,11 @@ class Learner:
             device_nbytes=peak_memory(self._device),
         )
 
-    def connect(self, meeting: Path) -> None:
+    def await_others(self) -> Meeting:
+        """As `Exchange.await_others`."""
+        return self._exchange.await_others(self._plan.config.cell_timeout)
+
+    def connect(self, meeting: Path | Meeting) -> None:
         """Find the learners of the other cells, as `Exchange.connect`."""
         self._exchange.connect(meeting, self._plan.config.cell_timeout)
 
@@ -163,21 +169,21 @@ class Learner:
         self._evaluate.precision.close()
 
     def publish(self, ref: SlotRef) -> None:
-        """Copy the live policy into a slot, in the first cell."""
+        """Copy the live policy into a slot, in the first cell of each machine."""
         memory = self._slots.memory(ref)  # in every cell, to know it when it is referred to again
-        if self._exchange.cell == 0:
+        if self._writes:
             self.arena.write_to(memory)
 
     def state(self, moments: SlotRef) -> LearnerState | Unsaved:
-        """The state between two epochs; the moments go to a slot, in the first cell."""
+        """The state between two epochs; the moments go to a slot, in the first cell of each machine."""
         carry = self._memory.reward_carry
         carry, memory = carry if carry is None else self._exchange.gather(carry), self._bytes(moments)
-        if self._exchange.cell:
-            return Unsaved("the first cell's learner is the one that saves")
+        unsaved = Unsaved("the first cell's learner is the one that saves")
         try:
-            return replace(self._memory.write(memory), reward_carry=carry)
+            state = replace(self._memory.write(memory), reward_carry=carry) if self._writes else unsaved
         except LossStateError as error:
             return Unsaved(str(error))
+        return unsaved if self._exchange.cell else state
 
     def kept_state(self, moments: SlotRef) -> bytes | Unsaved:
         """`state`, pickled: the host, which is to do little, only looks into it when it replaces a learner."""
@@ -234,7 +240,11 @@ class Learner:
         self._exchange.seconds, self._exchange.sent = 0.0, 0
         spans = Spans(self._plan.config.metrics.trace)
         config = self._plan.config.learning
-        state = self._state_for_losses(request)
+        state = request.state
+        if any(self._losses.overriding(name) for name in CALLBACKS):
+            assert self._spec is not None
+            view = self._lender.view(self._slots.buffer(request.experience))
+            state = with_experience(request, self._plan.config, self._exchange.cell, self._spec, view)
         epoch = state.epoch
         losses = self._losses.active(epoch)
         assert self._spec is not None, "prepare() comes before learn()"
@@ -316,7 +326,7 @@ class Learner:
                 epoch=epoch + 1,
                 policy_version=request.version,
                 loss_stats=FrozenMapping(loss_stats),
-                policy=self._snapshot(request.publish_to, request.version),
+                policy=self._snapshot(request),
             )
             self.callback("on_epoch_end", state)
             self.publish(request.publish_to)  # again, since a loss may have changed it
@@ -377,24 +387,6 @@ class Learner:
         of_batches = [batch_statistics(one, self.policy.rows_of_policies(observation_arrays(one))) for one in batches]
         return stats | mean_over_shards(self._exchange.gather_values(of_batches))
 
-    def _state_for_losses(self, request: LearnRequest) -> TrainerState:
-        if not any(self._losses.overriding(name) for name in CALLBACKS):
-            return request.state
-        assert self._spec is not None
-        buffer = self._slots.buffer(request.experience)
-        return replace(
-            request.state,
-            experience=Experience(
-                self._spec,
-                request.state.epoch,
-                request.behavior.version,
-                self._lender.view(buffer),
-                request.behavior.minibatches,
-            ),
-        )
-
-    def _snapshot(self, ref: SlotRef, version: int) -> PolicySnapshot:
-        plan = self._plan
-        config = plan.config
-        factory = partial(build_policy, config.policy, plan.spaces, config.seed, config.learning.discount)
-        return PolicySnapshot(version, self.arena.layout, factory, self._lender.view(self._slots.buffer(ref)))
+    def _snapshot(self, request: LearnRequest) -> PolicySnapshot:
+        view = self._lender.view(self._slots.buffer(request.publish_to))
+        return published_policy(self._plan.config, self._plan.spaces, request.version, self.arena.layout, view)

@@ -37,6 +37,8 @@ class LearnerPlan:
     """Of one game, each with a segment of the experience."""
     cell: int = 0
     """Which of the run's cells it is the learner of."""
+    address: str = "127.0.0.1"
+    """Where the learners of other cells reach it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,7 @@ class Learners:
         interrupt: Interrupt,
         *,
         can_die: bool,
+        across_machines: bool,
     ) -> None:
         """`open_worker` is given the number of a cell; `call` a worker, a method's name and its arguments; a worker
         that is a thread can't die."""
@@ -69,6 +70,7 @@ class Learners:
         self._call = call
         self._interrupt = interrupt
         self._can_die = can_die
+        self._across_machines = across_machines
         self._spec: ExperienceSpec
         self._learners: list[_Learner] = []
         self._policy: Callable[[], Slot] | None = None
@@ -192,11 +194,14 @@ class Learners:
                 await worker.aclose(0)
             raise errors[0]
         self._learners = [_Learner(workers[cell]) for cell in range(self._cells)]
-        if self._cells > 1:
+        if self._across_machines:
+            meeting = await self._call(self._learners[0].worker, "await_others")
+            await self._ask_all("connect", lambda _: (meeting,))
+        elif self._cells > 1:
             folder = await in_thread(tempfile.TemporaryDirectory)
             try:
-                meeting = Path(folder.name) / "meeting"
-                await self._ask_all("connect", lambda _: (meeting,))
+                file = Path(folder.name) / "meeting"
+                await self._ask_all("connect", lambda _: (file,))
             finally:
                 with anyio.CancelScope(shield=True):
                     await in_thread(folder.cleanup)

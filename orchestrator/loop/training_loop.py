@@ -105,7 +105,8 @@ class TrainingLoop:
             max_leased=config.collection.held_epochs,
         )
         held = config.collection.held_epochs
-        self._views = Views(workers.spec, self._experience, self._versions, engine, newest, held)
+        machines = 1 if config.cluster is None else config.cells
+        self._views = Views(workers.spec, self._experience, self._versions, engine, newest, held, machines)
         self._snapshots = SnapshotTaker(workers, engine, control, self._versions, snapshots)
         self._hidden = HiddenCollection(config.minibatches_per_epoch)
         self._staleness_fixed = staleness_fixed

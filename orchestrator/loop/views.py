@@ -30,13 +30,16 @@ class Views:
         engine: HookEngine,
         newest: NewestState,
         held_epochs: int,
+        cells: int,
     ) -> None:
+        """`cells` of the run have their experience each on a machine of its own; 1: it is all here."""
         self._spec = spec
         self._experience = experience
         self._versions = versions
         self._engine = engine
         self._newest = newest
         self._held_epochs = held_epochs
+        self._cells = cells
         self._warned = False
 
     def experience(self, epoch: int, behavior: PolicyPoint, slot: Slot) -> Experience | None:
@@ -45,7 +48,7 @@ class Views:
         if lease is None:
             self._warn("experience")
             return None
-        return Experience(self._spec, epoch, behavior.version, lease, behavior.minibatches)
+        return Experience(self._spec, epoch, behavior.version, lease, behavior.minibatches, of_cells=self._cells)
 
     def policy(self, version: int) -> PolicySnapshot | None:
         """A version that is there."""

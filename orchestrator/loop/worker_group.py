@@ -19,6 +19,8 @@ from orchestrator.collection.service import CollectorService, CollectRequest
 from orchestrator.config.paths import PATH
 from orchestrator.learning.learner import Learner
 from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
+from orchestrator.loop.cluster import cluster
+from orchestrator.loop.devices import device_of_cell, resolve_device
 from orchestrator.loop.learners import Learners
 from orchestrator.loop.memory import memory_needed, out_of_memory_named
 from orchestrator.loop.patience import WorkerHangs
@@ -28,7 +30,9 @@ from orchestrator.policies import build_policy
 from orchestrator.workers.cores import available_cores
 from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.note import Note
+from orchestrator.workers.remote import MachineLost
 from orchestrator.workers.slots import SlotSender
+from orchestrator.workers.spans import on_clock
 from orchestrator.workers.worker import Worker, WorkerCrashed, close_workers, open_worker
 from state.experience import ExperienceSpec
 from state.frozen_mapping import FrozenMapping
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
     from losses import LearnerCallback
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.learning.learner_state import LearnerState, Unsaved
+    from orchestrator.loop.cluster import Cluster
     from orchestrator.loop.patience import Patience
     from orchestrator.policies import Policy, Spaces
     from orchestrator.workers.interrupt import Interrupt
@@ -71,8 +76,11 @@ class EarlyPublication:
 class WorkerGroup:
     """The workers at work. Made by `worker_group()`."""
 
-    def __init__(self, config: TrainerConfig, interrupt: Interrupt, patience: Patience) -> None:
+    def __init__(
+        self, config: TrainerConfig, interrupt: Interrupt, patience: Patience, cluster: Cluster | None
+    ) -> None:
         self._config = config
+        self._cluster = cluster
         self._interrupt = interrupt
         self._patience = patience
         self._opened: list[Worker] = []
@@ -134,6 +142,7 @@ class WorkerGroup:
             self._ask,
             self._interrupt,
             can_die=config.collection.backend == "process",
+            across_machines=self._cluster is not None,
         )
         self.description = await self._learners.start()
         recurrent = ["the policy is recurrent"] if self.description.recurrent_state_size else []
@@ -233,10 +242,12 @@ class WorkerGroup:
             assert early is not None
             early.published(early, report)
 
-        reports = await self._learners.learn(request, published_early)
-        for worker, report in zip(self._learners.workers, reports, strict=True):
+        learned = await self._learners.learn(request, published_early)
+        reports: list[LearnReport] = []
+        for worker, report in zip(self._learners.workers, learned, strict=True):
             self._warn(report.warnings)
             self._patience.saw(worker.name, report.longest_step)
+            reports.append(on_clock(report, worker.clock_ahead))
         return reports[0]._replace(other_cells=reports[1:])
 
     async def protect_learner(self, epochs: int, policy: Callable[[], Slot]) -> None:
@@ -288,7 +299,7 @@ class WorkerGroup:
                 report: CollectReport = await self._ask(collector.worker, "collect", request)
                 self._warn(report.warnings)
                 self._patience.saw(collector.worker.name, report.longest_step)
-                return report
+                return on_clock(report, collector.worker.clock_ahead)
             except WorkerCrashed as error:
                 await self._replace(collector, error)
 
@@ -331,20 +342,34 @@ class WorkerGroup:
         plan = CollectorPlan(config=config, index=index, restarts=restarts, device=resolve_device(acts_on))
         note = Note()
         self._patience.waits_for[plan.name] = note.read
-        return await self._open(plan.name, 1, CollectorService, plan, self._interrupt, note)
+        cell = index * config.cells // config.collection.collectors
+        return await self._open(plan.name, cell, CollectorService, lambda: (plan, self._interrupt, note))
 
     async def _open_learner(self, plan: LearnerPlan, cell: int) -> Worker:
         if self._config.cells == 1:
-            return await self._open("learner", 1, Learner, plan)
-        plan = replace(plan, cell=cell, device=device_of_cell(plan.device, cell))
-        return await self._open(f"learner-{cell}", 1, Learner, plan)
+            return await self._open("learner", cell, Learner, lambda: (plan,))
 
-    async def _open(self, name: str, threads: int, factory: Any, *args: object) -> Worker:
-        start = partial(open_worker, self._config.collection.backend, name, factory, *args, threads=threads)
+        def of_cell() -> tuple[LearnerPlan]:
+            if self._cluster is None:
+                return (replace(plan, cell=cell, device=device_of_cell(plan.device, cell)),)
+            return (replace(plan, cell=cell, address=self._cluster.address_of(cell)),)
+
+        return await self._open(f"learner-{cell}", cell, Learner, of_cell)
+
+    async def _open(self, name: str, cell: int, factory: Any, arguments: Callable[[], tuple[object, ...]]) -> Worker:
         with out_of_memory_named(self._config, name):
-            worker = await self._patience.answer(name, "start", start)
+            worker = await self._patience.answer(name, "start", self._start, name, cell, factory, arguments)
         self._opened.append(worker)
         return worker
+
+    async def _start(self, name: str, cell: int, factory: Any, arguments: Callable[[], tuple[object, ...]]) -> Worker:
+        """A worker where its cell is; the arguments are asked for when that is known."""
+        while True:
+            machine = None if self._cluster is None else await self._cluster.machine(cell)
+            try:
+                return await open_worker(self._config.collection.backend, name, factory, *arguments(), machine=machine)
+            except MachineLost as error:
+                _log.warning("worker %r could not be started: %s", name, error)
 
     async def _ask(self, worker: Worker, method: str, *args: object) -> Any:
         with out_of_memory_named(self._config, worker.name):
@@ -361,33 +386,16 @@ async def worker_group(
     config: TrainerConfig, losses: Sequence[LearnerCallback], interrupt: Interrupt, patience: Patience
 ) -> AsyncGenerator[WorkerGroup]:
     """The run's workers, all ended when the context is left."""
-    workers = WorkerGroup(config, interrupt, patience)
-    try:
-        await workers.assemble(losses)
-        yield workers
-    finally:
-        interrupt.set()
-        await workers.aclose()
+    async with cluster(config, interrupt) as machines:
+        workers = WorkerGroup(config, interrupt, patience, machines)
+        try:
+            await workers.assemble(losses)
+            yield workers
+        finally:
+            interrupt.set()
+            await workers.aclose()
 
 
 def _for_losses(state: TrainerState) -> TrainerState:
     """Without the views: the learner has the memory itself."""
     return replace(state, experience=None, policy=None)
-
-
-def resolve_device(device: str) -> str:
-    """The device that `auto` stands for here: mps is only taken when asked for, since nobody has measured it yet."""
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def device_of_cell(device: str, cell: int) -> str:
-    """Where a cell learns: where one device is not named, each has its own, as long as there are so many."""
-    if device != "cuda":
-        return device
-    import torch
-
-    return f"cuda:{cell % torch.cuda.device_count()}"

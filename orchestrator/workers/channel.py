@@ -10,9 +10,12 @@ import select
 import socket
 import struct
 from collections import deque
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.workers.message import MAX_DESCRIPTORS, decode, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _HEADER = struct.Struct("!QI")  # payload bytes, descriptors
 _ANCILLARY = socket.CMSG_SPACE(MAX_DESCRIPTORS * array.array("i").itemsize)
@@ -33,7 +36,11 @@ class Channel:
 
     def send(self, message: object) -> None:
         """Blocks until the message is written."""
-        data, descriptors = self._framed(message)
+        self.forward(*encode(message))
+
+    def forward(self, payload: bytes, descriptors: list[int]) -> None:
+        """As `send`, of a message that is encoded already."""
+        data = _HEADER.pack(len(payload), len(descriptors)) + payload
         sent = 0
         while sent < len(data):
             sent += self._send_some(data, sent, descriptors)
@@ -43,6 +50,12 @@ class Channel:
         while not self._is_complete():
             self._receive_some()
         return self.take()
+
+    def receive_encoded(self) -> tuple[bytes, list[int]]:
+        """As `receive`, without decoding the message: the descriptors are the caller's from now on."""
+        while not self._is_complete():
+            self._receive_some()
+        return self._take(lambda payload, descriptors: (bytes(payload), descriptors))
 
     def arrives(self, seconds: float) -> bool:
         """Whether `receive` has something to read within so many seconds; several messages may have come at once."""
@@ -58,6 +71,9 @@ class Channel:
         Raises what unpickling it raises, and OSError where this process had no file descriptors left for its memory:
         then the message is lost, and those that follow are not.
         """
+        return self._take(decode)
+
+    def _take(self, decoded: Callable[[memoryview, list[int]], Any]) -> Any:
         size, count = _HEADER.unpack_from(self._buffer)
         end = _HEADER.size + size
         descriptors = self._descriptors.popleft() if count else []
@@ -66,7 +82,7 @@ class Channel:
                 for descriptor in descriptors:
                     os.close(descriptor)
                 raise _too_many_open_files(count)
-            return decode(memoryview(self._buffer)[_HEADER.size : end], descriptors)
+            return decoded(memoryview(self._buffer)[_HEADER.size : end], descriptors)
         finally:  # also a message that cannot be unpickled is done with
             if self._filled == end and len(self._buffer) == _BUFFER:
                 self._filled = 0

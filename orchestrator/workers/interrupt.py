@@ -18,9 +18,18 @@ class Interrupt:
     def __init__(self, buffer: SharedBuffer | None = None) -> None:
         self._buffer = buffer or SharedBuffer.create(1, "interrupt")
         self._memory = self._buffer.map_shared()
+        self.when_set: list[Callable[[], object]] = []
+        """Called in this process when it is set: from any thread, and from signal handlers."""
 
     def set(self) -> None:
         self._memory[0] = 1
+        for tell in self.when_set:
+            tell()
+
+    @property
+    def shared_as(self) -> tuple[int, bytes]:
+        """The name of its memory on other machines (see `RemoteMachine.share`), and what it holds."""
+        return os.fstat(self._buffer.fd).st_ino, self._memory[:1]
 
     def is_set(self) -> bool:
         return self._memory[0] != 0

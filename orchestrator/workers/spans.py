@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+_Report = TypeVar("_Report", bound=tuple[Any, ...])
 
 
 class Span(NamedTuple):
@@ -30,3 +32,14 @@ class Spans:
             now = time.monotonic()
             self.recorded.append(Span(name, self._since, now, update_epoch, mb_idx))
             self._since = now
+
+
+def on_clock(report: _Report, ahead: float) -> _Report:
+    """A report with `began`, `ended` and perhaps `spans`, from a clock that is so many seconds ahead."""
+    if not ahead:
+        return report
+    named: Any = report
+    times: dict[str, Any] = {"began": named.began - ahead, "ended": named.ended - ahead}
+    if hasattr(named, "spans"):
+        times["spans"] = [one._replace(began=one.began - ahead, ended=one.ended - ahead) for one in named.spans]
+    return named._replace(**times)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
 
     from orchestrator.workers.host_channel import HostChannel
+    from orchestrator.workers.remote import RemoteMachine
 
 CLOSE_GRACE = 5.0
 """Seconds that a worker has to end by itself once the host has hung up."""
@@ -77,6 +78,8 @@ class Worker:
         self._closing = anyio.Lock(fast_acquire=True)
         self.ended = False
         """Whether it has been closed, and is gone."""
+        self.clock_ahead = 0.0
+        """Seconds that its `time.monotonic()` is ahead of the host's, where it is on another machine."""
         self.observe: Callable[[str, str, float, float], None] | None = None
         """Told of every call: name of the worker, method, begin and end (`time.monotonic()`)."""
 
@@ -180,9 +183,12 @@ async def open_worker(
     factory: Callable[..., object],
     *args: object,
     threads: int = 1,
+    machine: RemoteMachine | None = None,
 ) -> Worker:
-    """As `start_worker`; the caller closes it."""
-    if backend == "process":
+    """As `start_worker`, on another machine than this one where one is given; the caller closes it."""
+    if machine is not None:
+        start = machine.start_worker
+    elif backend == "process":
         from orchestrator.workers.process import start
     else:
         from orchestrator.workers.inline import start
@@ -190,6 +196,7 @@ async def open_worker(
     try:
         with anyio.CancelScope(shield=True):  # a process that has been started must have an owner
             worker = Worker(name, *await start(name, threads))
+            worker.clock_ahead = 0.0 if machine is None else machine.ahead
         assert worker is not None
         await worker.call(CONSTRUCT, factory, args)
     except BaseException as error:

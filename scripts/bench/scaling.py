@@ -2,6 +2,10 @@
 died learns again, and what to expect of more cells than there are here.
 
     python scripts/bench/scaling.py [--cells 1 2] [--repeats 3] [--hidden 256] [--network-latency 50] [--gigabits 25]
+        [--machines]
+
+`--machines` measures, instead, how soon a run trains again that has lost a machine of a Ray cluster (the extra
+`cluster`), which is several raylets on this machine: one is killed with everything that runs on it.
 
 Every cell has 64 environments, a collector and a learner; they take turns (staleness 0), so that each cell needs one
 core. The rate of n cells is compared with n times that of one, in turn, in processes of their own. What is sent is
@@ -134,6 +138,44 @@ def replaced(hidden: int) -> dict[str, float]:
     return {"replaced": after - died, "epoch": statistics.median(np.diff(ends[WARM_UP : WARM_UP + 4]).tolist())}
 
 
+def moved(hidden: int, shrinks: int) -> dict[str, float]:
+    """Seconds from a machine's death to the end of the first epoch with its successor, or (`shrinks`) without one."""
+    import anyio
+    import psutil
+    from ray.cluster_utils import Cluster
+
+    from orchestrator import Trainer
+
+    machines = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes: list[Any] = [machines.add_node(num_cpus=2) for _ in range(2)]
+    found: dict[str, float] = {}
+
+    def kill_one() -> None:
+        for node in nodes:
+            raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+            there = raylet.children(recursive=True)
+            if any("orchestrator.workers.forking" in " ".join(one.cmdline()) for one in there):
+                for process in (raylet, *there):
+                    process.kill()
+
+    async def main() -> None:
+        config = replace(configured(2, hidden), cluster=machines.address)
+        config = replace(config, on_cell_lost="shrink" if shrinks else "replace")
+        died = 0.0
+        async with Trainer(config).start() as run:
+            async for state in run.states():
+                if state.epoch == WARM_UP + 4:
+                    died = time.perf_counter()
+                    await anyio.to_thread.run_sync(kill_one)
+                if died and run.statistics().workers["learner-1"].restarts:
+                    found["again"] = time.perf_counter() - died
+                    run.stop()
+
+    anyio.run(main)
+    machines.shutdown()
+    return found
+
+
 def simulated(cells: int, minibatches: NDArray[Any], nbytes: int, latency: float, bandwidth: float) -> float:
     """Seconds of a step, on average."""
     draw = np.random.default_rng(1)
@@ -176,13 +218,27 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256, help="width of the two hidden layers (default: %(default)s)")
     parser.add_argument("--network-latency", type=float, default=50.0, help="microseconds (default: %(default)s)")
     parser.add_argument("--gigabits", type=float, default=25.0, help="per second (default: %(default)s)")
+    parser.add_argument("--machines", action="store_true", help="how soon a run trains again that has lost a machine")
     options = parser.parse_args()
     if options.one:
         what, *numbers = options.one
-        functions: dict[str, Any] = {"measured": measured, "replaced": replaced, "gradient": gradient_bytes}
+        functions: dict[str, Any] = {
+            "measured": measured,
+            "replaced": replaced,
+            "moved": moved,
+            "gradient": gradient_bytes,
+        }
         print(json.dumps(functions[what](*map(int, numbers))))
         return
     print(describe_machine())
+    if options.machines:
+        for shrinks, how in enumerate(("replaced", "done without")):
+            times = [
+                in_subprocess(__file__, "--one", "moved", options.hidden, shrinks)["again"]
+                for _ in range(options.repeats)
+            ]
+            print(f"  a machine of 2 killed, and {how}: {spread(times)} s to the end of the first epoch after that")
+        return
     found: dict[int, list[dict[str, Any]]] = {cells: [] for cells in sorted({1, *options.cells})}
     for _ in range(options.repeats):
         for cells, results in found.items():

@@ -6,7 +6,7 @@ import importlib.metadata
 import shlex
 import shutil
 import tomllib
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +16,7 @@ from orchestrator.checkpoints.objects import Objects
 from orchestrator.checkpoints.remote import RemoteCheckpoints
 from orchestrator.command.cli import run
 from tests.documentation import Block, blocks_of, single_pages
+from tests.machines import Machines
 from tests.orchestrator.checkpoints.object_store_server import object_store_server
 from tests.orchestrator.deployment.hub_server import hub_server
 
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.slow
 
 NOT_RUN = {
     "scripts/test.sh": "runs the tests, this one among them",
+    "ray start": "the tests have a cluster of their own",
     ".venv/bin/python -m pytest": "runs the tests, this one among them",
 }
 """Commands by how they begin, and why they are not run here."""
@@ -58,8 +60,10 @@ def test_what_is_not_run_is_still_in_the_documents() -> None:
 @contextmanager
 def services(lines: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What the commands talk to, on loopback: `s3://bucket`, which has the run under the two addresses that documents
-    use, and the Hugging Face Hub."""
+    use, the Hugging Face Hub, and a Ray cluster."""
     with ExitStack() as servers:
+        if any("--cluster auto" in line for line in lines):
+            monkeypatch.setenv("RAY_ADDRESS", servers.enter_context(closing(Machines(3))).address)
         if any("--push-to-hub" in line for line in lines):
             servers.enter_context(hub_server(monkeypatch, folder))
         if not any("s3://" in line for line in lines):

@@ -1,0 +1,295 @@
+"""The machines of a Ray cluster that a run's cells are on: Ray finds a place for each, passes on what is asked of the
+workers there, and tells when a machine is gone. Cell 0 is where the host is, and has nothing to do with this."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import queue
+import socket
+import threading
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from orchestrator.config.paths import PATH
+from orchestrator.loop.restarts import Restarts
+from orchestrator.workers.event_loop import in_thread
+from orchestrator.workers.machine import Machine
+from orchestrator.workers.remote import MachineLost, RemoteMachine
+from state.error import OrchestratorError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    from orchestrator.config.settings import TrainerConfig
+    from orchestrator.workers.interrupt import Interrupt
+
+_log = logging.getLogger("orchestrator")
+_REACHED_SECONDS = 10.0
+"""That a cluster has to answer at all."""
+_SAID_SECONDS = 10.0
+"""Between two times that the log says what a run waits for."""
+
+
+class ClusterError(OrchestratorError, RuntimeError):
+    """The cluster can't be reached, has no place for a cell, or has lost one that is not to be replaced."""
+
+
+@dataclass(slots=True)
+class _Place:
+    """Where a cell is."""
+
+    machine: RemoteMachine
+    address: str
+    actor: Any
+    lost: str = ""
+    """Why it is gone, once it is."""
+
+
+class Cluster:
+    """Made by `cluster()`."""
+
+    def __init__(self, config: TrainerConfig, interrupt: Interrupt) -> None:
+        self._config = config
+        self._interrupt = interrupt
+        self._group: Any = None
+        self._places: dict[int, _Place] = {}
+        """Of all cells that are not with the host, by number."""
+        self._moving = anyio.Lock(fast_acquire=True)
+        self._losses: dict[int, Restarts] = {}
+        self._interrupts: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.address = ""
+        """Of the host's machine, as the others reach it."""
+
+    def address_of(self, cell: int) -> str:
+        """Where a cell's learner is reached by the others."""
+        place = self._places.get(cell)
+        return self.address if place is None else place.address
+
+    async def open(self) -> None:
+        """Find a place for every cell. Raises ClusterError."""
+        await in_thread(self._join, abandon_on_cancel=True)
+        cells = range(1, self._config.cells)
+        async with anyio.create_task_group() as tasks:
+            for cell in cells:
+                tasks.start_soon(self._place, cell)
+        self._interrupt.when_set.append(self._notice_interrupt)
+        threading.Thread(target=self._pass_on_interrupts, name="orchestrator-interrupts", daemon=True).start()
+
+    async def machine(self, cell: int) -> RemoteMachine | None:
+        """Where a cell's workers are to be started now; None: with the host. A machine that is gone is replaced, or
+        not, as the settings say. Raises ClusterError."""
+        async with self._moving:
+            place = self._places.get(cell)
+            if place is None or not place.lost:
+                return None if place is None else place.machine
+            # Its machine may be out of reach only, and what runs there is not to go on beside its successor.
+            await in_thread(_ray().kill, place.actor, abandon_on_cancel=True)
+            what = f"cell {cell} has lost its machine, {place.machine.name}: {place.lost}"
+            match self._config.on_cell_lost:
+                case "fail":
+                    raise ClusterError(f"{what}; {PATH.on_cell_lost} is 'fail'")
+                case "shrink":
+                    _log.warning("%s; from now on its workers run with those of cell 0", what)
+                    del self._places[cell]
+                    return None
+                case "replace":
+                    losses = self._losses.setdefault(cell, Restarts())
+                    if not losses.died():
+                        raise ClusterError(f"{what}; it has lost {losses.recent} within an hour")
+                    _log.warning("%s; another is looked for", what)
+                    await self._place(cell)
+                    return self._places[cell].machine
+
+    async def close(self) -> None:
+        """End what runs elsewhere."""
+        with anyio.CancelScope(shield=True):
+            self._interrupts.put(False)
+            await in_thread(self._leave)
+
+    async def _place(self, cell: int) -> None:
+        """Wait until Ray has a place for a cell."""
+        needed = _resources(self._config)
+        place: list[_Place] = []
+
+        async def wait() -> None:
+            while not place:
+                # Ray may still take a machine that is gone for one that is there.
+                with suppress(MachineLost):
+                    place.append(await in_thread(self._start, cell, needed, abandon_on_cancel=True))
+            tasks.cancel_scope.cancel()
+
+        with anyio.move_on_after(self._config.cell_timeout):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait)
+                while True:
+                    await anyio.sleep(_SAID_SECONDS)
+                    _log.info("cell %d waits for a machine with %s", cell, _described(needed))
+        if not place:
+            raise ClusterError(
+                f"the cluster has no machine for cell {cell} after {PATH.cell_timeout} = {self._config.cell_timeout:g}"
+                f" s: it needs {_described(needed)}, and the machines have {await in_thread(_machines)}; add one"
+                f" (`ray start --address ...`), or lower {PATH.cells} or {PATH.collection.collectors}"
+            )
+        self._places[cell] = place[0]
+        _log.info("cell %d is on %s", cell, place[0].machine.name)
+
+    # In threads.
+
+    def _join(self) -> None:
+        _connections.join(str(self._config.cluster))
+        needed = _resources(self._config)
+        util = _ray().util
+        self.address = util.get_node_ip_address()
+        # All places at once: two runs that each hold half of what they need would wait for each other.
+        self._group = util.placement_group([needed] * (self._config.cells - 1), strategy="SPREAD")
+
+    def _start(self, cell: int, needed: dict[str, float]) -> _Place:
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        ray = _ray()
+        # Calls that wait at the same time: each worker's, and of the other kind, each worker's end.
+        workers = self._config.collection.collectors // self._config.cells + 1
+        remote = ray.remote(max_concurrency=workers + 1, concurrency_groups={"control": workers + 1})(_Actor)
+        actor = remote.options(
+            num_cpus=needed["CPU"],
+            num_gpus=needed.get("GPU", 0),
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, cell - 1),
+        ).remote()
+
+        def call(method: str, *args: object) -> Any:
+            of_actor = getattr(actor, method)
+            if method != "ask":
+                of_actor = of_actor.options(concurrency_group="control")
+            try:
+                return ray.get(of_actor.remote(*args))
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause if isinstance(error.cause, Exception) else error from None
+            except ray.exceptions.RayError as error:
+                place.lost = place.lost or _in_short(error)
+                raise MachineLost(f"{place.machine.name} is gone: {place.lost}") from error
+
+        place = _Place(RemoteMachine(call, f"the machine of cell {cell}"), "", actor)
+        host, place.address = call("whereabouts")
+        place.machine.name = f"{host} ({place.address})"
+        place.machine.compare_clocks()
+        return place
+
+    def _notice_interrupt(self) -> None:
+        self._interrupts.put(True)
+
+    def _pass_on_interrupts(self) -> None:
+        while self._interrupts.get():
+            for place in list(self._places.values()):
+                if not place.lost:
+                    name, content = self._interrupt.shared_as
+                    place.actor.write.options(concurrency_group="control").remote(name, content)
+
+    def _leave(self) -> None:
+        if self._group is None:
+            return
+        ray = _ray()
+        for place in self._places.values():
+            ray.kill(place.actor)
+        ray.util.remove_placement_group(self._group)
+        _connections.leave()
+
+
+class _Actor(Machine):
+    """What Ray starts for a cell."""
+
+    def whereabouts(self) -> tuple[str, str]:
+        """The machine's name, and its address in the cluster."""
+        return self.address(), _ray().util.get_node_ip_address()
+
+
+class _Connections:
+    """This program's connection to Ray, which it has one of, and several runs may want."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs = 0
+        self._own = False
+
+    def join(self, address: str) -> None:
+        ray = _ray()
+        with self._lock:
+            if not self._runs:
+                self._own = not ray.is_initialized()
+            if self._own and not self._runs:
+                try:
+                    _check_reachable(address)
+                    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+                except Exception as error:
+                    raise ClusterError(
+                        f"{PATH.cluster} = {address!r}: no Ray cluster answers there, as one of this machine:"
+                        f" {type(error).__name__}: {error}; start one with `ray start --head`, or join one with"
+                        " `ray start --address HOST:PORT`"
+                    ) from error
+            self._runs += 1
+
+    def leave(self) -> None:
+        ray = _ray()
+        with self._lock:
+            self._runs -= 1
+            if self._own and not self._runs:
+                ray.shutdown()
+
+
+_connections = _Connections()
+
+
+def _ray() -> Any:
+    """The library, which only runs on several machines need, and which has few types."""
+    return importlib.import_module("ray")
+
+
+def _check_reachable(address: str) -> None:
+    """Raises OSError where nobody answers, which Ray itself would try for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), timeout=_REACHED_SECONDS).close()
+
+
+def _resources(config: TrainerConfig) -> dict[str, float]:
+    """What Ray is to reserve for a cell: a core for each worker, and a GPU to learn with."""
+    needed = {"CPU": float(config.collection.collectors // config.cells + 1)}
+    return needed | ({"GPU": 1.0} if config.device.startswith("cuda") else {})
+
+
+def _described(resources: dict[str, float]) -> str:
+    return ", ".join(f"{number:g} {name}" for name, number in resources.items())
+
+
+def _machines() -> str:
+    nodes: Sequence[Any] = _ray().nodes()
+    alive = [node for node in nodes if node["Alive"]]
+    return "; ".join(
+        _described({name: node["Resources"].get(name, 0.0) for name in ("CPU", "GPU") if name in node["Resources"]})
+        for node in alive
+    )
+
+
+def _in_short(error: Exception) -> str:
+    """What Ray says of the cause of a death, which comes after what it says of the actor, line by line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    of_actor = [index for index, line in enumerate(lines) if line.partition(":")[0] in ("actor_id", "pid", "ip")]
+    cause = lines[of_actor[-1] + 1 :] if of_actor else lines
+    return " ".join(cause) or repr(error)
+
+
+@asynccontextmanager
+async def cluster(config: TrainerConfig, interrupt: Interrupt) -> AsyncGenerator[Cluster | None]:
+    """The machines of the run's cells, given back when the context is left; None where all cells are with the host."""
+    if config.cluster is None:
+        yield None
+        return
+    machines = Cluster(config, interrupt)
+    try:
+        await machines.open()
+        yield machines
+    finally:
+        await machines.close()

@@ -1,0 +1,125 @@
+"""Workers on another machine: the host's side. A thread for each passes its messages on and brings the replies."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+from orchestrator.workers.channel import Channel
+from orchestrator.workers.event_loop import in_thread
+from orchestrator.workers.host_channel import HostChannel
+from orchestrator.workers.program import check_not_entering, describe
+from orchestrator.workers.reply import WorkerCrashed
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+
+_CLOCK_READINGS = 5
+
+
+class MachineLost(WorkerCrashed):
+    """A machine, or what answers there, is gone."""
+
+
+class Call(Protocol):
+    """Calls a method of a `machine.Machine` and waits for the result. Raises what it raises, and MachineLost."""
+
+    def __call__(self, method: str, *args: object) -> Any: ...
+
+
+class RemoteMachine:
+    """A machine with workers, as the host knows it. `call` is for any thread."""
+
+    def __init__(self, call: Call, name: str) -> None:
+        self.name = name
+        """What people call it."""
+        self.call = call
+        self.ahead = 0.0
+        """Seconds that its `time.monotonic()` is ahead of the host's, as well as that can be told."""
+        self._shared: set[int] = set()
+        self._sharing = threading.Lock()
+
+    def compare_clocks(self) -> None:
+        """Measure `ahead`; blocks."""
+        readings: list[tuple[float, float]] = []
+        for _ in range(_CLOCK_READINGS):
+            before = time.monotonic()
+            there = self.call("now")
+            after = time.monotonic()
+            readings.append((after - before, there - (before + after) / 2))
+        self.ahead = min(readings)[1]
+
+    async def start_worker(self, name: str, threads: int) -> tuple[HostChannel, RemoteBody]:
+        """A worker that waits for its object to be constructed."""
+        check_not_entering()
+        number: int = await in_thread(self.call, "start_worker", describe(name), threads)
+        channel, other_end = HostChannel.pair()
+        passing = threading.Thread(
+            target=self._pass_on, args=(other_end, number), name=f"orchestrator-{name}", daemon=True
+        )
+        passing.start()
+        return channel, RemoteBody(self, number)
+
+    def share(self, descriptors: list[int]) -> list[int]:
+        """The names there of the shared memory behind descriptors of this process, which are closed. Memory that the
+        machine has not met is made there, with what it holds now: later, each has its own."""
+        try:
+            return [self._share(descriptor) for descriptor in descriptors]
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+
+    def _share(self, descriptor: int) -> int:
+        about = os.fstat(descriptor)
+        with self._sharing:
+            if about.st_ino not in self._shared:
+                content = None
+                if about.st_blocks:  # without pages, it is all zeros
+                    with mmap.mmap(descriptor, about.st_size, access=mmap.ACCESS_READ) as memory:
+                        content = memory[:]
+                self.call("share", about.st_ino, about.st_size, content)
+                self._shared.add(about.st_ino)
+        return about.st_ino
+
+    def _pass_on(self, connection: socket.socket, number: int) -> None:
+        """In a thread: until the host hangs up, or there is nobody to pass anything on to."""
+        channel = Channel(connection)
+        with connection, suppress(EOFError, OSError, MachineLost):
+            while True:
+                request, descriptors = channel.receive_encoded()
+                reply: bytes | None = self.call("ask", number, request, self.share(descriptors))
+                if reply is None:
+                    return
+                channel.forward(reply, [])
+
+
+class RemoteBody:
+    """A worker process on another machine."""
+
+    def __init__(self, machine: RemoteMachine, number: int) -> None:
+        self._machine = machine
+        self._number = number
+        self._end: str | None = None
+
+    async def wait(self, seconds: float) -> bool:
+        return await self._ended(self._machine.call, "wait_for_end", self._number, seconds)
+
+    async def kill(self) -> None:
+        await self._ended(self._machine.call, "kill", self._number)
+
+    def describe_end(self) -> str:
+        return self._end or f"its connection broke, yet the process still runs, on {self._machine.name}"
+
+    async def _ended(self, call: Callable[..., str | None], *args: object) -> bool:
+        if self._end is None:
+            try:
+                end: str | None = await in_thread(call, *args, abandon_on_cancel=True)
+                self._end = end and f"{end}, on {self._machine.name}"
+            except MachineLost as error:
+                self._end = str(error)  # and with it, all that ran there
+        return self._end is not None

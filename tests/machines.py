@@ -1,0 +1,71 @@
+"""A Ray cluster whose machines are raylets on this one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from typing import Any
+
+import anyio
+import psutil
+
+from tests.orchestrator.training import worker_processes
+
+MARK = "ORCHESTRATOR_TEST_CLUSTER"
+CORES = 2
+
+
+class Machines:
+    """A head without cores, and machines with as many as a cell with one collector needs."""
+
+    def __init__(self, count: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.mark = os.environ[MARK] = uuid.uuid4().hex
+        self._cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self.address: str = self._cluster.address
+        for _ in range(count):
+            self.add()
+
+    def add(self) -> None:
+        os.environ[MARK] = self.mark
+        self._cluster.add_node(num_cpus=CORES)
+
+    def processes(self) -> set[int]:
+        """Workers on these machines, and what they come from."""
+        found: set[int] = set()
+        own = [one for one in psutil.Process().children() if "orchestrator.workers.forking" in " ".join(one.cmdline())]
+        not_there = {one.pid for server in own for one in (server, *server.children(recursive=True))}
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                ours = process.environ().get(MARK) == self.mark and process.status() != "zombie"
+                if (
+                    ours
+                    and process.pid not in not_there
+                    and "orchestrator.workers.forking" in " ".join(process.cmdline())
+                ):
+                    found.add(process.pid)
+        return found
+
+    def raylets_with_workers(self) -> list[psutil.Process]:
+        """The raylets of machines that a cell is on."""
+        raylets = [node.all_processes["raylet"][0].process.pid for node in self._cluster.worker_nodes]
+        alive = [psutil.Process(pid) for pid in raylets if psutil.pid_exists(pid)]
+        return [
+            raylet
+            for raylet in alive
+            if any("orchestrator.workers.forking" in " ".join(one.cmdline()) for one in raylet.children(recursive=True))
+        ]
+
+    async def assert_nothing_left(self) -> None:
+        """Soon."""
+        assert not worker_processes()
+        with anyio.fail_after(30):
+            while left := self.processes():
+                await anyio.sleep(0.1)
+        assert not left
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+        del os.environ[MARK]

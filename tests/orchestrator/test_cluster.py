@@ -1,0 +1,319 @@
+"""Cells on the machines of a Ray cluster, which here are several raylets on one machine: the same bits as on one, and
+what happens when something there is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+import gymnasium
+import pytest
+
+from losses import Loss
+from orchestrator import (
+    CheckpointsConfig,
+    ConfigurationError,
+    Hook,
+    PolicyConfig,
+    Trainer,
+    TrainerConfig,
+)
+from orchestrator.loop.cluster import ClusterError
+from tests.machines import Machines
+from tests.orchestrator.test_cells import Deadly, assert_same, trained
+from tests.orchestrator.training import losses_with, small_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from losses import Minibatch, PolicyEvaluation
+    from state import TrainerState
+
+pytestmark = [pytest.mark.slow, pytest.mark.anyio]
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    made = Machines(3)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def own_machines() -> Iterator[Machines]:
+    """For those that break them."""
+    made = Machines(2)
+    yield made
+    made.close()
+
+
+def config_for(cells: int, machines: Machines | None = None, *, epochs: int = 6, **settings: Any) -> TrainerConfig:
+    config = small_config(epochs=epochs, num_environments=8, backend="process", collectors=4, **settings)
+    learning = dataclasses.replace(config.learning, shards=4)
+    cluster = None if machines is None or cells == 1 else machines.address
+    if cells == 2:  # with a core each
+        config = dataclasses.replace(config, collection=dataclasses.replace(config.collection, collectors=2))
+    return dataclasses.replace(config, cells=cells, cluster=cluster, learning=learning)
+
+
+# The same bits.
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "in turn": {"staleness": 0},
+    "half an epoch, normalized": {
+        "staleness": 0.5,
+        "policy": PolicyConfig(hidden_sizes=(8,), normalize_observations=True, normalize_rewards=True),
+    },
+    "lstm": {"policy": PolicyConfig(network="lstm", lstm_size=4)},
+}
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
+async def test_cells_on_several_machines_learn_the_same_bits(settings: dict[str, Any], machines: Machines) -> None:
+    assert_same(await trained(config_for(1, **settings)), await trained(config_for(4, machines, **settings)))
+    await machines.assert_nothing_left()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_run_resumes_exactly_with_and_without_a_cluster(machines: Machines, tmp_path: Path) -> None:
+    policy = PolicyConfig(hidden_sizes=(8,), normalize_observations=True, normalize_rewards=True)
+    whole = await trained(config_for(1, epochs=9, policy=policy))
+    folder = tmp_path / "run"
+    for cells, epochs in ((4, 3), (1, 5), (4, 9)):
+        made = config_for(cells, machines, epochs=epochs, policy=policy)
+        made = dataclasses.replace(made, run_dir=folder, checkpoints=CheckpointsConfig(every=1))
+        final = await trained(made, resume=folder if folder.exists() else None)
+    assert_same(whole, final)
+    await machines.assert_nothing_left()
+
+
+class Seeing(Hook):
+    """How much of the experience a hook sees, and whose."""
+
+    name = "seeing"
+
+    def __init__(self) -> None:
+        self.seen: set[tuple[range, int, int]] = set()
+
+    async def on_rollout_end(self, state: TrainerState) -> None:
+        assert state.experience is not None
+        assert state.experience["valid"].any(axis=1).all(), "every row has been collected"
+        assert len(state.experience.tensor("reward")) == state.experience.segments
+        self.seen.add((state.experience.cells, state.experience.of_cells, len(state.experience["reward"])))
+
+
+class SeeingLoss(Loss):
+    """The same of a loss in the learner."""
+
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
+        return evaluation.value.square().mean()
+
+    def on_rollout_end(self, state: TrainerState) -> None:
+        assert state.experience is not None
+        assert state.experience["valid"].any(axis=1).all(), "every row has been collected"
+        cell = self.context.cell
+        assert state.experience.cells == range(cell, cell + 1)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_hooks_see_the_experience_of_their_machine_and_losses_that_of_theirs(machines: Machines) -> None:
+    hook = Seeing()
+    with anyio.fail_after(200):
+        await Trainer(config_for(2, machines), hooks=[hook], losses=losses_with(SeeingLoss())).run()
+    assert hook.seen == {(range(1), 2, 4)}
+
+
+# Faults.
+
+
+class DeadlyElsewhere(Deadly):
+    """Kills the learner of the last cell."""
+
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
+        if self.context.cell:
+            return super().compute(minibatch, evaluation)
+        return 0.01 * evaluation.value.square().mean()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_learner_that_dies_on_another_machine_is_replaced_with_the_same_bits(
+    machines: Machines, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    undisturbed = await trained(config_for(2), losses_with(DeadlyElsewhere(tmp_path)))
+    replaced = await trained(config_for(2, machines), losses_with(DeadlyElsewhere(tmp_path, "SIGKILL")))
+    assert (tmp_path / "done").exists()
+    assert_same(undisturbed, replaced)
+    assert "worker 'learner-1' died during 'learn': killed by SIGKILL" in caplog.text
+    await machines.assert_nothing_left()
+
+
+class DeadlyElsewhereOnce(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Ends its process, where that was started by Ray, at the first step after the first rollout."""
+
+    def __init__(self, marker: str) -> None:
+        super().__init__(gymnasium.make("CartPole-v1"))
+        self._marker = Path(marker)
+        self._steps = 0
+
+    def step(self, action: Any) -> Any:
+        self._steps += 1
+        if self._steps == 40 and "RAY_RAYLET_PID" in os.environ and not self._marker.exists():
+            self._marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().step(action)
+
+
+async def test_a_collector_that_dies_on_another_machine_is_replaced(
+    machines: Machines, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Its environment ends the process once."""
+    config = config_for(
+        2,
+        machines,
+        environment="tests.orchestrator.test_cluster:DeadlyElsewhereOnce",
+        environment_options={"marker": str(tmp_path / "done")},
+    )
+    final = await trained(config)
+    assert final.epoch == 6
+    assert (tmp_path / "done").exists()
+    assert "worker 'collector-1' died during 'collect': killed by SIGKILL" in caplog.text
+    await machines.assert_nothing_left()
+
+
+class Breaking(Hook):
+    """Kills the raylet of a cell's machine after an epoch, and notes the epochs that it hears of."""
+
+    name = "breaking"
+
+    def __init__(self, machines: Machines, after: int = 3) -> None:
+        self.machines = machines
+        self.epochs: list[int] = []
+        self._after = after
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        self.epochs.append(state.epoch)
+        if state.epoch == self._after:
+            raylet = self.machines.raylets_with_workers()[0]
+            raylet.kill()
+            await anyio.to_thread.run_sync(raylet.wait)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("on_cell_lost", ["replace", "shrink"])
+async def test_a_run_whose_machine_is_lost_goes_on(
+    on_cell_lost: Any, own_machines: Machines, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """Ray takes some seconds to find out; until then the machine's processes may go on without their raylet."""
+    config = config_for(2, own_machines, epochs=10**6, run_dir=tmp_path / "run", staleness=0.5)
+    hook = Breaking(own_machines)
+    with anyio.fail_after(200):
+        async with Trainer(dataclasses.replace(config, on_cell_lost=on_cell_lost), hooks=[hook]).start() as run:
+            lost = 0
+            async for state in run.states():
+                if not lost and "cell 1 has lost its machine" in caplog.text:
+                    lost = state.epoch
+                if lost and state.epoch > lost + 5:
+                    break
+            there = own_machines.raylets_with_workers()
+            run.stop()
+            await run.result()
+    assert ("another is looked for" if on_cell_lost == "replace" else "run with those of cell 0") in caplog.text
+    assert len(there) == (on_cell_lost == "replace")
+    assert hook.epochs == sorted(set(hook.epochs)), "none is repeated"
+    await own_machines.assert_nothing_left()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_run_fails_with_its_machine_where_it_is_to(own_machines: Machines, tmp_path: Path) -> None:
+    config = config_for(2, own_machines, epochs=10**6, run_dir=tmp_path / "run")
+    config = dataclasses.replace(config, on_cell_lost="fail", checkpoints=CheckpointsConfig(every=1))
+    with anyio.fail_after(200), pytest.raises(ClusterError, match=r"cell 1 has lost its machine, .*on_cell_lost is"):
+        await Trainer(config, hooks=[Breaking(own_machines)]).run()
+    await own_machines.assert_nothing_left()
+    assert any((tmp_path / "run" / "checkpoints").iterdir()), "what was committed stays"
+
+
+@pytest.mark.parametrize("how", ["cancel", "stop_now"])
+async def test_however_a_run_ends_nothing_of_it_is_left_on_any_machine(how: str, machines: Machines) -> None:
+    with anyio.fail_after(200), anyio.CancelScope() as scope:
+        async with Trainer(config_for(2, machines, epochs=10**6)).start() as run:
+            await run.next_state(None)
+            assert {"learner-0", "learner-1", "collector-0", "collector-1"} <= run.statistics().workers.keys()
+            assert machines.processes()
+            if how == "cancel":
+                scope.cancel()
+                await anyio.sleep_forever()
+            run.stop_now()
+            await run.result()
+    await machines.assert_nothing_left()
+
+
+# The command.
+
+
+def test_the_command_trains_on_a_cluster_and_leaves_nothing_there_when_it_is_killed(
+    machines: Machines, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "orchestrator", "train", "--cells", "2", "--cluster", machines.address]
+    command += ["--collection.collectors", "2", "--collection.num-environments", "8"]
+    subprocess.run([*command, "--run-dir", tmp_path / "a", "--total-agent-steps", "1024"], check=True, timeout=200)
+    endless = subprocess.Popen([*command, "--run-dir", tmp_path / "b", "--total-agent-steps", "100000000"])
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "b" / "metrics.jsonl").exists() or not machines.processes():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    endless.kill()
+    endless.wait()
+    anyio.run(machines.assert_nothing_left)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cluster_that_is_not_there_is_named() -> None:
+    config = dataclasses.replace(config_for(2), cluster="127.0.0.1:1")
+    with anyio.fail_after(100), pytest.raises(ClusterError, match=r"cluster = '127\.0\.0\.1:1': no Ray cluster"):
+        await Trainer(config).run()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cell_that_no_machine_has_room_for_is_named_with_what_it_needs(machines: Machines) -> None:
+    config = config_for(2, machines)
+    collection = dataclasses.replace(config.collection, collectors=8)
+    config = dataclasses.replace(config, collection=collection, cell_timeout=3.0)
+    with anyio.fail_after(100), pytest.raises(ClusterError, match=r"no machine for cell 1 .*it needs 5 CPU"):
+        await Trainer(config).run()
+    await machines.assert_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"cells": 1}, r"cluster = 'auto'\s+expected: nothing while cells is 1"),
+        ({"cells": 4}, r"collection\.collectors = 2\s+expected: a multiple of cells = 4"),
+        ({"cluster": "ray://somewhere:10001"}, r"cluster = 'ray://somewhere:10001'\s+expected: auto, or HOST:PORT"),
+        ({"on_cell_lost": "wait"}, r"on_cell_lost = 'wait'"),
+    ],
+)
+def test_what_does_not_fit_a_cluster_is_refused_with_the_cure(settings: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigurationError, match=expected):
+        Trainer(dataclasses.replace(config_for(2), **{"cluster": "auto"} | settings))
+
+
+def test_a_cluster_that_a_request_names_needs_trust() -> None:
+    config = dataclasses.replace(config_for(2), cluster="192.0.2.1:6379")
+    with pytest.raises(ConfigurationError, match=r"cluster = '192\.0\.2\.1:6379'\s+expected: no code to run"):
+        Trainer(config, trust_code=False)
