@@ -68,4 +68,4 @@ class Machines:
 
     def close(self) -> None:
         self._cluster.shutdown()
-        del os.environ[MARK]
+        os.environ.pop(MARK, None)
