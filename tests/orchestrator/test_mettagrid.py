@@ -145,6 +145,9 @@ def test_wrappers_and_names_that_are_not_there_are_refused(monkeypatch: pytest.M
     assert "did you mean arena" in problem
     with pytest.raises(InvalidEnvironment, match="has 24 agents, expected one: a game of many can't be put"):
         make_vector(ARENA, 2, adaptation=Adaptation(max_episode_steps=7))
+    videos = EvaluationConfig(every=1, video_every=1)
+    with pytest.raises(ConfigurationError, match="0 for mettagrid/arena: MettaGrid's games are not drawn"):
+        anyio.run(Trainer(config_with(evaluation=videos)).run)
     with pytest.raises(ConfigurationError, match="agents: did you mean num_agents"):
         anyio.run(Trainer(config_with(environment_options={"agents": 3})).run)
 
