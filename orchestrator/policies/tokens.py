@@ -63,8 +63,6 @@ class TokenEncoder(nn.Module):
         self.latents = nn.Parameter(orthogonal(_LATENTS, _WIDTH, gain=1.0))
         self.register_buffer("places", _places(), persistent=False)
         self.register_buffer("buckets", _buckets(), persistent=False)
-        self.register_buffer("logarithms", torch.log2(torch.arange(_BYTES) + 1.0) / 8.0, persistent=False)
-        self.register_buffer("missing", (torch.arange(_BYTES) == _NONE).unsqueeze(1), persistent=False)
 
     def forward(self, observation: Observation) -> Tensor:
         assert isinstance(observation, Tensor)
@@ -93,8 +91,8 @@ class TokenEncoder(nn.Module):
         latents, `[kinds + 2 * 256, width + latents]`."""
         places = self.place(self.get_buffer("places"))
         latents = self.latents.t() / math.sqrt(_WIDTH)
-        # Not -inf, which would leave NaN where there is no token at all.
-        scores = (places @ latents).masked_fill(self.get_buffer("missing"), _FORBIDDEN)
+        # Of the last coordinate, _NONE. Not -inf, which would leave NaN where there is no token at all.
+        scores = torch.cat(((places @ latents)[:_NONE], latents.new_full((1, _LATENTS), _FORBIDDEN)))
         others = torch.cat((self.kinds.weight, self.amounts.weight))
         return torch.cat((torch.cat((others, others @ latents), 1), torch.cat((places, scores), 1)))
 
@@ -102,7 +100,7 @@ class TokenEncoder(nn.Module):
         coordinate, feature, value = observation.flatten(0, 1).int().unbind(1)
         kind = feature * _BUCKETS + self.get_buffer("buckets").index_select(0, value)
         parts = torch.stack((kind, feature + _KINDS, coordinate + (_KINDS + _BYTES)), 1)
-        amount = self.get_buffer("logarithms").index_select(0, value)
+        amount = torch.log2(value + 1.0) / 8.0
         weights = torch.stack((torch.ones_like(amount), amount, torch.ones_like(amount)), 1)
         if is_exporting():  # to formats that lack the operation
             sums = (F.embedding(parts, embeddings) * weights.unsqueeze(-1)).sum(1)

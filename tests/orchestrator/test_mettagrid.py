@@ -227,6 +227,7 @@ def attended(encoder: TokenEncoder, tokens: Any) -> Any:
 def test_rows_are_computed_in_parts_as_each_alone() -> None:
     torch.manual_seed(1)
     encoder = TokenEncoder(SPACES)
+    assert set(dict(encoder.named_buffers())) == {"places", "buckets"}, "checkpoints of earlier releases have these"
     torch.nn.init.normal_(encoder.amounts.weight)
     generator = np.random.default_rng(5)
     tokens = np.full((250, 40, 3), 255, np.uint8)
