@@ -45,6 +45,12 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 EPOCHS = 6
 
 
@@ -95,7 +101,6 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 async def test_one_two_and_four_cells_learn_the_same_bits(settings: dict[str, Any]) -> None:
     assert_same(*[await trained(config_for(cells, **settings)) for cells in (1, 2, 4)])
@@ -278,6 +283,7 @@ async def test_a_loss_that_is_not_finite_is_named() -> None:
         await trained(config_for(2), losses_with(NotFinite()))
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("how", ["cancel", "stop", "stop_now", "abort"])
 async def test_however_a_run_ends_every_learner_ends(how: str) -> None:
     trainer = Trainer(config_for(2, epochs=100_000))

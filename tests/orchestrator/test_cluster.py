@@ -42,6 +42,11 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.anyio]
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
     made = Machines(3)
@@ -79,14 +84,12 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("settings", KINDS.values(), ids=KINDS)
 async def test_cells_on_several_machines_learn_the_same_bits(settings: dict[str, Any], machines: Machines) -> None:
     assert_same(await trained(config_for(1, **settings)), await trained(config_for(4, machines, **settings)))
     await machines.assert_nothing_left()
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_run_resumes_exactly_with_and_without_a_cluster(machines: Machines, tmp_path: Path) -> None:
     policy = PolicyConfig(hidden_sizes=(8,), normalize_observations=True, normalize_rewards=True)
     whole = await trained(config_for(1, epochs=9, policy=policy))
@@ -127,7 +130,6 @@ class SeeingLoss(Loss):
         assert state.experience.cells == range(cell, cell + 1)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_hooks_see_the_experience_of_their_machine_and_losses_that_of_theirs(machines: Machines) -> None:
     hook = Seeing()
     with anyio.fail_after(200):
@@ -147,7 +149,6 @@ class DeadlyElsewhere(Deadly):
         return 0.01 * evaluation.value.square().mean()
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_learner_that_dies_on_another_machine_is_replaced_with_the_same_bits(
     machines: Machines, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,7 +211,6 @@ class Breaking(Hook):
             await anyio.to_thread.run_sync(raylet.wait)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("on_cell_lost", ["replace", "shrink"])
 async def test_a_run_whose_machine_is_lost_goes_on(
     on_cell_lost: Any, own_machines: Machines, caplog: pytest.LogCaptureFixture, tmp_path: Path
@@ -235,7 +235,6 @@ async def test_a_run_whose_machine_is_lost_goes_on(
     await own_machines.assert_nothing_left()
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_run_fails_with_its_machine_where_it_is_to(own_machines: Machines, tmp_path: Path) -> None:
     config = config_for(2, own_machines, epochs=10**6, run_dir=tmp_path / "run")
     config = dataclasses.replace(config, on_cell_lost="fail", checkpoints=CheckpointsConfig(every=1))
@@ -245,6 +244,7 @@ async def test_a_run_fails_with_its_machine_where_it_is_to(own_machines: Machine
     assert any((tmp_path / "run" / "checkpoints").iterdir()), "what was committed stays"
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("how", ["cancel", "stop_now"])
 async def test_however_a_run_ends_nothing_of_it_is_left_on_any_machine(how: str, machines: Machines) -> None:
     with anyio.fail_after(200), anyio.CancelScope() as scope:
@@ -282,14 +282,12 @@ def test_the_command_trains_on_a_cluster_and_leaves_nothing_there_when_it_is_kil
 # What is refused.
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_cluster_that_is_not_there_is_named() -> None:
     config = dataclasses.replace(config_for(2), cluster="127.0.0.1:1")
     with anyio.fail_after(100), pytest.raises(ClusterError, match=r"cluster = '127\.0\.0\.1:1': no Ray cluster"):
         await Trainer(config).run()
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_cell_that_no_machine_has_room_for_is_named_with_what_it_needs(machines: Machines) -> None:
     config = config_for(2, machines)
     collection = dataclasses.replace(config.collection, collectors=8)

@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 TOO_FAST: dict[str, Any] = {
     "learning": LearningConfig(learning_rate=0.1, learning_rate_schedule="constant"),
     "policy": PolicyConfig(normalize_observations=False, normalize_rewards=False),

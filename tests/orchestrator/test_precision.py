@@ -29,6 +29,12 @@ from tests.small_networks import Shared
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 BFLOAT16 = LearningConfig(update_epochs=2, minibatches=2, precision="bfloat16", threads=1)
 NETWORKS = {
     "mlp": PolicyConfig(hidden_sizes=(8,)),

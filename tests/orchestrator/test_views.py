@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 def through_torch(array: np.ndarray[Any, Any]) -> None:
     with warnings.catch_warnings(action="ignore"):  # torch says that the array is read-only, and gives it all the same
         tensor = torch.from_numpy(array)

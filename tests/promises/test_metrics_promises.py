@@ -28,6 +28,11 @@ from tests.promises.acting import trained
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 class StopOnceScored(Hook):
     """An evaluation takes as many epochs as it takes."""
 

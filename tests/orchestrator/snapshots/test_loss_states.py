@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
 KINDS = {
     "object": (lambda: {"kept": object()}, r"Keeping\.state_dict\(\)\.kept is <object .*> of type object"),
     "lambda": (
