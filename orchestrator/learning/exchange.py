@@ -15,6 +15,8 @@ from torch import Tensor
 from state.error import OrchestratorError
 
 _T = TypeVar("_T")
+LARGE = 256 << 10
+"""Bytes from which on sending less matters more than sending less often."""
 
 
 class CellLost(OrchestratorError, RuntimeError):
@@ -42,7 +44,10 @@ class Exchange:
     """One learner's connection to the others, which all make the same calls in the same order. Blocks.
 
     There are 2^n cells. Each adds first what its neighbor has, then what the neighboring pair has, and so on: the
-    result is, bit for bit, the `tree` over all cells, and the same in each of them. With one cell, nothing happens.
+    result is, bit for bit, the `tree` over all cells, and the same in each of them. So each sends n times what it has
+    (recursive doubling), or, of what is large, less than twice that, in 2n messages (recursive halving and doubling;
+    Thakur, Rabenseifner and Gropp 2005, "Optimization of collective communication operations in MPICH"). With one
+    cell, nothing happens.
     """
 
     def __init__(self, cell: int = 0, cells: int = 1, address: str = "127.0.0.1") -> None:
@@ -127,12 +132,39 @@ class Exchange:
             self._group = None
 
     def _total(self, own: Tensor) -> Tensor:
+        if self.cells > 2 and own.nbytes >= LARGE:
+            return self._total_by_halves(own)
         others = torch.empty_like(own)
         distance = 1
         while distance < self.cells:
             self._swap(own, others, self.cell ^ distance)
             own += others
             distance *= 2
+        return own
+
+    def _total_by_halves(self, own: Tensor) -> Tensor:
+        """As `_total`, with the same bits, in twice as many messages that are smaller: neighbors add up a half each,
+        then neighboring pairs a half of that, and so on; in the end all tell each other what they have."""
+        begin, end, distance = 0, len(own), 1
+        of_both: list[tuple[int, int]] = []
+        while distance < self.cells:
+            of_both.append((begin, end))
+            middle = (begin + end) // 2
+            mine, theirs = own[begin:middle], own[middle:end]
+            if self.cell & distance:
+                mine, theirs, begin = theirs, mine, middle
+            else:
+                end = middle
+            others = torch.empty_like(mine)
+            self._swap(theirs, others, self.cell ^ distance)
+            mine += others
+            distance *= 2
+        while of_both:
+            distance //= 2
+            first, last = of_both.pop()
+            theirs = own[end:last] if begin == first else own[first:begin]
+            self._swap(own[begin:end], theirs, self.cell ^ distance)
+            begin, end = first, last
         return own
 
     def _swap(self, own: Tensor, others: Tensor, partner: int) -> None:

@@ -9,18 +9,18 @@ died learns again, and what to expect of more cells than there are here.
 
 Every cell has 64 environments, a collector and a learner; they take turns (staleness 0), so that each cell needs one
 core. The rate of n cells is compared with n times that of one, in turn, in processes of their own. What is sent is
-compared with the arithmetic: log2(cells) times the gradient and a few numbers, for each optimizer step.
+compared with the arithmetic, for each optimizer step: the gradient and a few numbers, log2(cells) times, or, where it
+is large, 2 (cells - 1) / cells times.
 
 The simulation is of discrete events: each cell computes a minibatch, for which it takes a time drawn from those that
-were measured with one cell, stragglers included; then it exchanges sums with neighbors at distance 1, 2, 4, ..., each
-of which waits for the other. A message takes the latency (microseconds) and its size over the bandwidth given. What is
-left out: collecting, as if it were hidden, failures, and other traffic.
+were measured with one cell, stragglers included; then it exchanges sums with neighbors at distance 1, 2, 4, ..., and of
+what is large back again, each of which waits for the other. A message takes the latency (microseconds) and its size
+over the bandwidth given. What is left out: collecting, as if it were hidden, failures, and other traffic.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import statistics
@@ -180,14 +180,22 @@ def simulated(cells: int, minibatches: NDArray[Any], nbytes: int, latency: float
     """Seconds of a step, on average."""
     draw = np.random.default_rng(1)
     now = np.zeros(cells)
-    message = latency + nbytes / bandwidth
     for _ in range(STEPS):
         now += draw.choice(minibatches, cells)
-        distance = 1
-        while distance < cells:
-            now = np.maximum(now, now[np.arange(cells) ^ distance]) + message
-            distance *= 2
+        for distance, size in messages(cells, nbytes):
+            now = np.maximum(now, now[np.arange(cells) ^ distance]) + latency + size / bandwidth
     return float(now.max() / STEPS)
+
+
+def messages(cells: int, nbytes: int) -> list[tuple[int, float]]:
+    """Distance and bytes of what each cell sends for a step."""
+    from orchestrator.learning.exchange import LARGE
+
+    distances = [2**power for power in range(cells.bit_length() - 1)]
+    if cells <= 2 or nbytes < LARGE:
+        return [(distance, nbytes) for distance in distances]
+    halves = [(distance, nbytes / (2 * distance)) for distance in distances]
+    return [*halves, *reversed(halves)]
 
 
 def show_simulation(minibatches: list[float], nbytes: int, latency: float, gigabits: float) -> None:
@@ -258,7 +266,7 @@ def main() -> None:
         )
         if cells > 1:
             sent = results[0]["bytes"] / (cells * results[0]["steps"])
-            expected = nbytes * math.log2(cells)
+            expected = sum(size for _, size in messages(cells, nbytes))
             print(f"           {sent:.0f} bytes sent by each per step, {sent / expected:.3f} of the arithmetic")
     deaths = [in_subprocess(__file__, "--one", "replaced", options.hidden) for _ in range(options.repeats)]
     print(
