@@ -16,6 +16,7 @@ import anyio
 
 from orchestrator.config.paths import PATH
 from orchestrator.loop.restarts import Restarts
+from orchestrator.loop.rings import EXPERIENCE
 from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.machine import Machine
 from orchestrator.workers.remote import MachineLost, RemoteMachine
@@ -172,7 +173,7 @@ class Cluster:
                 place.lost = place.lost or _in_short(error)
                 raise MachineLost(f"{place.machine.name} is gone: {place.lost}") from error
 
-        place = _Place(RemoteMachine(call, f"the machine of cell {cell}"), "", actor)
+        place = _Place(RemoteMachine(call, f"the machine of cell {cell}", EXPERIENCE), "", actor)
         host, place.address = call("whereabouts")
         place.machine.name = f"{host} ({place.address})"
         place.machine.compare_clocks()

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from orchestrator.workers.channel import Channel
@@ -14,6 +15,7 @@ from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.host_channel import HostChannel
 from orchestrator.workers.program import check_not_entering, describe
 from orchestrator.workers.reply import WorkerCrashed
+from orchestrator.workers.serve import failure_reply
 
 if TYPE_CHECKING:
     import socket
@@ -33,14 +35,16 @@ class Call(Protocol):
 
 
 class RemoteMachine:
-    """A machine with workers, as the host knows it. `call` is for any thread."""
+    """A machine with workers, as the host knows it. `call` is for any thread; slots of the ring called `own_ring` have
+    nothing in them that another machine needs."""
 
-    def __init__(self, call: Call, name: str) -> None:
+    def __init__(self, call: Call, name: str, own_ring: str) -> None:
         self.name = name
         """What people call it."""
         self.call = call
         self.ahead = 0.0
         """Seconds that its `time.monotonic()` is ahead of the host's, as well as that can be told."""
+        self._own = f"/memfd:orchestrator-{own_ring}-"
         self._shared: set[int] = set()
         self._sharing = threading.Lock()
 
@@ -79,20 +83,32 @@ class RemoteMachine:
         with self._sharing:
             if about.st_ino not in self._shared:
                 content = None
-                if about.st_blocks:  # without pages, it is all zeros
+                if about.st_blocks and not self._is_own(descriptor):  # without pages, it is all zeros
                     with mmap.mmap(descriptor, about.st_size, access=mmap.ACCESS_READ) as memory:
                         content = memory[:]
                 self.call("share", about.st_ino, about.st_size, content)
                 self._shared.add(about.st_ino)
         return about.st_ino
 
+    def _is_own(self, descriptor: int) -> bool:
+        try:
+            return str(Path(f"/proc/self/fd/{descriptor}").readlink()).startswith(self._own)
+        except OSError:  # not Linux, where what nobody needs is sent once
+            return False
+
     def _pass_on(self, connection: socket.socket, number: int) -> None:
         """In a thread: until the host hangs up, or there is nobody to pass anything on to."""
         channel = Channel(connection)
-        with connection, suppress(EOFError, OSError, MachineLost):
+        with connection, suppress(EOFError, OSError):
             while True:
                 request, descriptors = channel.receive_encoded()
-                reply: bytes | None = self.call("ask", number, request, self.share(descriptors))
+                try:
+                    reply: bytes | None = self.call("ask", number, request, self.share(descriptors))
+                except MachineLost:
+                    return
+                except Exception as error:  # no memory there, say
+                    channel.send(failure_reply(error))
+                    continue
                 if reply is None:
                     return
                 channel.forward(reply, [])

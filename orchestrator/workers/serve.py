@@ -37,7 +37,7 @@ def serve(channel: Channel, threads: int) -> None:
             except (EOFError, ConnectionError):
                 return
             except BaseException as error:
-                channel.send(_failure(error))
+                channel.send(failure_reply(error))
                 continue
             try:
                 if method == CONSTRUCT:
@@ -46,7 +46,7 @@ def serve(channel: Channel, threads: int) -> None:
                 else:
                     value = getattr(target, method)(*args)
             except BaseException as error:
-                reply = _failure(error)
+                reply = failure_reply(error)
             else:
                 reply = ("ok", value)
             end_fork_of(process)
@@ -60,7 +60,7 @@ def serve(channel: Channel, threads: int) -> None:
 def refuse(channel: Channel, error: BaseException) -> None:
     """Answer the first request, that for the object, with `error`: the worker could not begin."""
     channel.receive()
-    _send(channel, _failure(error))
+    _send(channel, failure_reply(error))
 
 
 def _send(channel: Channel, reply: tuple[Any, ...]) -> None:
@@ -69,10 +69,11 @@ def _send(channel: Channel, reply: tuple[Any, ...]) -> None:
     except (BrokenPipeError, ConnectionError):
         return  # the host has gone; the next receive ends the loop
     except BaseException as error:  # the value does not pickle: say so rather than die
-        channel.send(_failure(error))
+        channel.send(failure_reply(error))
 
 
-def _failure(error: BaseException) -> tuple[str, BaseException, str]:
+def failure_reply(error: BaseException) -> tuple[str, BaseException, str]:
+    """What a worker answers where its object raised `error`."""
     text = "".join(traceback.format_exception(error))
     if not is_ordinary(error):  # a SystemExit or CancelledError is the worker's, and must not act on the host
         error = failure_of(error, f"code at {place_of(error)}")

@@ -3,6 +3,7 @@ what happens when something there is lost."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -27,6 +28,7 @@ from orchestrator import (
     TrainerConfig,
 )
 from orchestrator.loop.cluster import ClusterError
+from orchestrator.workers.remote import Call, RemoteMachine
 from tests.machines import Machines
 from tests.orchestrator.test_cells import Deadly, assert_same, trained
 from tests.orchestrator.training import losses_with, small_config
@@ -211,9 +213,36 @@ class Breaking(Hook):
             await anyio.to_thread.run_sync(raylet.wait)
 
 
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """The most bytes of each piece of shared memory that were sent to another machine."""
+    most: dict[str, int] = {}
+    make = RemoteMachine.__init__
+
+    def making(self: RemoteMachine, call: Call, *args: Any) -> None:
+        def noting(method: str, *arguments: Any) -> Any:
+            if method == "share":
+                number, _, content = arguments
+                mine = [one for one in Path("/proc/self/fd").iterdir() if one.exists() or one.is_symlink()]
+                name = next(str(one.readlink()) for one in mine if _number(one) == number)
+                most[name] = max(most.get(name, 0), len(content or b""))
+            return call(method, *arguments)
+
+        make(self, noting, *args)
+
+    monkeypatch.setattr(RemoteMachine, "__init__", making)
+    return most
+
+
+def _number(descriptor: Path) -> int:
+    with contextlib.suppress(OSError):  # closed meanwhile
+        return descriptor.stat().st_ino
+    return -1
+
+
 @pytest.mark.parametrize("on_cell_lost", ["replace", "shrink"])
 async def test_a_run_whose_machine_is_lost_goes_on(
-    on_cell_lost: Any, own_machines: Machines, caplog: pytest.LogCaptureFixture, tmp_path: Path
+    on_cell_lost: Any, own_machines: Machines, caplog: pytest.LogCaptureFixture, tmp_path: Path, sent: dict[str, int]
 ) -> None:
     """Ray takes some seconds to find out; until then the machine's processes may go on without their raylet."""
     config = config_for(2, own_machines, epochs=10**6, run_dir=tmp_path / "run", staleness=0.5)
@@ -231,6 +260,9 @@ async def test_a_run_whose_machine_is_lost_goes_on(
             await run.result()
     assert ("another is looked for" if on_cell_lost == "replace" else "run with those of cell 0") in caplog.text
     assert len(there) == (on_cell_lost == "replace")
+    assert {size for name, size in sent.items() if "experience" in name} == {0}, "it is sent to nobody"
+    if on_cell_lost == "replace":
+        assert any(size for name, size in sent.items() if "policy" in name), "weights are, to the new machine"
     assert hook.epochs == sorted(set(hook.epochs)), "none is repeated"
     await own_machines.assert_nothing_left()
 
