@@ -61,6 +61,8 @@ class Cluster:
         """Of all cells that are not with the host, by number."""
         self._moving = anyio.Lock(fast_acquire=True)
         self._losses: dict[int, Restarts] = {}
+        self._connecting = threading.Lock()
+        self._connected = self._closed = False
         self._interrupts: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self.address = ""
         """Of the host's machine, as the others reach it."""
@@ -141,12 +143,16 @@ class Cluster:
     # In threads.
 
     def _join(self) -> None:
-        _connections.join(str(self._config.cluster))
-        needed = _resources(self._config)
-        util = _ray().util
-        self.address = util.get_node_ip_address()
-        # All places at once: two runs that each hold half of what they need would wait for each other.
-        self._group = util.placement_group([needed] * (self._config.cells - 1), strategy="SPREAD")
+        with self._connecting:
+            if self._closed:  # cancelled meanwhile
+                return
+            _connections.join(str(self._config.cluster))
+            self._connected = True
+            needed = _resources(self._config)
+            util = _ray().util
+            self.address = util.get_node_ip_address()
+            # All places at once: two runs that each hold half of what they need would wait for each other.
+            self._group = util.placement_group([needed] * (self._config.cells - 1), strategy="SPREAD")
 
     def _start(self, cell: int, needed: dict[str, float]) -> _Place:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
@@ -190,13 +196,16 @@ class Cluster:
                     place.actor.write.options(concurrency_group="control").remote(name, content)
 
     def _leave(self) -> None:
-        if self._group is None:
-            return
-        ray = _ray()
-        for place in self._places.values():
-            ray.kill(place.actor)
-        ray.util.remove_placement_group(self._group)
-        _connections.leave()
+        with self._connecting:
+            self._closed = True
+            if not self._connected:
+                return
+            ray = _ray()
+            for place in self._places.values():
+                ray.kill(place.actor)
+            if self._group is not None:
+                ray.util.remove_placement_group(self._group)
+            _connections.leave()
 
 
 class _Actor(Machine):
