@@ -8,7 +8,7 @@ import logging
 import queue
 import socket
 import threading
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from orchestrator.workers.remote import MachineLost, RemoteMachine
 from state.error import OrchestratorError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Generator, Sequence
 
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.workers.interrupt import Interrupt
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger("orchestrator")
 _REACHED_SECONDS = 10.0
 """That a cluster has to answer at all."""
+_LOOKED_SECONDS = 10.0
+"""Between two times that a machine whose worker takes long is asked whether it is there."""
+_LEAVING_SECONDS = 10.0
+"""That calls in progress have to end once what they call is gone."""
 _SAID_SECONDS = 10.0
 """Between two times that the log says what a run waits for."""
 
@@ -59,6 +63,8 @@ class Cluster:
         self._group: Any = None
         self._places: dict[int, _Place] = {}
         """Of all cells that are not with the host, by number."""
+        self._actors: list[Any] = []
+        """All that were ever asked for."""
         self._moving = anyio.Lock(fast_acquire=True)
         self._losses: dict[int, Restarts] = {}
         self._connecting = threading.Lock()
@@ -90,7 +96,7 @@ class Cluster:
             if place is None or not place.lost:
                 return None if place is None else place.machine
             # Its machine may be out of reach only, and what runs there is not to go on beside its successor.
-            await in_thread(_ray().kill, place.actor, abandon_on_cancel=True)
+            await in_thread(_kill, place, abandon_on_cancel=True)
             what = f"cell {cell} has lost its machine, {place.machine.name}: {place.lost}"
             match self._config.on_cell_lost:
                 case "fail":
@@ -143,10 +149,11 @@ class Cluster:
     # In threads.
 
     def _join(self) -> None:
+        _connections.join(str(self._config.cluster))
         with self._connecting:
-            if self._closed:  # cancelled meanwhile
+            if self._closed:  # nobody has waited for this
+                _connections.leave()
                 return
-            _connections.join(str(self._config.cluster))
             self._connected = True
             needed = _resources(self._config)
             util = _ray().util
@@ -155,27 +162,51 @@ class Cluster:
             self._group = util.placement_group([needed] * (self._config.cells - 1), strategy="SPREAD")
 
     def _start(self, cell: int, needed: dict[str, float]) -> _Place:
+        with _connections.calling():
+            return self._started(cell, needed)
+
+    def _started(self, cell: int, needed: dict[str, float]) -> _Place:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         ray = _ray()
         # Calls that wait at the same time: each worker's, and of the other kind, each worker's end.
         workers = self._config.collection.collectors // self._config.cells + 1
         remote = ray.remote(max_concurrency=workers + 1, concurrency_groups={"control": workers + 1})(_Actor)
-        actor = remote.options(
-            num_cpus=needed["CPU"],
-            num_gpus=needed.get("GPU", 0),
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, cell - 1),
-        ).remote()
+        with self._connecting:
+            if self._closed:
+                raise MachineLost("the run has left its cluster")
+            actor = remote.options(
+                num_cpus=needed["CPU"],
+                num_gpus=needed.get("GPU", 0),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, cell - 1),
+            ).remote()
+            self._actors.append(actor)
 
-        def call(method: str, *args: object) -> Any:
+        def call(method: str, *args: object, within: float = self._config.cell_timeout) -> Any:
+            with _connections.calling():
+                return called(method, args, within)
+
+        def called(method: str, args: tuple[object, ...], within: float) -> Any:
             of_actor = getattr(actor, method)
             if method != "ask":
                 of_actor = of_actor.options(concurrency_group="control")
             try:
-                return ray.get(of_actor.remote(*args))
+                asked = of_actor.remote(*args)
+                # What a worker is asked takes as long as it takes, but its machine is to be there all the while.
+                while method == "ask" and not ray.wait([asked], timeout=_LOOKED_SECONDS)[0]:
+                    call("now")
+                return ray.get(asked, timeout=within)
             except ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
+            except ray.exceptions.GetTimeoutError as error:
+                place.lost = place.lost or f"it has not answered {method!r} within {within:g} s"
+                raise MachineLost(f"{place.machine.name} is gone: {place.lost}") from error
             except ray.exceptions.RayError as error:
+                if getattr(error, "actor_init_failed", False):
+                    raise ClusterError(
+                        f"cell {cell} can't begin on a machine of the cluster, which needs what the run needs, in the"
+                        f" same versions as here: {error}"
+                    ) from error
                 place.lost = place.lost or _in_short(error)
                 raise MachineLost(f"{place.machine.name} is gone: {place.lost}") from error
 
@@ -193,18 +224,21 @@ class Cluster:
             for place in list(self._places.values()):
                 if not place.lost:
                     name, content = self._interrupt.shared_as
-                    place.actor.write.options(concurrency_group="control").remote(name, content)
+                    with suppress(MachineLost), _connections.calling():
+                        place.actor.write.options(concurrency_group="control").remote(name, content)
 
     def _leave(self) -> None:
         with self._connecting:
             self._closed = True
-            if not self._connected:
-                return
-            ray = _ray()
-            for place in self._places.values():
-                ray.kill(place.actor)
+        if not self._connected:
+            return
+        ray = _ray()
+        try:
+            for actor in self._actors:  # also one that still waits for its machine, and a thread for it
+                ray.kill(actor)
             if self._group is not None:
                 ray.util.remove_placement_group(self._group)
+        finally:
             _connections.leave()
 
 
@@ -220,16 +254,16 @@ class _Connections:
     """This program's connection to Ray, which it has one of, and several runs may want."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._runs = 0
+        self._calls = 0
+        """In progress."""
         self._own = False
 
     def join(self, address: str) -> None:
         ray = _ray()
-        with self._lock:
-            if not self._runs:
-                self._own = not ray.is_initialized()
-            if self._own and not self._runs:
+        with self._changed:
+            if not self._runs and not ray.is_initialized():
                 try:
                     _check_reachable(address)
                     ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
@@ -239,14 +273,37 @@ class _Connections:
                         f" {type(error).__name__}: {error}; start one with `ray start --head`, or join one with"
                         " `ray start --address HOST:PORT`"
                     ) from error
+                self._own = True
+            _check_connected(address)
             self._runs += 1
 
+    @contextmanager
+    def calling(self) -> Generator[None]:
+        """For what calls Ray in a thread that nobody may wait for: Ray ends the whole program where it is called while,
+        or after, it is shut down. Raises MachineLost when all runs have left."""
+        with self._changed:
+            if not self._runs:
+                raise MachineLost("the run has left its cluster")
+            self._calls += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._calls -= 1
+                self._changed.notify_all()
+
     def leave(self) -> None:
-        ray = _ray()
-        with self._lock:
+        """What is still connected some seconds later stays so, for the next run or until the program ends."""
+        with self._changed:
             self._runs -= 1
-            if self._own and not self._runs:
-                ray.shutdown()
+            if (
+                self._own
+                and not self._runs
+                and self._changed.wait_for(lambda: self._runs or not self._calls, _LEAVING_SECONDS)
+                and not self._runs
+            ):
+                _ray().shutdown()
+                self._own = False
 
 
 _connections = _Connections()
@@ -257,11 +314,26 @@ def _ray() -> Any:
     return importlib.import_module("ray")
 
 
+def _kill(place: _Place) -> None:
+    with _connections.calling():
+        _ray().kill(place.actor)
+
+
 def _check_reachable(address: str) -> None:
     """Raises OSError where nobody answers, which Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if colon:
         socket.create_connection((host, int(port)), timeout=_REACHED_SECONDS).close()
+
+
+def _check_connected(address: str) -> None:
+    """Raises ClusterError where this program's connection is to another cluster: it can have only one."""
+    connected: str = _ray().get_runtime_context().gcs_address
+    if address != "auto" and address.rpartition(":")[2] != connected.rpartition(":")[2]:
+        raise ClusterError(
+            f"{PATH.cluster} = {address!r}: this program is connected to the cluster {connected} already, and Ray"
+            " connects a program to one only; train there, or in a program of its own"
+        )
 
 
 def _resources(config: TrainerConfig) -> dict[str, float]:
@@ -275,12 +347,10 @@ def _described(resources: dict[str, float]) -> str:
 
 
 def _machines() -> str:
-    nodes: Sequence[Any] = _ray().nodes()
-    alive = [node for node in nodes if node["Alive"]]
-    return "; ".join(
-        _described({name: node["Resources"].get(name, 0.0) for name in ("CPU", "GPU") if name in node["Resources"]})
-        for node in alive
-    )
+    with _connections.calling():
+        nodes: Sequence[Any] = _ray().nodes()
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    return "; ".join(_described({name: has[name] for name in ("CPU", "GPU") if name in has}) or "none" for has in alive)
 
 
 def _in_short(error: Exception) -> str:

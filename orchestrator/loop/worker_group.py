@@ -109,7 +109,6 @@ class WorkerGroup:
         config = self._config
         count = config.collection.collectors
         workers: list[Any] = [None] * count
-
         hangs: list[WorkerHangs] = []
 
         async def start(index: int) -> None:

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 from orchestrator.workers.channel import Channel
 from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.host_channel import HostChannel
+from orchestrator.workers.machine import KILL_SECONDS
 from orchestrator.workers.program import check_not_entering, describe
 from orchestrator.workers.reply import WorkerCrashed
 from orchestrator.workers.serve import failure_reply
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
 
 _CLOCK_READINGS = 5
+_ANSWER_SECONDS = 10.0
+"""What a machine has to answer, besides what it is asked takes, where a run that is to end waits for it."""
 
 
 class MachineLost(WorkerCrashed):
@@ -29,9 +31,10 @@ class MachineLost(WorkerCrashed):
 
 
 class Call(Protocol):
-    """Calls a method of a `machine.Machine` and waits for the result. Raises what it raises, and MachineLost."""
+    """Calls a method of a `machine.Machine` and waits for the result: what a worker is asked as long as it takes, the
+    rest for so many seconds, by default those that a cell has. Raises what it raises, and MachineLost."""
 
-    def __call__(self, method: str, *args: object) -> Any: ...
+    def __call__(self, method: str, *args: object, within: float = ...) -> Any: ...
 
 
 class RemoteMachine:
@@ -123,19 +126,22 @@ class RemoteBody:
         self._end: str | None = None
 
     async def wait(self, seconds: float) -> bool:
-        return await self._ended(self._machine.call, "wait_for_end", self._number, seconds)
+        return await self._ended(seconds, "wait_for_end", self._number, seconds)
 
     async def kill(self) -> None:
-        await self._ended(self._machine.call, "kill", self._number)
+        await self._ended(KILL_SECONDS, "kill", self._number)
 
     def describe_end(self) -> str:
         return self._end or f"its connection broke, yet the process still runs, on {self._machine.name}"
 
-    async def _ended(self, call: Callable[..., str | None], *args: object) -> bool:
+    async def _ended(self, seconds: float, method: str, *args: object) -> bool:
         if self._end is None:
             try:
-                end: str | None = await in_thread(call, *args, abandon_on_cancel=True)
+                end: str | None = await in_thread(self._ask_end, seconds, method, *args, abandon_on_cancel=True)
                 self._end = end and f"{end}, on {self._machine.name}"
             except MachineLost as error:
                 self._end = str(error)  # and with it, all that ran there
         return self._end is not None
+
+    def _ask_end(self, seconds: float, method: str, *args: object) -> str | None:
+        return self._machine.call(method, *args, within=seconds + _ANSWER_SECONDS)

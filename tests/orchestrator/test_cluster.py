@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -276,6 +277,60 @@ async def test_a_run_fails_with_its_machine_where_it_is_to(own_machines: Machine
     assert any((tmp_path / "run" / "checkpoints").iterdir()), "what was committed stays"
 
 
+class Stopping(Hook):
+    """Stops the process that passes on what is asked on another machine, as a network would that hangs."""
+
+    name = "stopping"
+
+    def __init__(self, machines: Machines) -> None:
+        self._machines = machines
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        if state.epoch == 3:
+            raylet = self._machines.raylets_with_workers()[0]
+            next(one for one in raylet.children() if "_Actor" in " ".join(one.cmdline())).suspend()
+
+
+async def test_a_machine_that_hangs_is_replaced_after_the_cells_timeout(
+    machines: Machines, caplog: pytest.LogCaptureFixture
+) -> None:
+    with anyio.fail_after(200):
+        final = await Trainer(config_for(2, machines, epochs=20, cell_timeout=20.0), hooks=[Stopping(machines)]).run()
+    assert final.epoch == 20
+    assert "cell 1 has lost its machine" in caplog.text
+    assert "within 20 s; another is looked for" in caplog.text
+    await machines.assert_nothing_left()
+
+
+async def test_a_run_that_is_cancelled_while_it_joins_a_cluster_leaves_it(machines: Machines) -> None:
+    """The program, which may be a service, has no more of the cluster then."""
+    import ray
+
+    with anyio.fail_after(100):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(Trainer(config_for(2, machines)).run)
+            while not ray.is_initialized():
+                await anyio.sleep(0.001)
+            tasks.cancel_scope.cancel()
+        while any(thread.name == "Cluster._join" for thread in threading.enumerate()):  # which can't be stopped
+            await anyio.sleep(0.01)
+    assert not ray.is_initialized()
+    await machines.assert_nothing_left()
+
+
+async def test_a_program_that_is_connected_to_another_cluster_is_told_so(machines: Machines) -> None:
+    import ray
+
+    ray.init(address=machines.address, log_to_driver=False)
+    try:
+        config = dataclasses.replace(config_for(2), cluster="127.0.0.1:1")
+        with anyio.fail_after(100), pytest.raises(ClusterError, match=r"is connected to the cluster .* already"):
+            await Trainer(config).run()
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("how", ["cancel", "stop_now"])
 async def test_however_a_run_ends_nothing_of_it_is_left_on_any_machine(how: str, machines: Machines) -> None:
@@ -318,6 +373,19 @@ async def test_a_cluster_that_is_not_there_is_named() -> None:
     config = dataclasses.replace(config_for(2), cluster="127.0.0.1:1")
     with anyio.fail_after(100), pytest.raises(ClusterError, match=r"cluster = '127\.0\.0\.1:1': no Ray cluster"):
         await Trainer(config).run()
+
+
+async def test_a_machine_where_the_run_can_not_begin_is_named_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['orchestrator.workers.machine'] = None")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    incomplete = Machines(1)
+    try:
+        with anyio.fail_after(100), pytest.raises(ClusterError, match=r"(?s)cell 1 can't begin .*ModuleNotFoundError"):
+            await Trainer(config_for(2, incomplete)).run()
+    finally:
+        incomplete.close()
 
 
 async def test_a_cell_that_no_machine_has_room_for_is_named_with_what_it_needs(machines: Machines) -> None:
