@@ -129,6 +129,7 @@ def _write_onnx(
         verbose=False,
         input_names=list(about["inputs"]),
         output_names=names,
+        dynamic_shapes=({name: {0: _BATCH} for name in about["inputs"]},),  # a text names the axis in the file
     )
     assert program is not None
     program.model.metadata_props[METADATA] = json.dumps(about)

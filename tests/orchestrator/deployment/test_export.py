@@ -69,6 +69,7 @@ def onnx_program(file: Path) -> tuple[Callable[[Outputs], Outputs], Outputs]:
 
     def run(inputs: Outputs) -> Outputs:
         assert set(inputs) == {one.name for one in session.get_inputs()}
+        assert {one.shape[0] for one in [*session.get_inputs(), *session.get_outputs()]} == {"batch"}
         return dict(zip(names, session.run(names, inputs), strict=True))
 
     return run, json.loads(session.get_modelmeta().custom_metadata_map["orchestrator"])
