@@ -42,14 +42,14 @@ usage: orchestrator COMMAND ...
 Trains reinforcement-learning agents; checkpoints, evaluation and reports never hold up the training.
 
 commands:
-  train   train an agent:      orchestrator train --environment CartPole-v1
-          from a preset:       orchestrator train --preset lunar_lander
-          resume a run:        orchestrator train --resume runs/first
-  eval    evaluate an agent:   orchestrator eval runs/first --episodes 20
-  export  for other programs:  orchestrator export runs/first --to onnx
-  report  compare runs:        orchestrator report runs/first runs/second
-  presets   settings for more environments, that come with the package
-  checkpoints   list, verify, show, prune or export them:    orchestrator checkpoints list runs/first
+  train        train an agent:      orchestrator train --environment CartPole-v1
+               from a preset:       orchestrator train --preset lunar_lander
+               resume a run:        orchestrator train --resume runs/first
+  eval         evaluate an agent:   orchestrator eval runs/first --episodes 20
+  export       for other programs:  orchestrator export runs/first --to onnx
+  report       compare runs:        orchestrator report runs/first runs/second
+  presets      more settings:       orchestrator presets lunar_lander
+  checkpoints  list, verify, show, prune or export them: orchestrator checkpoints list runs/first
 
 `orchestrator COMMAND --help` explains the options and their defaults;
 --debug shows the traceback of an error; --version prints the version."""

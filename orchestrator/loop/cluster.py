@@ -271,7 +271,8 @@ class _Connections:
                     raise ClusterError(
                         f"{PATH.cluster} = {address!r}: no Ray cluster answers there, as one of this machine:"
                         f" {type(error).__name__}: {error}; start one with `ray start --head`, or join one with"
-                        " `ray start --address HOST:PORT`"
+                        " `ray start --address HOST:PORT`; one whose head has said that it wants a token needs"
+                        " RAY_AUTH_MODE=token here too"
                     ) from error
                 self._own = True
             _check_connected(address)
