@@ -56,7 +56,8 @@ def cluster_problems(config: TrainerConfig) -> Iterator[Problem]:
             config,
             PATH.cluster,
             expected=f"nothing while {PATH.cells} is 1: that cell is on this machine",
-            cure=f"set {PATH.cells} to the number of machines, or leave {PATH.cluster} out (where a file or a resumed run has it: --{PATH.cluster} None)",
+            cure=f"set {PATH.cells} to the number of machines, or leave {PATH.cluster} out (where a resumed run or a"
+            f" file has it, --{PATH.cluster} None)",
         )
     elif collectors % cells:
         yield problem_with(
