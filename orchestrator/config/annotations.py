@@ -93,3 +93,21 @@ def each(expected: str, holds: Callable[[Any], bool]) -> Admits:
 
 
 Environment = Annotated[str, named("the name of an environment"), NAMES_ENVIRONMENT]
+Device = Annotated[
+    str,
+    Admits(
+        "auto, cpu, cuda, cuda:<index> or mps",
+        lambda device: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device) is not None,
+        cure="set it to auto, which leaves the choice to the run",
+    ),
+    NO_CODE,
+]
+ClusterAddress = Annotated[
+    str,
+    Admits(
+        "auto, or HOST:PORT of a Ray cluster",
+        lambda address: address == "auto" or re.fullmatch(r"[^\s:/]+:\d+", address) is not None,
+        cure="set it to auto on a machine of the cluster",
+    ),
+    LEADS_TO_CODE,
+]

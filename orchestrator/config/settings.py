@@ -8,19 +8,19 @@ everything by leaving it out.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from orchestrator.config.annotations import (
-    LEADS_TO_CODE,
     MAY_CHANGE,
     NO_CODE,
     Admits,
     CalledElsewhere,
+    ClusterAddress,
     Count,
+    Device,
     Environment,
     Formerly,
     Fraction,
@@ -49,11 +49,6 @@ _EACH_TYPE_ONCE = Admits(
     cure="join those of one type",
 )
 _POWER_OF_TWO = Admits("a power of two: 1, 2, 4, ...", lambda cells: cells > 0 and cells & (cells - 1) == 0)
-_CLUSTER = Admits(
-    "auto, or HOST:PORT of a Ray cluster",
-    lambda address: address == "auto" or re.fullmatch(r"[^\s:/]+:\d+", address) is not None,
-    cure="set it to auto on a machine of the cluster",
-)
 _TYPE = named("a type of agents")
 _NAME, _WEIGHTS = named("a name"), named("a run's folder, a checkpoint, or the URI of one")
 _WRAPPER = "a function that takes an environment and returns it wrapped"
@@ -61,11 +56,6 @@ _MASK = named("a key of the observations, or info/<key>")
 _PORT = Admits("0 (any free one) to 65535", lambda port: 0 <= port < 65536)
 _HOOK, _SINK = (f"a function without arguments that returns a {what}" for what in ("hook", "sink"))
 _PATH = Admits("a path that can be written as text", lambda path: path is None or is_text(str(path)))
-_DEVICE = Admits(
-    "auto, cpu, cuda, cuda:<index> or mps",
-    lambda device: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device) is not None,
-    cure="set it to auto, which leaves the choice to the run",
-)
 
 
 @accepts_former_names
@@ -91,7 +81,7 @@ class CollectionConfig:
     """Epochs whose experience and policies hooks may keep in memory at once; beyond that, states come without them."""
     mode: Literal["auto", "native", "sync"] = "auto"
     """native: the environment's own vectorized form; sync: one after another; auto: native where it exists."""
-    device: Annotated[str, _DEVICE, NO_CODE, MAY_CHANGE] = "cpu"
+    device: Annotated[Device, MAY_CHANGE] = "cpu"
     """Where the policy acts, in each collector; auto: where it learns."""
     backend: Annotated[Literal["process", "inline"], MAY_CHANGE] = "process"
     """Where collectors and learner run: each in a process, or in threads of this one (for debugging)."""
@@ -348,13 +338,13 @@ class TrainerConfig:
     """Run, checkpoint, or the URI of either, whose policy's weights this run starts from (None: new weights)."""
     staleness: NotNegative | Literal["auto"] = 1
     """Age of the collecting policy in epochs of learning (0: they alternate; auto: what hides collection, up to 1)."""
-    device: Annotated[str, _DEVICE, NO_CODE, MAY_CHANGE] = "auto"
+    device: Annotated[Device, MAY_CHANGE] = "auto"
     """Device of the learner: cpu, cuda, cuda:<index>, mps, or auto: cuda if available, otherwise cpu."""
     cells: Annotated[int, _POWER_OF_TWO, MAY_CHANGE, CalledElsewhere("num_learners", "world_size")] = 1
     """Learners that share each batch, each with a process of its own: a power of two."""
     cell_timeout: Annotated[Positive, MAY_CHANGE] = 600.0
     """Seconds that a learner waits for another before that one counts as lost."""
-    cluster: Annotated[str, _CLUSTER, LEADS_TO_CODE, MAY_CHANGE, CalledElsewhere("ray_address")] | None = None
+    cluster: Annotated[ClusterAddress, MAY_CHANGE, CalledElsewhere("ray_address")] | None = None
     """Ray cluster whose machines the cells are on: auto, or its address; cell 0 is on this one (None: all are)."""
     on_cell_lost: Annotated[Literal["replace", "shrink", "fail"], MAY_CHANGE] = "replace"
     """When a cell's machine is gone: look for another, go on with its workers beside those of cell 0, or fail."""
