@@ -48,6 +48,11 @@ class Machines:
                     found.add(process.pid)
         return found
 
+    @property
+    def head(self) -> psutil.Process:
+        """The raylet of the machine that the tests run on."""
+        return psutil.Process(self._cluster.head_node.all_processes["raylet"][0].process.pid)
+
     def raylets_with_workers(self) -> list[psutil.Process]:
         """The raylets of machines that a cell is on."""
         raylets = [node.all_processes["raylet"][0].process.pid for node in self._cluster.worker_nodes]

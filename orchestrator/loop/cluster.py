@@ -35,6 +35,8 @@ _LOOKED_SECONDS = 10.0
 """Between two times that a machine whose worker takes long is asked whether it is there."""
 _LEAVING_SECONDS = 10.0
 """That calls in progress have to end once what they call is gone."""
+_LEAVING_SECONDS = 60.0
+"""That leaving a cluster may take."""
 _SAID_SECONDS = 10.0
 """Between two times that the log says what a run waits for."""
 
@@ -70,6 +72,7 @@ class Cluster:
         self._connecting = threading.Lock()
         self._connected = self._closed = False
         self._interrupts: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._name = "the Ray cluster"
         self.address = ""
         """Of the host's machine, as the others reach it."""
 
@@ -115,9 +118,9 @@ class Cluster:
 
     async def close(self) -> None:
         """End what runs elsewhere."""
-        with anyio.CancelScope(shield=True):
-            self._interrupts.put(False)
-            await in_thread(self._leave)
+        self._interrupts.put(False)
+        with anyio.move_on_after(_LEAVING_SECONDS, shield=True):  # a cluster that is gone answers to nothing
+            await in_thread(self._leave, abandon_on_cancel=True)
 
     async def _place(self, cell: int) -> None:
         """Wait until Ray has a place for a cell."""
@@ -136,15 +139,26 @@ class Cluster:
                 tasks.start_soon(wait)
                 while True:
                     await anyio.sleep(_SAID_SECONDS)
-                    _log.info("cell %d waits for a machine with %s", cell, _described(needed))
+                    if not await self._answers():
+                        raise ClusterError(
+                            f"there is no machine for cell {cell}: Ray does not answer on this one, or is gone; start"
+                            " it again, and resume the run"
+                        )
+                    _log.info("cell %d waits for a machine of %s with %s", cell, self._name, _described(needed))
         if not place:
             raise ClusterError(
-                f"the cluster has no machine for cell {cell} after {PATH.cell_timeout} = {self._config.cell_timeout:g}"
+                f"{self._name} has no machine for cell {cell} after {PATH.cell_timeout} = {self._config.cell_timeout:g}"
                 f" s: it needs {_described(needed)}, and the machines have {await in_thread(_machines)}; add one"
                 f" (`ray start --address ...`), or lower {PATH.cells} or {PATH.collection.collectors}"
             )
         self._places[cell] = place[0]
-        _log.info("cell %d is on %s", cell, place[0].machine.name)
+        _log.info("cell %d is on %s, of %s", cell, place[0].machine.name, self._name)
+
+    async def _answers(self) -> bool:
+        """Whether Ray still runs on this machine."""
+        with anyio.move_on_after(_REACHED_SECONDS):
+            return await in_thread(_is_here, abandon_on_cancel=True)
+        return False
 
     # In threads.
 
@@ -158,6 +172,7 @@ class Cluster:
             needed = _resources(self._config)
             util = _ray().util
             self.address = util.get_node_ip_address()
+            self._name = f"the Ray cluster at {_ray().get_runtime_context().gcs_address}"
             # All places at once: two runs that each hold half of what they need would wait for each other.
             self._group = util.placement_group([needed] * (self._config.cells - 1), strategy="SPREAD")
 
@@ -341,6 +356,13 @@ def _resources(config: TrainerConfig) -> dict[str, float]:
     """What Ray is to reserve for a cell: a core for each worker, and a GPU to learn with."""
     needed = {"CPU": float(config.collection.collectors // config.cells + 1)}
     return needed | ({"GPU": 1.0} if config.device.startswith("cuda") else {})
+
+
+def _is_here() -> bool:
+    ray = _ray()
+    here: str = ray.get_runtime_context().get_node_id()
+    nodes: Sequence[Any] = ray.nodes()
+    return any(node["NodeID"] == here and node["Alive"] for node in nodes)
 
 
 def _described(resources: dict[str, float]) -> str:

@@ -331,6 +331,24 @@ async def test_a_program_that_is_connected_to_another_cluster_is_told_so(machine
         ray.shutdown()
 
 
+class BreakingOwn(Breaking):
+    """Kills the raylet of the machine that the run is started on."""
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        if state.epoch == self._after:
+            raylet = self.machines.head
+            raylet.kill()
+            await anyio.to_thread.run_sync(raylet.wait)
+
+
+async def test_a_run_fails_where_ray_is_gone_from_its_own_machine(own_machines: Machines, tmp_path: Path) -> None:
+    config = config_for(2, own_machines, epochs=10**6, run_dir=tmp_path / "run")
+    with anyio.fail_after(200), pytest.raises(ClusterError, match="Ray does not answer on this one, or is gone"):
+        await Trainer(config, hooks=[BreakingOwn(own_machines)]).run()
+    await own_machines.assert_nothing_left()
+    assert any((tmp_path / "run" / "checkpoints").iterdir()), "what has been learned is saved"
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.parametrize("how", ["cancel", "stop_now"])
 async def test_however_a_run_ends_nothing_of_it_is_left_on_any_machine(how: str, machines: Machines) -> None:
