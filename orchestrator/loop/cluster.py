@@ -3,27 +3,25 @@ workers there, and tells when a machine is gone. Cell 0 is where the host is, an
 
 from __future__ import annotations
 
-import importlib
 import logging
 import queue
-import socket
 import threading
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from orchestrator.config.paths import PATH
+from orchestrator.loop.ray_connection import CONNECTIONS, ClusterError, ray_library
 from orchestrator.loop.restarts import Restarts
 from orchestrator.loop.rings import EXPERIENCE
 from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.machine import Machine
 from orchestrator.workers.remote import MachineLost, RemoteMachine
-from state.error import OrchestratorError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.workers.interrupt import Interrupt
@@ -33,16 +31,10 @@ _REACHED_SECONDS = 10.0
 """That a cluster has to answer at all."""
 _LOOKED_SECONDS = 10.0
 """Between two times that a machine whose worker takes long is asked whether it is there."""
-_LEAVING_SECONDS = 10.0
-"""That calls in progress have to end once what they call is gone."""
-_LEAVING_SECONDS = 60.0
+_CLOSING_SECONDS = 60.0
 """That leaving a cluster may take."""
 _SAID_SECONDS = 10.0
 """Between two times that the log says what a run waits for."""
-
-
-class ClusterError(OrchestratorError, RuntimeError):
-    """The cluster can't be reached, has no place for a cell, or has lost one that is not to be replaced."""
 
 
 @dataclass(slots=True)
@@ -119,7 +111,7 @@ class Cluster:
     async def close(self) -> None:
         """End what runs elsewhere."""
         self._interrupts.put(False)
-        with anyio.move_on_after(_LEAVING_SECONDS, shield=True):  # a cluster that is gone answers to nothing
+        with anyio.move_on_after(_CLOSING_SECONDS, shield=True):  # a cluster that is gone answers to nothing
             await in_thread(self._leave, abandon_on_cancel=True)
 
     async def _place(self, cell: int) -> None:
@@ -163,27 +155,27 @@ class Cluster:
     # In threads.
 
     def _join(self) -> None:
-        _connections.join(str(self._config.cluster))
+        CONNECTIONS.join(str(self._config.cluster))
         with self._connecting:
             if self._closed:  # nobody has waited for this
-                _connections.leave()
+                CONNECTIONS.leave()
                 return
             self._connected = True
             needed = _resources(self._config)
-            util = _ray().util
+            util = ray_library().util
             self.address = util.get_node_ip_address()
-            self._name = f"the Ray cluster at {_ray().get_runtime_context().gcs_address}"
+            self._name = f"the Ray cluster at {ray_library().get_runtime_context().gcs_address}"
             # All places at once: two runs that each hold half of what they need would wait for each other.
             self._group = util.placement_group([needed] * (self._config.cells - 1), strategy="SPREAD")
 
     def _start(self, cell: int, needed: dict[str, float]) -> _Place:
-        with _connections.calling():
+        with CONNECTIONS.calling():
             return self._started(cell, needed)
 
     def _started(self, cell: int, needed: dict[str, float]) -> _Place:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        ray = _ray()
+        ray = ray_library()
         # Calls that wait at the same time: each worker's, and of the other kind, each worker's end.
         workers = self._config.collection.collectors // self._config.cells + 1
         remote = ray.remote(max_concurrency=workers + 1, concurrency_groups={"control": workers + 1})(_Actor)
@@ -198,7 +190,7 @@ class Cluster:
             self._actors.append(actor)
 
         def call(method: str, *args: object, within: float = self._config.cell_timeout) -> Any:
-            with _connections.calling():
+            with CONNECTIONS.calling():
                 return called(method, args, within)
 
         def called(method: str, args: tuple[object, ...], within: float) -> Any:
@@ -239,7 +231,7 @@ class Cluster:
             for place in list(self._places.values()):
                 if not place.lost:
                     name, content = self._interrupt.shared_as
-                    with suppress(MachineLost), _connections.calling():
+                    with suppress(MachineLost), CONNECTIONS.calling():
                         place.actor.write.options(concurrency_group="control").remote(name, content)
 
     def _leave(self) -> None:
@@ -247,14 +239,14 @@ class Cluster:
             self._closed = True
         if not self._connected:
             return
-        ray = _ray()
+        ray = ray_library()
         try:
             for actor in self._actors:  # also one that still waits for its machine, and a thread for it
                 ray.kill(actor)
             if self._group is not None:
                 ray.util.remove_placement_group(self._group)
         finally:
-            _connections.leave()
+            CONNECTIONS.leave()
 
 
 class _Actor(Machine):
@@ -262,94 +254,12 @@ class _Actor(Machine):
 
     def whereabouts(self) -> tuple[str, str]:
         """The machine's name, and its address in the cluster."""
-        return self.address(), _ray().util.get_node_ip_address()
-
-
-class _Connections:
-    """This program's connection to Ray, which it has one of, and several runs may want."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._runs = 0
-        self._calls = 0
-        """In progress."""
-        self._own = False
-
-    def join(self, address: str) -> None:
-        ray = _ray()
-        with self._changed:
-            if not self._runs and not ray.is_initialized():
-                try:
-                    _check_reachable(address)
-                    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-                except Exception as error:
-                    raise ClusterError(
-                        f"{PATH.cluster} = {address!r}: no Ray cluster answers there, as one of this machine:"
-                        f" {type(error).__name__}: {error}; start one with `ray start --head`, or join one with"
-                        " `ray start --address HOST:PORT`; one whose head has said that it wants a token needs"
-                        " RAY_AUTH_MODE=token here too"
-                    ) from error
-                self._own = True
-            _check_connected(address)
-            self._runs += 1
-
-    @contextmanager
-    def calling(self) -> Generator[None]:
-        """For what calls Ray in a thread that nobody may wait for: Ray ends the whole program where it is called while,
-        or after, it is shut down. Raises MachineLost when all runs have left."""
-        with self._changed:
-            if not self._runs:
-                raise MachineLost("the run has left its cluster")
-            self._calls += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._calls -= 1
-                self._changed.notify_all()
-
-    def leave(self) -> None:
-        """What is still connected some seconds later stays so, for the next run or until the program ends."""
-        with self._changed:
-            self._runs -= 1
-            if (
-                self._own
-                and not self._runs
-                and self._changed.wait_for(lambda: self._runs or not self._calls, _LEAVING_SECONDS)
-                and not self._runs
-            ):
-                _ray().shutdown()
-                self._own = False
-
-
-_connections = _Connections()
-
-
-def _ray() -> Any:
-    """The library, which only runs on several machines need, and which has few types."""
-    return importlib.import_module("ray")
+        return self.address(), ray_library().util.get_node_ip_address()
 
 
 def _kill(place: _Place) -> None:
-    with _connections.calling():
-        _ray().kill(place.actor)
-
-
-def _check_reachable(address: str) -> None:
-    """Raises OSError where nobody answers, which Ray itself would try for minutes."""
-    host, colon, port = address.rpartition(":")
-    if colon:
-        socket.create_connection((host, int(port)), timeout=_REACHED_SECONDS).close()
-
-
-def _check_connected(address: str) -> None:
-    """Raises ClusterError where this program's connection is to another cluster: it can have only one."""
-    connected: str = _ray().get_runtime_context().gcs_address
-    if address != "auto" and address.rpartition(":")[2] != connected.rpartition(":")[2]:
-        raise ClusterError(
-            f"{PATH.cluster} = {address!r}: this program is connected to the cluster {connected} already, and Ray"
-            " connects a program to one only; train there, or in a program of its own"
-        )
+    with CONNECTIONS.calling():
+        ray_library().kill(place.actor)
 
 
 def _resources(config: TrainerConfig) -> dict[str, float]:
@@ -359,7 +269,7 @@ def _resources(config: TrainerConfig) -> dict[str, float]:
 
 
 def _is_here() -> bool:
-    ray = _ray()
+    ray = ray_library()
     here: str = ray.get_runtime_context().get_node_id()
     nodes: Sequence[Any] = ray.nodes()
     return any(node["NodeID"] == here and node["Alive"] for node in nodes)
@@ -370,8 +280,8 @@ def _described(resources: dict[str, float]) -> str:
 
 
 def _machines() -> str:
-    with _connections.calling():
-        nodes: Sequence[Any] = _ray().nodes()
+    with CONNECTIONS.calling():
+        nodes: Sequence[Any] = ray_library().nodes()
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     return "; ".join(_described({name: has[name] for name in ("CPU", "GPU") if name in has}) or "none" for has in alive)
 
