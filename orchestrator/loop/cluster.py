@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from orchestrator.config.paths import PATH
-from orchestrator.loop.ray_connection import CONNECTIONS, ClusterError, ray_library
+from orchestrator.loop.ray_connection import CONNECTIONS, REACHED_SECONDS, ClusterError, ray_library
 from orchestrator.loop.restarts import Restarts
 from orchestrator.loop.rings import EXPERIENCE
 from orchestrator.workers.event_loop import in_thread
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from orchestrator.workers.interrupt import Interrupt
 
 _log = logging.getLogger("orchestrator")
-_REACHED_SECONDS = 10.0
-"""That a cluster has to answer at all."""
 _LOOKED_SECONDS = 10.0
 """Between two times that a machine whose worker takes long is asked whether it is there."""
 _CLOSING_SECONDS = 60.0
@@ -148,7 +146,7 @@ class Cluster:
 
     async def _answers(self) -> bool:
         """Whether Ray still runs on this machine."""
-        with anyio.move_on_after(_REACHED_SECONDS):
+        with anyio.move_on_after(REACHED_SECONDS):
             return await in_thread(_is_here, abandon_on_cancel=True)
         return False
 

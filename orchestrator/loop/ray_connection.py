@@ -16,7 +16,7 @@ from state.error import OrchestratorError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-_REACHED_SECONDS = 10.0
+REACHED_SECONDS = 10.0
 """That a cluster has to answer at all."""
 _LEAVING_SECONDS = 10.0
 """That calls in progress have to end once what they call is gone."""
@@ -95,7 +95,7 @@ def _check_reachable(address: str) -> None:
     """Raises OSError where nobody answers, which Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if colon:
-        socket.create_connection((host, int(port)), timeout=_REACHED_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=REACHED_SECONDS).close()
 
 
 def _check_connected(address: str) -> None:
