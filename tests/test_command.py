@@ -135,6 +135,7 @@ def test_the_first_signal_ends_the_run_in_order_with_a_checkpoint(
     output, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == 128 + number, errors
     assert "trained" in output
+    assert f"go on with: orchestrator train --resume {folder}" in output
     assert "Traceback" not in errors
     assert_family_ends(family)
     last = records(folder)[-1]["epoch"]

@@ -134,6 +134,8 @@ def _summarize(config: TrainerConfig, state: TrainerState, hooks: Sequence[Hook]
         lines.append(f"checkpoint {state.latest_checkpoint_uri}")
         if config.run_dir is not None:
             lines.append(f"evaluate it with: orchestrator eval {config.run_dir}")
+            if state.agent_step < config.total_agent_steps:
+                lines.append(f"go on with: orchestrator train --resume {config.run_dir}")
     else:
         lines.append("no checkpoint was written")
     for hook in hooks:
