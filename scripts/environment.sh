@@ -11,6 +11,7 @@ if [ "$(cat "$installed" 2>/dev/null)" != "$stamp" ]; then
   .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt torch
   group_options=()
   for group in ${groups:-}; do group_options+=(--group "$group"); done
-  .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt --editable . "${group_options[@]}"
+  # setuptools would warn of what an editable installation may do elsewhere.
+  PYTHONWARNINGS=ignore .venv/bin/python -m pip install --quiet --constraint scripts/constraints.txt --editable . "${group_options[@]}"
   echo "$stamp" > "$installed"
 fi
