@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from orchestrator.config.paths import PATH
+from orchestrator.loop.devices import resolve_device
 from orchestrator.loop.ray_connection import CONNECTIONS, REACHED_SECONDS, ClusterError, ray_library
 from orchestrator.loop.restarts import Restarts
 from orchestrator.loop.rings import EXPERIENCE
@@ -62,6 +63,8 @@ class Cluster:
         self._connecting = threading.Lock()
         self._connected = self._closed = False
         self._interrupts: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._needed: dict[str, float] = {}
+        """What Ray is to reserve for each cell."""
         self._name = "the Ray cluster"
         self.address = ""
         """Of the host's machine, as the others reach it."""
@@ -114,7 +117,7 @@ class Cluster:
 
     async def _place(self, cell: int) -> None:
         """Wait until Ray has a place for a cell."""
-        needed = _resources(self._config)
+        needed = self._needed
         place: list[_Place] = []
 
         async def wait() -> None:
@@ -159,12 +162,12 @@ class Cluster:
                 CONNECTIONS.leave()
                 return
             self._connected = True
-            needed = _resources(self._config)
+            self._needed = _resources(self._config)
             util = ray_library().util
             self.address = util.get_node_ip_address()
             self._name = f"the Ray cluster at {ray_library().get_runtime_context().gcs_address}"
             # All places at once: two runs that each hold half of what they need would wait for each other.
-            self._group = util.placement_group([needed] * (self._config.cells - 1), strategy="SPREAD")
+            self._group = util.placement_group([self._needed] * (self._config.cells - 1), strategy="SPREAD")
 
     def _start(self, cell: int, needed: dict[str, float]) -> _Place:
         with CONNECTIONS.calling():
@@ -263,13 +266,14 @@ def _kill(place: _Place) -> None:
 def _resources(config: TrainerConfig) -> dict[str, float]:
     """What Ray is to reserve for a cell: a core for each worker, and a GPU to learn with."""
     needed = {"CPU": float(config.collection.collectors // config.cells + 1)}
-    return needed | ({"GPU": 1.0} if config.device.startswith("cuda") else {})
+    return needed | ({"GPU": 1.0} if resolve_device(config.device).startswith("cuda") else {})
 
 
 def _is_here() -> bool:
-    ray = ray_library()
-    here: str = ray.get_runtime_context().get_node_id()
-    nodes: Sequence[Any] = ray.nodes()
+    with CONNECTIONS.calling():
+        ray = ray_library()
+        here: str = ray.get_runtime_context().get_node_id()
+        nodes: Sequence[Any] = ray.nodes()
     return any(node["NodeID"] == here and node["Alive"] for node in nodes)
 
 

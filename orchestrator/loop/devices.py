@@ -12,8 +12,11 @@ def resolve_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def device_of_cell(device: str, cell: int) -> str:
-    """Where a cell learns: where one device is not named, each has its own, as long as there are so many."""
+def device_of_cell(device: str, cell: int, *, elsewhere: bool) -> str:
+    """Where a cell learns: where one device is not named, each has its own, as long as there are so many; on another
+    machine, the one that it is given there."""
+    if elsewhere:
+        return device.partition(":")[0]
     if device != "cuda":
         return device
     import torch

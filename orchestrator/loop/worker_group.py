@@ -349,9 +349,9 @@ class WorkerGroup:
             return await self._open("learner", cell, Learner, lambda: (plan,))
 
         def of_cell() -> tuple[LearnerPlan]:
-            if self._cluster is None:
-                return (replace(plan, cell=cell, device=device_of_cell(plan.device, cell)),)
-            return (replace(plan, cell=cell, address=self._cluster.address_of(cell)),)
+            device = device_of_cell(plan.device, cell, elsewhere=self._cluster is not None and cell > 0)
+            address = plan.address if self._cluster is None else self._cluster.address_of(cell)
+            return (replace(plan, cell=cell, device=device, address=address),)
 
         return await self._open(f"learner-{cell}", cell, Learner, of_cell)
 
