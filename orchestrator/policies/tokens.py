@@ -41,7 +41,7 @@ class TokenEncoder(nn.Module):
     each of them found is joined. Raises NetworkError for other observations.
 
     Most tokens are missing, mostly behind the others. On a CPU, rows of about as many tokens are computed together, so
-    that few of the missing ones are: a fourth of the time of all rows at once.
+    that few of the missing ones are.
     """
 
     def __init__(self, spaces: Spaces) -> None:
