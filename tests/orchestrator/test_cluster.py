@@ -221,13 +221,13 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     make = RemoteMachine.__init__
 
     def making(self: RemoteMachine, call: Call, *args: Any) -> None:
-        def noting(method: str, *arguments: Any) -> Any:
+        def noting(method: str, *arguments: Any, **limits: Any) -> Any:
             if method == "share":
                 number, _, content = arguments
                 mine = [one for one in Path("/proc/self/fd").iterdir() if one.exists() or one.is_symlink()]
                 name = next(str(one.readlink()) for one in mine if _number(one) == number)
                 most[name] = max(most.get(name, 0), len(content or b""))
-            return call(method, *arguments)
+            return call(method, *arguments, **limits)
 
         make(self, noting, *args)
 
