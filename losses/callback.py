@@ -66,6 +66,7 @@ class LearnerCallback:
     def __init__(self, *, name: str | None = None) -> None:
         self.name = _snake_case(type(self).__name__) if name is None else name
         self.stop_requested = False
+        self._stops_when: list[Tensor] = []
         self._context: LossContext | None = None
         if not self.name or "/" in self.name:
             raise ValueError(f"the name of a loss must not be empty or contain a slash, but is {self.name!r}")
@@ -101,9 +102,18 @@ class LearnerCallback:
             raise TypeError(f"the name of a statistic of {self.name!r} must be text, but is {name!r}")
         self.context.statistics.add(name if "/" in name else f"{self.name}/{name}", value)
 
-    def stop_update(self) -> None:
-        """Ask the learner to end this epoch's updates after the current minibatch."""
-        self.stop_requested = True
+    def stop_update(self, when: Tensor | None = None) -> None:
+        """Ask the learner to end this epoch's updates after the current minibatch: if `when`, a tensor of one element,
+        is true then (None: in any case). The learner waits for a tensor only when it has done all else."""
+        if when is None:
+            self.stop_requested = True
+        else:
+            self._stops_when.append(when)
+
+    def take_stop_conditions(self) -> list[Tensor]:
+        """The tensors that `stop_update` was given since the last call."""
+        conditions, self._stops_when = self._stops_when, []
+        return conditions
 
     def abandon_epoch(self) -> None:
         """An epoch has ended in an error, at any point: take back what was set up for it, such as autograd's hooks."""

@@ -50,9 +50,8 @@ class LossSet:
             )
             for callback in CALLBACKS
         }
-        self._observers = tuple(
-            member for member in self.members if type(member).observe is not LearnerCallback.observe
-        )
+        self.observers = tuple(member for member in self.members if type(member).observe is not LearnerCallback.observe)
+        """Those of which `observe` is called."""
         self._active_epoch: int | None = None
         self._active: tuple[Loss, ...] = ()
         self.without_gradient: set[str] = set()
@@ -95,6 +94,7 @@ class LossSet:
         """Forget the requests to stop, and what was without gradient; called before the updates of an epoch."""
         self.without_gradient.clear()
         for member in self.members:
+            member.take_stop_conditions()
             member.stop_requested = False
 
     def abandon_epoch(self) -> None:
@@ -105,8 +105,14 @@ class LossSet:
 
     @property
     def stop_requested(self) -> bool:
-        """Whether one has asked to end this epoch's updates."""
+        """Whether one has asked to end this epoch's updates. Waits for the device where that depends on a tensor."""
+        for member, when in self.take_stop_conditions():
+            member.stop_requested = member.stop_requested or bool(when)
         return any(member.stop_requested for member in self.members)
+
+    def take_stop_conditions(self) -> list[tuple[LearnerCallback, Tensor]]:
+        """The tensors that decide about an end after the current minibatch, and whose they are."""
+        return [(member, when) for member in self.members for when in member.take_stop_conditions()]
 
     def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> tuple[Tensor, Tensor]:
         """The weighted sum over the losses active in the minibatch's epoch, and each of them alone; what observes is
@@ -118,8 +124,8 @@ class LossSet:
         is given, and `RuntimeError` where none is active.
         """
         active = self.active(minibatch.epoch)
-        alone = len(active) == 1 and not self._observers
-        last = active[-1] if active and not self._observers else None
+        alone = len(active) == 1 and not self.observers
+        last = active[-1] if active and not self.observers else None
         evaluated = (evaluation.log_prob, evaluation.entropy, evaluation.value, evaluation.action_parameters)
         versions = [tensor._version for tensor in evaluated]
         total: Tensor | None = None
@@ -158,7 +164,7 @@ class LossSet:
         if total is None:
             raise RuntimeError(f"no loss is active in epoch {minibatch.epoch + 1}: skip the epoch's updates")
         with torch.no_grad():
-            for member in self._observers:
+            for member in self.observers:
                 try:
                     member.observe(minibatch.again(), evaluation)
                 except BaseException as error:

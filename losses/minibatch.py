@@ -61,6 +61,15 @@ class Rows(Mapping[str, "Tensor"]):
     def __len__(self) -> int:
         return len(self._source)
 
+    @property
+    def index(self) -> Tensor:
+        """Which rows of the source they are."""
+        return self._index
+
+    def at(self, index: Tensor) -> Rows:
+        """Other rows of the same source."""
+        return Rows(self._source, index)
+
     def again(self) -> Rows:
         """The same rows in separate memory."""
         return Rows(self._source, self._index)

@@ -31,6 +31,7 @@ class PPOActor(Loss):
     """
 
     corrects_staleness: ClassVar[bool] = True
+    capturable: ClassVar[bool] = True
     policy_gradient: ClassVar[bool] = True
 
     def __init__(
@@ -82,8 +83,8 @@ class PPOActor(Loss):
         self.track("entropy", entropy)
         self.track("approx_kl", approx_kl)
         self.track("clip_fraction", minibatch.mean(excess.abs_().gt_(self.clip)))
-        if self.target_kl is not None and approx_kl.item() > self.target_kl:
-            self.stop_update()
+        if self.target_kl is not None:
+            self.stop_update(approx_kl > self.target_kl)
         return torch.sub(policy_loss, entropy, alpha=self.entropy_coefficient)
 
 
@@ -97,6 +98,7 @@ class PPOCritic(Loss):
     """
 
     corrects_staleness: ClassVar[bool] = True
+    capturable: ClassVar[bool] = True
     value_gradient: ClassVar[bool] = True
 
     def __init__(

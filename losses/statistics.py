@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-_FIRST_CAPACITY = 32
+_BLOCK = 32
+"""Sums in one tensor."""
+
+
+HostSums: TypeAlias = "Mapping[str, tuple[float, int]]"
 
 
 @dataclass(slots=True)
 class _Entry:
-    device_sum: Tensor  # a view of one element of the buffer
+    device_sum: Tensor  # a view of one element of a block
     host_sum: float = 0.0
     count: int = 0
 
@@ -25,12 +31,13 @@ class LossStatistics:
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
-        self._sums = torch.zeros(_FIRST_CAPACITY, dtype=torch.float32, device=device)
+        self._device = device
+        self._blocks = [self._new_block()]
         self._entries: dict[str, _Entry] = {}
 
     def __repr__(self) -> str:
         counts = {name: entry.count for name, entry in self._entries.items()}
-        return f"LossStatistics(device={self._sums.device}, counts={counts})"
+        return f"LossStatistics(device={self._blocks[0].device}, counts={counts})"
 
     def add(self, name: str, value: Tensor | float) -> None:
         """Add one value (a number or a tensor of one element, whose gradient is ignored) to `name`'s mean.
@@ -55,8 +62,10 @@ class LossStatistics:
 
         This is the one place that waits for the device.
         """
-        device_sums: list[float] = self._sums.cpu().tolist()
-        self._sums.zero_()
+        sums = self._blocks[0] if len(self._blocks) == 1 else torch.cat(self._blocks)
+        device_sums: list[float] = sums.cpu().tolist()
+        for block in self._blocks:
+            block.zero_()
         means: dict[str, float] = {}
         for device_sum, (name, entry) in zip(device_sums, self._entries.items(), strict=False):
             if entry.count:
@@ -64,12 +73,36 @@ class LossStatistics:
             entry.host_sum, entry.count = 0.0, 0
         return means
 
+    # For a learner that has a device repeat what was added once.
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The sums on the device, which stay where they are."""
+        return self._blocks
+
+    def on_host(self) -> HostSums:
+        """By name, what was added to the host's sum since the last `read`, and how often something was added."""
+        return {name: (entry.host_sum, entry.count) for name, entry in self._entries.items()}
+
+    def set_on_host(self, sums: HostSums) -> None:
+        """Have the host know what it knew when `on_host` returned the `sums`, whatever was added since."""
+        for name, entry in self._entries.items():
+            entry.host_sum, entry.count = sums.get(name, (0.0, 0))
+
+    def add_on_host(self, sums: HostSums) -> None:
+        """Have the host know that as much was added again."""
+        for name, (host_sum, count) in sums.items():
+            entry = self._entries[name]
+            entry.host_sum += host_sum
+            entry.count += count
+
+    def _new_block(self) -> Tensor:
+        return torch.zeros(_BLOCK, dtype=torch.float32, device=self._device)
+
     def _new_entry(self, name: str) -> _Entry:
-        if len(self._entries) == len(self._sums):
-            self._sums = torch.cat([self._sums, torch.zeros_like(self._sums)])
-            for i, entry in enumerate(self._entries.values()):
-                entry.device_sum = self._sums[i]
-        entry = self._entries[name] = _Entry(self._sums[len(self._entries)])
+        if len(self._entries) == _BLOCK * len(self._blocks):
+            self._blocks.append(self._new_block())
+        entry = self._entries[name] = _Entry(self._blocks[-1][len(self._entries) % _BLOCK])
         return entry
 
 

@@ -82,6 +82,7 @@ class VTraceActor(Loss):
     """
 
     corrects_staleness: ClassVar[bool] = True
+    capturable: ClassVar[bool] = True
     policy_gradient: ClassVar[bool] = True
     needs_segments: ClassVar[bool] = True
 
@@ -117,6 +118,7 @@ class VTraceCritic(Loss):
     """
 
     corrects_staleness: ClassVar[bool] = True
+    capturable: ClassVar[bool] = True
     value_gradient: ClassVar[bool] = True
     needs_segments: ClassVar[bool] = True
 

@@ -77,12 +77,7 @@ class ParameterArena:
         That is, as in torch's own optimizers, what requires a gradient and has one: parameters can be frozen and
         thawed at any time, and gradients set to None. Raises TensorsChanged as `adopt`.
         """
-        learned = self._tensors[: self._learned]
-        if (
-            self._unchanged(self._learned)
-            and all(map(is_, [parameter.grad for parameter in learned], self._gradient_views))
-            and [parameter.requires_grad for parameter in learned] == self._flags
-        ):
+        if self._unchanged(self._learned) and self._gradients_unchanged():
             return self._active
         gradients = [getattr(table.get(name), "grad", None) for table, name in self._places[: self._learned]]
         self.adopt()
@@ -92,6 +87,11 @@ class ParameterArena:
         self._flags = [parameter.requires_grad for parameter in self._tensors[: self._learned]]
         self._active = tuple(self._flags)
         return tuple(flag and gradient is not None for flag, gradient in zip(self._flags, gradients, strict=True))
+
+    def unchanged(self) -> bool:
+        """Whether all tensors and gradients are where they were put, and the same is to be learned as at the last
+        `collect_gradients`."""
+        return self._unchanged(len(self._places)) and self._gradients_unchanged()
 
     # What the module has become.
 
@@ -140,6 +140,13 @@ class ParameterArena:
         tensors = self._tensors[:count]
         there = [table.get(name) for table, name in self._places[:count]]
         return all(map(is_, there, tensors)) and [one.data_ptr() for one in tensors] == self._pointers[:count]
+
+    def _gradients_unchanged(self) -> bool:
+        learned = self._tensors[: self._learned]
+        return (
+            all(map(is_, [parameter.grad for parameter in learned], self._gradient_views))
+            and [parameter.requires_grad for parameter in learned] == self._flags
+        )
 
     def _problems(self, index: int, spec: TensorSpec, tensor: Tensor) -> list[str]:
         view = self._views[index]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from orchestrator.checks.cells import cluster_problems, share_problems
 from orchestrator.checks.checkpoints import checkpoint_problems
 from orchestrator.checks.evaluation import evaluation_problems
+from orchestrator.checks.graphs import graph_problems
 from orchestrator.checks.imports import (
     adaptation_problems,
     device_problems,
@@ -100,6 +101,7 @@ def _settings_problems(config: TrainerConfig, known: Sequence[Problem]) -> Probl
         _one_epoch,
         share_problems,
         cluster_problems,
+        graph_problems,
         _accumulation,
         _mask_of_types,
         _trace_clipping,

@@ -134,6 +134,8 @@ class LearningConfig:
     """What the learner's network computes with: tf32 in matrix products (CUDA), or bfloat16; weights stay float32."""
     compile: bool = False
     """Have torch.compile compile what the learner computes of the policy, which takes a minute or so at the start."""
+    graphs: bool = False
+    """Record what the learner does for a minibatch as a CUDA graph, and replay it (CUDA only)."""
     profile_epochs: Annotated[tuple[int, ...], _EPOCHS, MAY_CHANGE] = ()
     """Epochs, counted from 1, to record with torch's profiler, as profile-<epoch>.json in the run's folder."""
 

@@ -20,12 +20,14 @@ from orchestrator.learning.default_losses import losses_of
 from orchestrator.learning.device_memory import peak_memory
 from orchestrator.learning.exchange import Exchange
 from orchestrator.learning.gradients import GradientCheck
+from orchestrator.learning.graphs import graphs_for
 from orchestrator.learning.learner_state import LearnerMemory, Unsaved
 from orchestrator.learning.learning_rate import LearningRate
 from orchestrator.learning.loss_states import published_policy, with_experience
 from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
 from orchestrator.learning.minibatch_evaluation import MinibatchEvaluation
 from orchestrator.learning.minibatch_gradient import MinibatchGradient
+from orchestrator.learning.minibatch_step import MinibatchStep
 from orchestrator.learning.minibatches import SegmentDraws, StepDraws, drawn_together, draws_of
 from orchestrator.learning.optimization import Optimization
 from orchestrator.learning.profiling import profile_path, profiled
@@ -103,9 +105,10 @@ class Learner:
             max_grad_norm=config.max_grad_norm,
             max_minibatches=config.update_epochs * config.minibatches,
             losses=len(self._losses.losses),
+            accumulate_minibatches=config.accumulate_minibatches,
         )
         self._evaluate = MinibatchEvaluation(self.policy, self.arena, run, self._device)
-        self._gradient = MinibatchGradient(
+        gradient = MinibatchGradient(
             self._evaluate,
             self.arena,
             self._losses,
@@ -116,6 +119,9 @@ class Learner:
             run.policy.network,
             plan.interrupt.is_set,
         )
+        parts = self.policy, self.arena, self._losses, self._optimization, self._statistics
+        graphs = graphs_for(self._device, *parts) if config.graphs else None
+        self._step = MinibatchStep(gradient, self._optimization, config.accumulate_minibatches, graphs)
         self._segments = config.shuffle == "segments" or (
             config.shuffle == "auto"
             and (self.policy.recurrent or self._losses.needs_segments or config.priority_exponent > 0)
@@ -266,22 +272,17 @@ class Learner:
         progress = request.steps_before / self._plan.config.total_agent_steps
         rate = self._learning_rate.at(progress, request.learning_rate_scale)
         self._optimization.begin_epoch(rate)
+        batches = self._step.begin_epoch(batches)
         draws = self._draws(batches, epoch)
         spans.end("prepare")
         done = passes = 0
         finished, interrupted = not losses, False
         checks = InterruptChecks(self._plan.interrupt.is_set)
         while passes < config.update_epochs and not finished:
-            waiting = mb_idx = 0
+            mb_idx = 0
             for mb_idx, together in enumerate(drawn_together(draws, of_run=self._share.shards)):
-                stopped, ended = self._gradient.add(
-                    together, epoch, passes, mb_idx, share=1.0 / config.accumulate_minibatches, first=not done
-                )
+                stopped, ended = self._step.learn(together, epoch, passes, mb_idx, first=not done)
                 done += 1
-                waiting += 1
-                if waiting == config.accumulate_minibatches:
-                    self._optimization.step()
-                    waiting = 0
                 for callback in self._on_mb_end:
                     callback(replace(state, update_epoch=passes, mb_idx=mb_idx))
                 spans.end("minibatch", passes, mb_idx)
@@ -296,14 +297,13 @@ class Learner:
                     finished = interrupted or self._losses.stop_requested
                 if finished:
                     break
-            if waiting:
-                self._optimization.step()
+            self._step.end_pass()
             passes += 1
         if done < request.early_minibatches and request.early_to is not None:
             yield self._publish_early(request.early_to)
         age = (epoch - request.behavior.version) * self._plan.config.minibatches_per_epoch
         loss_stats = {"learning_rate": rate, "policy_age": float(age - request.behavior.minibatches)}
-        loss_stats |= self._loss_stats(epoch, batches)
+        loss_stats |= self._loss_stats(epoch, batches) | self._step.statistics
         peak = peak_memory(self._device)
         loss_stats |= {} if peak is None else {"device_memory_peak": float(peak)}
         spans.end("statistics")
@@ -330,7 +330,7 @@ class Learner:
             )
             self.callback("on_epoch_end", state)
             self.publish(request.publish_to)  # again, since a loss may have changed it
-        warnings = {**self._gradients.warnings, **self._learning_rate.warnings}
+        warnings = {**self._gradients.warnings, **self._learning_rate.warnings, **self._step.warnings}
         learner_state = None
         if request.moments_to is not None:
             learner_state = self.state(request.moments_to)
@@ -369,10 +369,11 @@ class Learner:
         if self._share.shards > 1:
             generators = self._share.generators(self._plan.config.seed, epoch, self._device)
         per_segment = None if self._segments else {spec.name for spec in self._spec.fields if spec.per == "segment"}
+        sources, fixed_size = self._step.sources(batches), self._step.fixed_size
         own = [self.policy.rows_of_policies(observation_arrays(batch)) for batch in batches]
         return [
-            draws_of(batch, self._plan.config.learning, generator, tuple(rows.values()), per_segment)
-            for batch, generator, rows in zip(batches, generators, own, strict=True)
+            draws_of(batch, self._plan.config.learning, generator, tuple(rows.values()), per_segment, fixed_size)
+            for batch, generator, rows in zip(sources, generators, own, strict=True)
         ]
 
     def _loss_stats(self, epoch: int, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:

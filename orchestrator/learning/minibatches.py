@@ -21,6 +21,7 @@ class Draw:
 
     fields: Rows
     valid: Tensor | None
+    """As of `Minibatch`, as is `weight`."""
     weight: Tensor | None
     counts: tuple[int, ...] = ()
     """How many rows of each policy follow one another, where types of agents have policies of their own."""
@@ -31,6 +32,9 @@ class StepDraws:
 
     Where types of agents have policies of their own, `segments` are those of each: every minibatch then has a nearly
     equal share of the steps of each, one policy after another.
+
+    With `fixed_size`, minibatches have as many rows as if all steps were valid: the rest are steps that they have
+    already, and that are not `valid` here.
     """
 
     def __init__(
@@ -40,6 +44,8 @@ class StepDraws:
         count: int,
         generator: torch.Generator,
         segments: Sequence[Tensor] = (),
+        *,
+        fixed_size: bool = False,
     ) -> None:
         self._flat = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
         flat_valid = valid.flatten()
@@ -52,6 +58,7 @@ class StepDraws:
         self._totals = [len(flat_valid) if one is None else len(one) for one in self._steps]
         self._count = count
         self._generator = generator
+        self._rows = -(-len(flat_valid) // count) if fixed_size and not all_valid else None
 
     def one_pass(self) -> Iterator[Draw | None]:
         device = self._generator.device
@@ -60,7 +67,11 @@ class StepDraws:
             order = torch.randperm(total, generator=self._generator, device=device)
             orders.append(order if steps is None else steps[order])
         for index, counts in _shares(orders, self._count):
-            yield Draw(Rows(self._flat, index), None, None, counts) if len(index) else None
+            valid = None
+            if self._rows is not None and len(index):
+                valid = torch.arange(self._rows, device=device) < len(index)
+                index = torch.cat([index, index[:1].expand(self._rows - len(index))])
+            yield Draw(Rows(self._flat, index), valid, None, counts) if len(index) else None
 
 
 class SegmentDraws:
@@ -135,13 +146,15 @@ def draws_of(
     generator: torch.Generator,
     segments: Sequence[Tensor],
     per_segment: Collection[str] | None,
+    fixed_size: bool = False,
 ) -> StepDraws | SegmentDraws:
     """Of whole segments, or where `per_segment` names the fields that there is one of for each segment, of steps."""
     common: Any = batch["valid"], config.minibatches, generator, segments
     if per_segment is None:
         exponent, correction = config.priority_exponent, config.priority_correction
         return SegmentDraws(batch, *common, priority_exponent=exponent, correction=correction)
-    return StepDraws({name: batch[name] for name in batch if name not in per_segment}, *common)
+    steps = {name: batch[name] for name in batch if name not in per_segment}
+    return StepDraws(steps, *common, fixed_size=fixed_size)
 
 
 def drawn_together(shards: Sequence[StepDraws | SegmentDraws], *, of_run: int) -> Iterator[tuple[Draw | None, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ import torch
 from state.error import OrchestratorError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from state.parameter_arena import ParameterArena
 
@@ -36,12 +37,25 @@ class _Run:
     """Optimizer steps taken with it."""
 
 
+class _Log:
+    """One row per minibatch: the losses, then the gradient's norm (of the step that the minibatch ended)."""
+
+    def __init__(self, minibatches: int, losses: int, device: torch.device) -> None:
+        self.memory = torch.zeros(minibatches, losses + 1, device=device)
+        self.rows, self.norms = self.memory.unbind(), self.memory[:, -1].unbind()
+        self.count = 0
+        self.first_of_step = 0
+
+
 class Optimization:
     """Adam over the parameters of an arena, as few long vectors: one, unless some are frozen.
 
     A parameter that requires no gradient, or has none, is left as it is, with its moments and step count, as torch's
     own optimizers do. A step whose losses or gradient are not finite leaves all weights as they are: the fused kernel
     reads the flag on the device. What happened at each minibatch is written to a log there and read once per epoch.
+
+    A device can repeat what it does for a minibatch (`graphs.py`): it finds everything where it was, also the learning
+    rate, and the log's row with `at_fixed_place`.
     """
 
     def __init__(
@@ -54,6 +68,7 @@ class Optimization:
         max_grad_norm: float,
         max_minibatches: int,
         losses: int,
+        accumulate_minibatches: int = 1,
     ) -> None:
         self._arena = arena
         self._max_grad_norm = max_grad_norm
@@ -66,6 +81,8 @@ class Optimization:
         self._active = (True,) * len(specs)
         self._steps = [torch.zeros((), device=arena.memory.device)] * len(specs)
         """Of each parameter; those of one run share a tensor."""
+        self.changes = 0
+        """How often what is stepped with has become other tensors."""
         self._runs = self._make_runs()
         beta1, beta2 = betas
         # The operation alone, since what torch's optimizers do around it costs more than the step of a small network.
@@ -79,25 +96,27 @@ class Optimization:
             eps=eps,
             weight_decay=weight_decay,
         )
-        self._rate = 0.0
-        # One row per minibatch: the losses, then the gradient's norm (of the step that the minibatch ended).
-        self._log = torch.zeros(max_minibatches, losses + 1, device=arena.memory.device)
-        self._rows, self._norms = self._log.unbind(), self._log[:, -1].unbind()
-        self._logged = 0
-        self._first_of_step = 0
+        device = arena.memory.device
+        # CUDA's kernel wants the rate in float32; the others round it themselves.
+        rounded = device.type in ("cuda", "mps")
+        self._rate = torch.zeros((), dtype=torch.float32 if rounded else torch.float64, device=device)
+        self._log = self._of_epoch = _Log(max_minibatches, losses, device)
+        self._of_step = _Log(accumulate_minibatches, losses, device)
+        """Rows of the minibatches since the last step, always in the same places."""
         self._waiting: list[torch.Tensor] = []
         """Gradients of minibatches whose step is yet to come, where they are not added up in the arena's memory."""
 
     @property
     def device(self) -> torch.device:
-        return self._log.device
+        return self._rate.device
 
     def begin_epoch(self, rate: float) -> None:
         """Step with the learning rate `rate` from now on."""
-        self._logged = self._first_of_step = 0
+        for log in (self._of_epoch, self._of_step):
+            log.count = log.first_of_step = 0
+            log.memory.zero_()
         self._waiting = []
-        self._log.zero_()
-        self._rate = rate
+        self._rate.fill_(rate)
         self._arena.adopt()
         self._arena.zero_gradients()
 
@@ -123,8 +142,9 @@ class Optimization:
         self._note(components)
 
     def _note(self, components: torch.Tensor) -> None:
-        self._rows[self._logged][: len(components)] = components
-        self._logged += 1
+        log = self._log
+        log.rows[log.count][: len(components)] = components
+        log.count += 1
 
     def step(self) -> None:
         """Step with the gradients added up since the last step. Raises TensorsChanged."""
@@ -135,7 +155,8 @@ class Optimization:
         if active != self._active:
             self._active = active
             self._runs = self._make_runs()
-        norm = self._norms[self._logged - 1]
+        log = self._log
+        norm = log.norms[log.count - 1]
         if len(self._runs) == 1:
             norm.copy_(torch.linalg.vector_norm(self._runs[0].gradient))
         elif self._runs:
@@ -146,9 +167,9 @@ class Optimization:
         if math.isfinite(self._max_grad_norm):
             scale = torch.div(norm, self._max_grad_norm).clamp_(min=1.0)
         # The sum is finite exactly if every entry is (none is near the limit); then it less itself is 0, and else NaN.
-        found_inf = self._log[self._first_of_step : self._logged].sum()
+        found_inf = log.memory[log.first_of_step : log.count].sum()
         found_inf.sub_(found_inf).ne_(0.0)
-        self._first_of_step = self._logged
+        log.first_of_step = log.count
         for run in self._runs:
             run.step.add_(1.0)
             self._adam(
@@ -166,7 +187,39 @@ class Optimization:
 
     def read_log(self) -> torch.Tensor:
         """`[minibatches, losses + 1]` of this epoch on the CPU: the losses, then the gradient norm."""
-        return self._log[: self._logged].cpu()
+        return self._of_epoch.memory[: self._of_epoch.count].cpu()
+
+    # For a device that repeats what it has done for a minibatch.
+
+    @contextmanager
+    def at_fixed_place(self, place: int) -> Generator[None]:
+        """While entered, a minibatch's row is written to a place that depends only on how many minibatches came since
+        the last step: `place`. `log_from` puts it into the log."""
+        self._log = self._of_step
+        self._log.count, self._log.first_of_step = place, 0
+        try:
+            yield
+        finally:
+            self._log = self._of_epoch
+
+    def log_from(self, place: int, *, stepped: bool) -> None:
+        """Add the row that was written `at_fixed_place` to the log; `stepped` says that a step came with it."""
+        log = self._of_epoch
+        log.rows[log.count].copy_(self._of_step.rows[place])
+        log.count += 1
+        if stepped:
+            log.first_of_step = log.count
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """All that a minibatch changes."""
+        steps = [run.step for run in self._runs]
+        return [self._arena.memory, self._gradients, *self._moments.values(), *steps, self._of_step.memory]
+
+    @property
+    def learned(self) -> list[torch.Tensor]:
+        """What is learned, and its gradients, as vectors."""
+        return [vector for run in self._runs for vector in (run.parameter, run.gradient)]
 
     # What a checkpoint keeps.
 
@@ -193,6 +246,7 @@ class Optimization:
 
     def _make_runs(self) -> list[_Run]:
         """The active parameters, and new tensors for all step counts, by which runs part where they differ."""
+        self.changes += 1
         arena, device = self._arena, self._arena.memory.device
         counts = torch.stack(self._steps).cpu().tolist() if self._steps else []
         specs = arena.layout.learned

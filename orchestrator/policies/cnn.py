@@ -157,6 +157,8 @@ class ImageEncoder(nn.Module):
 class CNN(nn.Module):
     """An actor and a critic that share the encoder of images (Mnih et al. 2016)."""
 
+    capturable = True
+
     def __init__(self, spaces: Spaces) -> None:
         super().__init__()
         self.encoder = ImageEncoder(spaces)

@@ -38,6 +38,8 @@ class LSTM(nn.Module):
     The state is the LSTM's hidden state followed by its cell state.
     """
 
+    capturable = True
+
     def __init__(
         self,
         spaces: Spaces,

@@ -66,6 +66,8 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 class MLP(nn.Module):
     """An actor and a critic of fully connected layers, each with its own layers, over the flattened observation."""
 
+    capturable = True
+
     def __init__(self, spaces: Spaces, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh") -> None:
         super().__init__()
         flatten = FlatObservation(spaces.observation)

@@ -114,6 +114,8 @@ class TokenEncoder(nn.Module):
 class Tokens(nn.Module):
     """An actor and a critic that share the encoder of tokens and layers of the widths `hidden_sizes`."""
 
+    capturable = True
+
     def __init__(self, spaces: Spaces, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh") -> None:
         super().__init__()
         self.encoder = TokenEncoder(spaces)

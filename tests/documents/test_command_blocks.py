@@ -28,6 +28,7 @@ pytestmark = pytest.mark.slow
 
 NOT_RUN = {
     "scripts/test.sh": "runs the tests, this one among them",
+    "orchestrator train --device cuda": "needs a GPU",
     "ray start": "the tests have a cluster of their own",
     ".venv/bin/python -m pytest": "runs the tests, this one among them",
 }

@@ -177,6 +177,21 @@ def test_a_request_to_stop_lasts_until_the_next_epoch_begins() -> None:
     assert not losses.stop_requested
 
 
+@pytest.mark.parametrize("when", [True, False])
+def test_a_request_to_stop_may_depend_on_a_tensor(when: bool) -> None:
+    remembering = Remembering()
+    losses = LossSet([*ppo_losses(), remembering])
+    remembering.stop_update(torch.tensor(when))
+    assert losses.stop_requested is when
+    assert losses.stop_requested is when
+
+    losses.begin_epoch()
+    assert not losses.stop_requested
+    remembering.stop_update(torch.tensor(True))
+    losses.begin_epoch()
+    assert not losses.stop_requested
+
+
 def test_every_loss_is_attached(context: LossContext) -> None:
     losses = LossSet(ppo_losses())
 

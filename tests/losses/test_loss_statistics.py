@@ -110,3 +110,26 @@ def test_numbers_of_every_kind_are_taken(value: Any) -> None:
     statistics = LossStatistics()
     statistics.add("x", value)
     assert statistics.read() == {"x": 1.0}
+
+
+def test_sums_stay_where_they_are_however_many_there_are() -> None:
+    statistics = LossStatistics()
+    statistics.add("0", torch.tensor(1.0))
+    (first,) = statistics.tensors
+    for index in range(100):
+        statistics.add(str(index), torch.tensor(float(index)))
+    assert statistics.tensors[0] is first
+    assert len(statistics.tensors) == 4
+    assert statistics.read() == {"0": 0.5} | {str(index): float(index) for index in range(1, 100)}
+
+
+def test_what_the_host_knows_can_be_put_back_and_added_again() -> None:
+    statistics = LossStatistics()
+    statistics.add("a", 1.0)
+    before = statistics.on_host()
+    statistics.add("a", 4.0)
+    statistics.add("b", torch.tensor(3.0))
+    statistics.set_on_host(before)
+    assert statistics.on_host() == {"a": (1.0, 1), "b": (0.0, 0)}
+    statistics.add_on_host({"a": (5.0, 1), "b": (0.0, 1)})
+    assert statistics.read() == {"a": 3.0, "b": 3.0}

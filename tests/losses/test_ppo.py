@@ -211,7 +211,7 @@ def test_the_two_losses_add_up_to_the_papers_objective(context: LossContext) -> 
     torch.testing.assert_close(total, actor + critic)
 
 
-def test_computing_does_not_wait_for_the_device_unless_there_is_a_target_kl(
+def test_computing_does_not_wait_for_the_device_and_a_target_kl_only_at_the_end(
     context: LossContext, no_waiting: Callable[[], AbstractContextManager[None]]
 ) -> None:
     free, bound = LossSet(ppo_losses(value_clip=0.2)), LossSet(ppo_losses(target_kl=0.01))
@@ -221,9 +221,10 @@ def test_computing_does_not_wait_for_the_device_unless_there_is_a_target_kl(
     for masked in (False, True):
         minibatch, evaluation = random_case(masked=masked, weighted=masked)
         with no_waiting():
-            free.compute(minibatch, evaluation)[0].backward()
+            free.compute(minibatch, evaluation)[0].backward(retain_graph=True)
+            bound.compute(minibatch, evaluation)[0].backward()
     with pytest.raises(AssertionError, match="waits"), no_waiting():
-        bound.compute(minibatch, evaluation)
+        _ = bound.stop_requested
 
 
 def test_the_experience_is_left_as_it_was(context: LossContext) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from orchestrator import CollectionConfig, LearningConfig, LossesConfig, PolicyConfig, TrainerConfig
 from orchestrator.collection.experience_fields import experience_fields
+from orchestrator.learning import capture, graphs
 from orchestrator.learning.default_losses import default_losses
 from orchestrator.learning.learner import Learner
 from orchestrator.learning.messages import LearnerPlan, LearnRequest
@@ -23,6 +24,7 @@ from state.policy_point import PolicyPoint
 from state.shared_memory import SharedBuffer
 from state.trainer_state import TrainerState
 from tests.orchestrator.emulated_device import DEVICE, emulated
+from tests.orchestrator.recorded_graph import RecordedOperations
 
 pytestmark = pytest.mark.slow
 
@@ -149,6 +151,60 @@ def test_the_host_never_waits_for_a_minibatch(variant: str, monkeypatch: pytest.
             learned(DEVICE, **settings | {"learning": learning})
         reads.append(emulation.reads)
     assert reads[0] == reads[1] > 0
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_minibatches_that_a_device_repeats_are_those_that_it_is_told(
+    variant: str, monkeypatch: pytest.MonkeyPatch, recorded: list[float]
+) -> None:
+    """Operation by operation with another learner, from which no minibatch is recorded: with the same bits."""
+    settings: dict[str, Any] = VARIANTS[variant]
+    learning = dataclasses.replace(settings.get("learning", LEARNING), graphs=True, update_epochs=4)
+    found: list[dict[str, Any]] = []
+    for warm_up in (3, 10**6):
+        monkeypatch.setattr(graphs, "WARM_UP", warm_up)
+        with emulated(monkeypatch):
+            found.append(learned(DEVICE, **settings | {"learning": learning}))
+    replayed, told = found
+    for name, array in told.items():
+        np.testing.assert_array_equal(replayed[name], array, err_msg=name)
+    assert recorded[:2] == [4.0, 8.0]
+    assert recorded[2:] == [0.0, 0.0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_cuda_repeats_minibatches_as_it_is_told_them(
+    variant: str, monkeypatch: pytest.MonkeyPatch, recorded: list[float]
+) -> None:
+    settings: dict[str, Any] = VARIANTS[variant]
+    learning = dataclasses.replace(settings.get("learning", LEARNING), graphs=True, update_epochs=4)
+    replayed = learned("cuda", **settings | {"learning": learning})
+    assert recorded == [4.0, 8.0]
+    monkeypatch.setattr(graphs, "WARM_UP", 10**6)
+    told = learned("cuda", **settings | {"learning": learning})
+    if variant == "images":  # whose convolutions do not give the same bits twice
+        assert distance(replayed, told) <= 1e-3 * distance(replayed, {name: 0.0 * one for name, one in told.items()})
+        return
+    for name, array in told.items():
+        np.testing.assert_array_equal(replayed[name], array, err_msg=name)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How many minibatches were replayed in each epoch."""
+    monkeypatch.setitem(capture.CAPTURES, "emulated", RecordedOperations)
+    counts: list[float] = []
+    learn = Learner.learn
+
+    def counted(self: Learner, request: LearnRequest) -> Any:
+        report = learn(self, request)
+        counts.append(report.loss_stats["replayed_minibatches"])  # type: ignore[union-attr]
+        assert not report.warnings  # type: ignore[union-attr]
+        return report
+
+    monkeypatch.setattr(Learner, "learn", counted)
+    return counts
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -32,6 +32,21 @@ def test_a_pass_over_steps_visits_each_valid_step_once_and_no_other() -> None:
         assert [len(draw.fields["step"]) for draw in minibatches] == [7, 7, 7, 7]
 
 
+def test_minibatches_of_fixed_size_have_the_same_steps_and_others_that_do_not_count() -> None:
+    valid = torch.ones(SEGMENTS, HORIZON, dtype=torch.bool)
+    valid[0, 0] = valid[1, 3] = valid[5, 4] = False
+    plain, fixed = (one_pass(StepDraws(batch(), valid, 3, generator(), fixed_size=one)) for one in (False, True))
+    for draw, filled in zip(plain, fixed, strict=True):
+        assert draw.valid is None
+        assert filled.valid is not None
+        assert len(filled.valid) == len(filled.fields["step"]) == 10
+        assert torch.equal(filled.fields["step"][filled.valid], draw.fields["step"])
+        assert valid.flatten()[filled.fields["step"]].all()
+    valid[:] = True
+    (whole, *_) = one_pass(StepDraws(batch(), valid, 3, generator(), fixed_size=True))
+    assert whole.valid is None
+
+
 def test_the_fields_of_a_minibatch_belong_to_the_same_steps() -> None:
     valid = torch.ones(SEGMENTS, HORIZON, dtype=torch.bool)
     draws = one_pass(StepDraws(batch(), valid, 3, generator()))

@@ -1,0 +1,160 @@
+"""How a device records what a function has it do, to do it again without being told each operation: CUDA graphs."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from orchestrator.config.paths import PATH
+from state.error import OrchestratorError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor
+
+READS = frozenset(
+    f"aten::{name}" for name in ("_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "unique_dim")
+)
+"""Operations for which the host waits for the device: what it does next may depend on what it reads."""
+
+
+class GraphsError(OrchestratorError, ValueError):
+    """The device has no graphs; the message names it, and what to set instead."""
+
+
+class CannotCapture(OrchestratorError, RuntimeError):
+    """An operation can't be recorded; the message names it."""
+
+
+class Capture(Protocol):
+    """Records on one device."""
+
+    def warming_up(self) -> AbstractContextManager[object]:
+        """While entered, operations are done where they will be recorded, so that torch's libraries set up there what
+        they need."""
+        ...
+
+    def record(self, function: Callable[[], object]) -> Callable[[], None]:
+        """Record what `function` has the device do, without having it done; returns what has it done.
+
+        It is then done with the same tensors, whatever these hold. Raises whatever keeps it from being recorded.
+        """
+        ...
+
+    def generator_state(self) -> Tensor:
+        """Of the generator that networks draw from on the device."""
+        ...
+
+    def set_generator_state(self, state: Tensor) -> None: ...
+
+
+class CudaGraphs:
+    """CUDA graphs, as torch documents them ("CUDA semantics", "CUDA graphs"): recorded on a side stream after some
+    steps there, from one pool of memory, since they are replayed one after another.
+
+    Other threads may use the GPU meanwhile, such as collectors that act there: only this one is watched for what must
+    not be done during a recording (`thread_local`).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool: Any = torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def warming_up(self) -> Generator[None]:
+        """As `Capture`."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
+
+    def record(self, function: Callable[[], object]) -> Callable[[], None]:
+        """As `Capture`."""
+        graph, inputs = torch.cuda.CUDAGraph(), Inputs()
+        torch.cuda.synchronize(self._device)
+        # Not torch.cuda.graph(), which stays on the side stream when a recording fails.
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                with inputs:
+                    function()
+            except BaseException:
+                with suppress(RuntimeError):  # that the recording has failed
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        return _Replay(graph, inputs.tensors)
+
+    def generator_state(self) -> Tensor:
+        """As `Capture`."""
+        return torch.cuda.get_rng_state(self._device)
+
+    def set_generator_state(self, state: Tensor) -> None:
+        """As `Capture`."""
+        torch.cuda.set_rng_state(state, self._device)
+
+
+CAPTURES: dict[str, Callable[[torch.device], Capture]] = {"cuda": CudaGraphs}
+"""By the type of the device."""
+
+
+def capture_on(device: torch.device) -> Capture:
+    """Raises GraphsError where there are no graphs."""
+    if device.type not in CAPTURES:
+        raise GraphsError(
+            f"{PATH.learning.graphs} is true, but the learner's device is {str(device)!r}, which has no graphs;"
+            f" expected a CUDA device: set {PATH.device} to 'cuda' where torch.cuda.is_available(), or"
+            f" {PATH.learning.graphs} to false"
+        )
+    return CAPTURES[device.type](device)
+
+
+class Inputs(TorchDispatchMode):
+    """While entered, remembers the tensors from before that are used, since a graph only knows where they were, and
+    raises CannotCapture where the host reads from the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().partition(".")[0]
+        if name in READS:
+            raise CannotCapture(f"{name} reads from the device, which a graph can't")
+        for tensor in tensors_in((args, kwargs)):
+            if _storage(tensor) not in self._known:
+                self._known.add(_storage(tensor))
+                self.tensors.append(tensor)
+        result = func(*args, **(kwargs or {}))
+        # What comes about on the way is in the graph's own memory.
+        self._known.update(map(_storage, tensors_in(result)))
+        return result
+
+
+class _Replay:
+    """A graph, and what it needs to be there."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph, inputs: list[Tensor]) -> None:
+        self._graph = graph
+        self._inputs = inputs
+
+    def __call__(self) -> None:
+        self._graph.replay()
+
+
+def tensors_in(values: object) -> list[Tensor]:
+    """All tensors in arguments or results of an operation."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
