@@ -188,7 +188,7 @@ class Collector:
         slot = {name: array[rows] for name, array in experience.items()}
         rollout = self._rollout
         checks = InterruptChecks(stop)
-        with torch.inference_mode():
+        with torch.inference_mode(), acting.policy.fixed():
             if acting.state is not None:
                 slot[RECURRENT_STATE][...] = np.where(self._episode_start[:, None], 0.0, on_host(acting.state))
             self._run(acting, slot, checks)

@@ -69,13 +69,13 @@ def evaluate(
     if episodes < 1 or limit < 1:
         raise ValueError(f"episodes is {episodes} and limit is {limit}, expected at least 1")
     policy.eval()
-    return [
-        _play(policy, environment, episodes, seed, deterministic, stop, limit)
-        for environment, seed in zip(environments, seeds, strict=True)
-    ]
+    with torch.inference_mode(), policy.fixed():
+        return [
+            _play(policy, environment, episodes, seed, deterministic, stop, limit)
+            for environment, seed in zip(environments, seeds, strict=True)
+        ]
 
 
-@torch.inference_mode()
 def _play(
     policy: Policy,
     environment: VectorEnvironment,

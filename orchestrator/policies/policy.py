@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -16,10 +17,11 @@ from orchestrator.policies.distributions import distribution_for, masked
 from orchestrator.policies.network import NetworkError, Observation, SeparateNetwork, Spaces, one_step
 from orchestrator.policies.network_factory import check_network, make_network, outputs_without_gradient
 from orchestrator.policies.normalization import ObservationNormalizer, RewardNormalizer
+from orchestrator.policies.tokens import TokenEncoder
 from state.frozen_mapping import FrozenMapping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 
     from losses import Loss
     from orchestrator.config.settings import PolicyConfig
@@ -87,6 +89,16 @@ class Policy(nn.Module):
             episode_start = torch.zeros(some.shape[:2], dtype=torch.bool, device=some.device)
         parameters, value, following = self.network(observation, state, episode_start, **known)
         return parameters.float(), _without_last_axis(value, parameters).float(), following.float()
+
+    @contextmanager
+    def fixed(self) -> Generator[None]:
+        """While the weights stay the same and nothing has gradients: what depends on them alone is computed once. Use
+        within `torch.inference_mode()`."""
+        with ExitStack() as stack:
+            for module in self.modules():
+                if isinstance(module, TokenEncoder):
+                    stack.enter_context(module.fixed())
+            yield
 
     def own_rows(self, observation: Observation) -> OwnRows | None:
         """Which rows are whose, where types of agents have policies of their own: the same at every step. None where

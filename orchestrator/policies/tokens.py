@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -13,22 +14,39 @@ from torch import Tensor, nn
 from torch.compiler import is_exporting
 from torch.nn import functional as F
 
+from orchestrator.environments.spaces import Array
 from orchestrator.policies.heads import ActionHead
 from orchestrator.policies.initialization import ACTOR_GAIN, CRITIC_GAIN, HIDDEN_GAIN, orthogonal
 from orchestrator.policies.mlp import Dense
 from orchestrator.policies.network import NetworkError, Observation, Spaces
+from orchestrator.policies.token_sums import (
+    MISSING,
+    TokenSets,
+    TokenTable,
+    different,
+    sums_of_rows,
+    tokens_of,
+)
 
 _BYTES = 256
-_GLOBAL, _NONE = 254, 255
-"""Coordinates of tokens that are nowhere in particular, and of those that are missing."""
+_GLOBAL = 254
+"""The coordinate of tokens that are nowhere in particular."""
 _WIDTH = 32
 _LATENTS = 8
+_COLUMNS = (_LATENTS * _WIDTH, _LATENTS)
+"""Of the table's rows: vectors times each of their weights, and the weights."""
 _SMALL, _BUCKETS = 8, 13
 """Values below 8 may be names of things, and have an embedding each; greater ones share one per power of 2."""
 _KINDS = _BYTES * _BUCKETS
 _FORBIDDEN = -1e30
 _PART = 96
 """Rows that are computed together: what is known of their tokens stays in the processor's cache."""
+_SHARED = 4
+"""Tokens for each different one from which it is faster to compute different ones once."""
+_STEEPEST = 60.0
+"""Scores are clamped to this for their exponentials, which would overflow."""
+_LEAST, _GREATEST = 1e-17, 1e25
+"""What sums of weights are between that show nothing of that; others' rows are computed by softmax."""
 _FREQUENCIES = (1, 2, 4)
 
 
@@ -40,8 +58,9 @@ class TokenEncoder(nn.Module):
     Fourier features of its coordinate. Learned latents attend to the tokens (Jaegle et al. 2021, "Perceiver"), and what
     each of them found is joined. Raises NetworkError for other observations.
 
-    Most tokens are missing, mostly behind the others. On a CPU, rows of about as many tokens are computed together, so
-    that few of the missing ones are.
+    The latents ask every row the same. So a token has the same weight in each, the exponential of its score, and a
+    row's result is a quotient of sums over its tokens: of their vectors times their weights, and of their weights. On a
+    CPU, these are computed once for each different token of many rows, or while weights are `fixed`, of all of them.
     """
 
     def __init__(self, spaces: Spaces) -> None:
@@ -53,7 +72,10 @@ class TokenEncoder(nn.Module):
                 "the networks 'tokens' and 'tokens_lstm' need tokens to look at: a Box of uint8 [tokens, 3], as"
                 f" MettaGrid has; the observation space is {space}: use another network for it"
             )
-        self.size = _LATENTS * _WIDTH
+        self.size = _COLUMNS[0]
+        self._fixed: Tensor | None = None
+        """The embeddings while weights stay the same."""
+        self._table: TokenTable | None = None
         self.kinds = nn.Embedding(_KINDS, _WIDTH)
         self.amounts = nn.Embedding(_BYTES, _WIDTH)
         nn.init.zeros_(self.amounts.weight)
@@ -66,19 +88,56 @@ class TokenEncoder(nn.Module):
 
     def forward(self, observation: Observation) -> Tensor:
         assert isinstance(observation, Tensor)
-        # The number of tokens is free to look at only where that waits for no device.
+        embeddings = self._embeddings() if self._fixed is None else self._fixed
+        # The tokens are free to look at only where that waits for no device.
         if observation.device.type != "cpu" or is_exporting():
-            return self._attend(observation, self._embeddings())
-        return self._in_parts(observation)
+            return self._attend(observation, embeddings)
+        return self._on_cpu(observation, embeddings)
+
+    @contextmanager
+    def fixed(self) -> Generator[None]:
+        """Meanwhile, the weights stay the same, and nothing has gradients."""
+        with torch.no_grad():
+            embeddings = self._fixed = self._embeddings()
+            if embeddings.is_cpu:
+                self._table = self._table or TokenTable(sum(_COLUMNS))
+                self._table.begin(lambda codes, out: self._rows(codes, embeddings, out))
+            try:
+                yield
+            finally:
+                self._fixed = None
 
     def leave_uncompiled(self) -> None:
-        """Have torch.compile pass over rows in parts, whose number and sizes depend on the observation."""
-        self._in_parts = cast("Any", torch.compiler.disable(self._in_parts))
+        """Have torch.compile pass over what is done on a CPU, where sizes depend on the observation."""
+        self._on_cpu = cast("Any", torch.compiler.disable(self._on_cpu))
 
-    def _in_parts(self, observation: Tensor) -> Tensor:
-        embeddings = self._embeddings()
+    def _on_cpu(self, observation: Tensor, embeddings: Tensor) -> Tensor:
+        table = None if self._fixed is None else self._table
+        sets = TokenSets.of(observation.numpy(), 0 if table is None else table.longest)
+        places = None if table is None else table.places(sets)
+        if table is None or places is None:
+            found = different(sets.codes, _SHARED)
+            if found is None:
+                return self._in_parts(observation, embeddings)
+            codes, places = found
+            rows = self._rows(codes, embeddings)
+        else:
+            rows = table.rows
+        sums = sums_of_rows(rows, places, sets.ends)
+        weights = sums.detach()[:, _COLUMNS[0] :]
+        least, greatest = weights.aminmax()
+        if float(least) > _LEAST and float(greatest) < _GREATEST:
+            return _quotients(sums)
+        precise = ((weights > _LEAST) & (weights < _GREATEST)).all(1)
+        found = sums.new_empty(len(sums), self.size)
+        found[precise] = _quotients(sums[precise])
+        found[~precise] = self._in_parts(observation[~precise], embeddings)
+        return found
+
+    def _in_parts(self, observation: Tensor, embeddings: Tensor) -> Tensor:
+        """Rows of about as many tokens together, so that few of the missing ones are computed."""
         numbers = torch.arange(1, observation.shape[1] + 1, dtype=torch.int16)
-        lengths, order = ((observation[..., 0] != _NONE) * numbers).amax(1).sort(descending=True)
+        lengths, order = ((observation[..., 0] != MISSING) * numbers).amax(1).sort(descending=True)
         longest = lengths[::_PART].tolist()
         parts = [
             self._attend(observation[rows, : max(1, length)], embeddings)
@@ -86,18 +145,38 @@ class TokenEncoder(nn.Module):
         ]
         return torch.cat(parts)[order.argsort()]
 
+    def _rows(self, codes: Array, embeddings: Tensor, out: Tensor | None = None) -> Tensor:
+        """The vectors of tokens times their weights, and the weights, `[k, latents * width + latents]`."""
+        vectors, scores = self._parts(tokens_of(codes), embeddings)
+        scores = scores.clamp(-_STEEPEST, _STEEPEST)
+        if out is None:
+            weights = scores.exp()
+            return torch.cat(((weights.unsqueeze(2) * vectors.unsqueeze(1)).flatten(1), weights), 1)
+        # By numpy a number has the same exponential whatever is beside it, so that it doesn't matter what was known.
+        weights = torch.from_numpy(np.exp(scores.numpy()))
+        products, own = out.split(_COLUMNS, 1)
+        torch.mul(weights.unsqueeze(2), vectors.unsqueeze(1), out=products.unflatten(1, (_LATENTS, _WIDTH)))
+        return own.copy_(weights)
+
     def _embeddings(self) -> Tensor:
         """What tokens are sums of: embeddings of kinds, of features and of coordinates, each with its scores for the
         latents, `[kinds + 2 * 256, width + latents]`."""
         places = self.place(self.get_buffer("places"))
         latents = self.latents.t() / math.sqrt(_WIDTH)
-        # Of the last coordinate, _NONE. Not -inf, which would leave NaN where there is no token at all.
-        scores = torch.cat(((places @ latents)[:_NONE], latents.new_full((1, _LATENTS), _FORBIDDEN)))
+        # Of the last coordinate, MISSING. Not -inf, which would leave NaN where there is no token at all.
+        scores = torch.cat(((places @ latents)[:MISSING], latents.new_full((1, _LATENTS), _FORBIDDEN)))
         others = torch.cat((self.kinds.weight, self.amounts.weight))
         return torch.cat((torch.cat((others, others @ latents), 1), torch.cat((places, scores), 1)))
 
     def _attend(self, observation: Tensor, embeddings: Tensor) -> Tensor:
-        coordinate, feature, value = observation.flatten(0, 1).int().unbind(1)
+        tokens, scores = self._parts(observation.flatten(0, 1), embeddings)
+        tokens, scores = (part.view(*observation.shape[:2], -1) for part in (tokens, scores))
+        # Contiguous, since softmax is slow along other axes than the last.
+        return (scores.transpose(1, 2).contiguous().softmax(-1) @ tokens).flatten(1)
+
+    def _parts(self, tokens: Tensor, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors `[k, width]` and scores for the latents `[k, latents]` of tokens `[k, 3]`."""
+        coordinate, feature, value = tokens.int().unbind(1)
         kind = feature * _BUCKETS + self.get_buffer("buckets").index_select(0, value)
         parts = torch.stack((kind, feature + _KINDS, coordinate + (_KINDS + _BYTES)), 1)
         amount = torch.log2(value + 1.0) / 8.0
@@ -106,9 +185,8 @@ class TokenEncoder(nn.Module):
             sums = (F.embedding(parts, embeddings) * weights.unsqueeze(-1)).sum(1)
         else:
             sums = F.embedding_bag(parts, embeddings, mode="sum", per_sample_weights=weights)
-        tokens, scores = sums.view(*observation.shape[:2], -1).split((_WIDTH, _LATENTS), -1)
-        # Contiguous, since softmax is slow along other axes than the last.
-        return (scores.transpose(1, 2).contiguous().softmax(-1) @ tokens).flatten(1)
+        vectors, scores = sums.split((_WIDTH, _LATENTS), 1)
+        return vectors, scores
 
 
 class Tokens(nn.Module):
@@ -128,6 +206,11 @@ class Tokens(nn.Module):
     def forward(self, observation: Observation) -> tuple[Tensor, Tensor]:
         features = self.layers(self.encoder(observation))
         return self.head(self.actor(features)), self.critic(features).squeeze(-1)
+
+
+def _quotients(sums: Tensor) -> Tensor:
+    vectors, weights = sums.split(_COLUMNS, 1)
+    return (vectors.unflatten(1, (_LATENTS, _WIDTH)) / weights.unsqueeze(-1)).flatten(1)
 
 
 def _places() -> Tensor:

@@ -5,7 +5,8 @@ the optimizer's step.
                                       [--networks mlp cnn lstm tokens] [--variants float32 bfloat16]
 
 Four minibatches of so many rows and four passes, made-up experience of CartPole (for `cnn`, of images 36 x 36 x 3; for
-`tokens`, of 10 to 100 tokens out of 500), the settings that are the defaults. Each learner is a process of its own.
+`tokens`, of 10 to 100 tokens out of 500, about as many different ones as in MettaGrid's arena), the settings that are
+the defaults. Each learner is a process of its own.
 `--beside` takes turns with the same on other checkouts of this project, `--variants` with the same with other settings.
 In the table: the median of all minibatches, and the fastest one.
 """
@@ -103,6 +104,7 @@ def minibatch_seconds(rows: int, threads: int, network: str, variant: str) -> li
         elif name.startswith("observation") and array.dtype == np.uint8:
             array[...] = draw.integers(0, 256, array.shape)
             if network == "tokens":
+                array[...] %= np.array([121, 8, 8], np.uint8)
                 lengths = draw.integers(10, 101, array.shape[:2])
                 array[np.arange(array.shape[2]) >= lengths[..., None]] = 255
         elif array.dtype == np.float32:

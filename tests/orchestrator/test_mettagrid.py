@@ -1,4 +1,4 @@
-"""MettaGrid's games: each agent is a row, which the simulator writes itself; and the network for its tokens."""
+"""MettaGrid's games: each agent is a row, which the simulator writes itself; and they are learned."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import anyio
 import gymnasium
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 
 from orchestrator import (
@@ -24,8 +23,6 @@ from orchestrator import (
 )
 from orchestrator.environments import InvalidEnvironment, check_environment, extra_of, make_vector
 from orchestrator.environments.adaptation import Adaptation
-from orchestrator.policies.network import NetworkError, Spaces
-from orchestrator.policies.tokens import TokenEncoder, Tokens
 from tests.orchestrator.test_returned_vectors import assert_same, trained, weights
 from tests.orchestrator.training import WaitForCheckpoints, small_config
 
@@ -39,7 +36,6 @@ pytestmark = pytest.mark.slow
 
 HERE = "tests.orchestrator.test_mettagrid"
 ARENA = "mettagrid/arena"
-SPACES = Spaces(spaces.Box(0, 255, (40, 3), np.uint8), spaces.Discrete(5))
 
 
 def config_with(network: str = "tokens", **settings: Any) -> TrainerConfig:
@@ -155,7 +151,7 @@ def test_wrappers_and_names_that_are_not_there_are_refused(monkeypatch: pytest.M
 class Beside(gymnasium.Env[Any, Any]):
     """Each episode is one step: to the side where the altar (tag 2) is, among walls (tag 1) on others."""
 
-    observation_space = SPACES.observation
+    observation_space = spaces.Box(0, 255, (40, 3), np.uint8)
     action_space = spaces.Discrete(4)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
@@ -177,71 +173,3 @@ def test_where_something_is_is_learned_from_tokens() -> None:
     anyio.run(Trainer(small_config(environment=f"{HERE}:Beside", epochs=40, **settings), hooks=[rewards]).run)
     assert rewards.means[0] < 0.4
     assert np.mean(rewards.means[-3:]) > 0.6, rewards.means
-
-
-def some_tokens(rows: int, count: int) -> Any:
-    generator = np.random.default_rng(3)
-    tokens = np.full((rows, 40, 3), 255, np.uint8)
-    for column, limit in enumerate((220, 50, 30)):
-        tokens[:, :count, column] = generator.integers(0, limit, (rows, count))
-    tokens[0, 0, 0] = 254
-    return tokens
-
-
-def test_tokens_are_a_set_of_which_each_part_counts_and_missing_ones_do_not() -> None:
-    torch.manual_seed(1)
-    network = Tokens(SPACES, (16,)).eval()
-    torch.nn.init.normal_(network.encoder.amounts.weight)
-    tokens = some_tokens(3, 20)
-    parameters, value = network(torch.from_numpy(tokens))
-    assert (parameters.shape, value.shape) == ((3, 5), (3,))
-    turned = np.concatenate([tokens[:, :20][:, ::-1], tokens[:, 20:]], axis=1)
-    spread = np.concatenate([tokens[:, 20:], tokens[:, :20]], axis=1)
-    for other in (turned, spread, tokens[:, :20]):
-        torch.testing.assert_close(network(torch.from_numpy(other.copy()))[1], value, rtol=1e-4, atol=1e-5)
-    for column in range(3):
-        changed = tokens.copy()
-        changed[:, 4, column] = (changed[:, 4, column].astype(int) + 1) % 16
-        assert (network(torch.from_numpy(changed))[1] - value).abs().min() > 1e-6
-    nothing = np.full((2, 40, 3), 255, np.uint8)
-    assert torch.isfinite(network(torch.from_numpy(nothing))[1]).all()
-
-
-def attended(encoder: TokenEncoder, tokens: Any) -> Any:
-    """What the encoder finds in the tokens `[tokens, 3]` of one row, in float64 and one after another."""
-    weights = {name: tensor.double() for name, tensor in (encoder.state_dict() | dict(encoder.named_buffers())).items()}
-    places = weights["places"] @ weights["place.weight"].t() + weights["place.bias"]
-    present = [token for token in tokens.tolist() if token[0] != 255] or tokens[:1].tolist()
-    vectors = torch.stack(
-        [
-            weights["kinds.weight"][feature * 13 + min(value, 8 + int(np.log2(max(value, 8) / 8)))]
-            + weights["amounts.weight"][feature] * np.log2(value + 1) / 8
-            + places[coordinate]
-            for coordinate, feature, value in present
-        ]
-    )
-    shares = (weights["latents"] @ vectors.t() / np.sqrt(vectors.shape[1])).softmax(1)
-    return (shares @ vectors).flatten()
-
-
-def test_rows_are_computed_in_parts_as_each_alone() -> None:
-    torch.manual_seed(1)
-    encoder = TokenEncoder(SPACES)
-    assert set(dict(encoder.named_buffers())) == {"places", "buckets"}, "checkpoints of earlier releases have these"
-    torch.nn.init.normal_(encoder.amounts.weight)
-    generator = np.random.default_rng(5)
-    tokens = np.full((250, 40, 3), 255, np.uint8)
-    for row in tokens:
-        there = generator.permutation(40)[: generator.integers(41)]
-        row[there] = generator.integers(0, 255, (len(there), 3))
-    tokens[7] = 255
-    with torch.no_grad():
-        together = encoder(torch.from_numpy(tokens))
-        expected = torch.stack([attended(encoder, row) for row in tokens])
-    torch.testing.assert_close(together.double(), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("space", [spaces.Box(0, 255, (40, 4), np.uint8), spaces.Box(0, 1, (40, 3), np.float32)])
-def test_what_is_no_tokens_is_refused(space: spaces.Box) -> None:
-    with pytest.raises(NetworkError, match=r"need tokens to look at: a Box of uint8 \[tokens, 3\]"):
-        Tokens(Spaces(space, spaces.Discrete(2)))
