@@ -24,11 +24,12 @@ def results(output: Path, *words: str) -> tuple[int, dict[str, dict[str, object]
 
 
 def test_its_checks_pass_on_the_cpu_and_its_figures_are_there(tmp_path: Path) -> None:
-    parts = ("same_seed", "distance", "resume", "cartpole_64", "memory_64_acting")
+    parts = ("same_seed", "distance", "resume", "graphs", "cartpole_64", "cartpole_64_graphs", "memory_64_acting")
     code, found = results(tmp_path / "gpu.jsonl", *parts, "--minutes", "8")
-    assert all(found[check]["passed"] is True for check in ("same_seed", "distance", "resume")), found
+    assert all(found[check]["passed"] is True for check in ("same_seed", "distance", "resume", "graphs")), found
     assert found["distance"]["distance"] == 0.0
-    for part in ("cartpole_64", "memory_64_acting"):
+    assert found["cartpole_64_graphs"]["replayed_minibatches"] == 16.0
+    for part in ("cartpole_64", "cartpole_64_graphs", "memory_64_acting"):
         assert {"agent_steps_per_second", "collect_ms", "learn_ms"} < set(found[part])
     assert code == 0
 

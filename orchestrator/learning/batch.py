@@ -8,6 +8,7 @@ import torch
 
 from losses import gae
 from orchestrator.collection.experience_fields import observation_arrays
+from orchestrator.learning.page_locked import on_device
 from orchestrator.learning.refresh import Bootstraps, refreshed
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def _on_device(
     arrays: dict[str, Any], policy: Policy, device: torch.device, config: TrainerConfig, *, stale: bool
 ) -> dict[str, Tensor]:
     bootstraps = Bootstraps.take(arrays, device) if config.refreshes else None
-    batch = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    batch = {name: on_device(array, device) for name, array in arrays.items()}
     batch["proximal_log_prob"] = batch["log_prob"]
     if stale and bootstraps is not None:
         batch |= refreshed(policy, batch, bootstraps, batch["log_prob"].numel() // config.learning.minibatches)

@@ -30,6 +30,7 @@ from orchestrator.learning.minibatch_gradient import MinibatchGradient
 from orchestrator.learning.minibatch_step import MinibatchStep
 from orchestrator.learning.minibatches import SegmentDraws, StepDraws, drawn_together, draws_of
 from orchestrator.learning.optimization import Optimization
+from orchestrator.learning.page_locked import PageLocked
 from orchestrator.learning.profiling import profile_path, profiled
 from orchestrator.learning.shards import ShardStatistics, Share, mean_over_shards, read_tracked
 from orchestrator.learning.statistics import batch_statistics, loss_statistics, with_means_of_policies
@@ -138,7 +139,8 @@ class Learner:
         if run.run_dir is not None and run.checkpoints.enabled:
             self._memory.losses_state()  # raises where no checkpoint could have it
         self._spec: ExperienceSpec | None = None
-        self._slots = SlotMemory()
+        self._locked = PageLocked(self._device)
+        self._slots = SlotMemory(self._locked.lock)
         self._lender = Lender()
         self._learning: Generator[EarlyReport, None, LearnReport] | None = None
 
@@ -173,6 +175,7 @@ class Learner:
     def close(self) -> None:
         """At the end of the worker."""
         self._evaluate.precision.close()
+        self._locked.close()
 
     def publish(self, ref: SlotRef) -> None:
         """Copy the live policy into a slot, in the first cell of each machine."""
@@ -331,6 +334,7 @@ class Learner:
             self.callback("on_epoch_end", state)
             self.publish(request.publish_to)  # again, since a loss may have changed it
         warnings = {**self._gradients.warnings, **self._learning_rate.warnings, **self._step.warnings}
+        warnings |= self._locked.warnings
         learner_state = None
         if request.moments_to is not None:
             learner_state = self.state(request.moments_to)

@@ -24,6 +24,7 @@ from orchestrator.collection.experience_fields import (
     RECURRENT_STATE,
     observation_arrays,
 )
+from orchestrator.learning.page_locked import on_device
 from orchestrator.policies.network import Observation, copied, evaluating
 
 if TYPE_CHECKING:
@@ -51,10 +52,6 @@ class Bootstraps:
     @classmethod
     def take(cls, arrays: dict[str, Any], device: torch.device) -> Bootstraps:
         """Take them out of the experience's `arrays`."""
-
-        def on_device(array: Any) -> Tensor:
-            return torch.from_numpy(array).to(device)
-
         following = _taken(arrays, FOLLOWING_OBSERVATION)
         final = _taken(arrays, FINAL_OBSERVATION)
         states = arrays.pop(FINAL_RECURRENT_STATE, None)
@@ -64,13 +61,13 @@ class Bootstraps:
         rows = segments, np.cumsum(cut, axis=1)[segments, steps] - 1
         return cls(
             following=observation_arrays(
-                {name: on_device(array) for name, array in following.items()}, FOLLOWING_OBSERVATION
+                {name: on_device(array, device) for name, array in following.items()}, FOLLOWING_OBSERVATION
             ),
-            cut=(on_device(segments), on_device(steps)),
+            cut=(on_device(segments, device), on_device(steps, device)),
             final=observation_arrays(
-                {name: on_device(array[rows]) for name, array in final.items()}, FINAL_OBSERVATION
+                {name: on_device(array[rows], device) for name, array in final.items()}, FINAL_OBSERVATION
             ),
-            state=None if states is None else on_device(states[rows]),
+            state=None if states is None else on_device(states[rows], device),
         )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import mmap
+    from collections.abc import Callable
 
     from state.shared_memory import SharedBuffer, Slot
 
@@ -34,7 +35,9 @@ class SlotSender:
 class SlotMemory:
     """The worker's side: keeps each slot mapped, since mapping it anew would touch every page again."""
 
-    def __init__(self) -> None:
+    def __init__(self, mapped: Callable[[mmap.mmap], None] = lambda memory: None) -> None:
+        """`mapped` is called with memory that was not there before."""
+        self._on_mapped = mapped
         self._mapped: dict[tuple[str, int], tuple[SharedBuffer, mmap.mmap]] = {}
 
     def memory(self, ref: SlotRef) -> mmap.mmap:
@@ -48,4 +51,5 @@ class SlotMemory:
         key = ref.ring, ref.place
         if ref.buffer is not None:
             self._mapped[key] = ref.buffer, ref.buffer.map_shared()
+            self._on_mapped(self._mapped[key][1])
         return self._mapped[key]

@@ -6,10 +6,14 @@ Parts (all, if none is named; `--list` prints them), each in a process of its ow
 
 - `same_seed`, `distance`, `resume`, `tests`: two trainings with one seed end with the same bits; two epochs on the
   device end near those on the CPU; a run that is killed and resumed ends with the bits of an undisturbed one; the tests
-  of tests/orchestrator/learning/test_device.py.
+  of tests/orchestrator/learning/test_device.py, which say whether minibatches that are replayed from a CUDA graph have
+  the bits of those that are not.
+- `graphs`: two trainings with `learning.graphs` end with the same bits, near those of one without, and have replayed
+  minibatches. Without a GPU, by the stand-in of the tests.
 - `cartpole_64`, `cartpole_512`, `cartpole_4096`, `pong_8`, `pong_64`, `memory_64`: agent steps per second, and per
   epoch the milliseconds of collecting, of learning, and of the device's kernels and copies in it. The policy acts on
-  the CPU; in `cartpole_4096_acting`, `pong_8_acting`, `pong_64_acting`, `memory_64_acting` on the device.
+  the CPU; in `cartpole_4096_acting`, `pong_8_acting`, `pong_64_acting`, `memory_64_acting` on the device. Minibatches
+  are replayed from CUDA graphs in `cartpole_64_graphs`, `pong_64_graphs`, `memory_64_graphs`.
 - `peers_cartpole_64`, `peers_pong_64`: agent steps per second of stable-baselines3 and, where `--leanrl` names its
   script (see pong.py), LeanRL.
 
@@ -55,6 +59,8 @@ class Workload:
     network: str = "auto"
     acts_on: str = "cpu"
     """`collection.device`."""
+    graphs: bool = False
+    """`learning.graphs`."""
     epochs: int = 10
     """To be timed."""
 
@@ -66,16 +72,20 @@ WORKLOADS = {
     "pong_8": Workload("orchestrator.environments.atari:make", 8, 1),
     "pong_64": Workload("orchestrator.environments.atari:make", 64, 8),
     "memory_64": Workload("orchestrator.environments.memory:make", 64, 1, network="lstm"),
+    "cartpole_64_graphs": Workload("CartPole-v1", 64, 1, graphs=True, epochs=40),
+    "pong_64_graphs": Workload("orchestrator.environments.atari:make", 64, 8, graphs=True),
+    "memory_64_graphs": Workload("orchestrator.environments.memory:make", 64, 1, network="lstm", graphs=True),
     "cartpole_4096_acting": Workload("CartPole-v1", 4096, 8, acts_on="auto", epochs=20),
     "pong_8_acting": Workload("orchestrator.environments.atari:make", 8, 1, acts_on="auto"),
     "pong_64_acting": Workload("orchestrator.environments.atari:make", 64, 8, acts_on="auto"),
     "memory_64_acting": Workload("orchestrator.environments.memory:make", 64, 1, network="lstm", acts_on="auto"),
 }
-CHECKS = ("same_seed", "distance", "resume", "tests")
+CHECKS = ("same_seed", "distance", "resume", "tests", "graphs")
 LIMITS = {"tests": 100.0}
 """Seconds; the others have `LIMIT`."""
 LIMIT = 45.0
 _WARM_UP = 4
+_STAND_IN = "tests.orchestrator.recorded_graph:recorded_mlp"
 
 
 def configured(workload: Workload, options: argparse.Namespace) -> TrainerConfig:
@@ -84,6 +94,9 @@ def configured(workload: Workload, options: argparse.Namespace) -> TrainerConfig
     environments, collectors = workload.environments, workload.collectors
     if options.small:
         environments, collectors = min(environments, 8), 1
+    network = workload.network
+    if workload.graphs and options.device == "cpu":
+        network = _STAND_IN
     return TrainerConfig(
         environment=workload.environment,
         device=options.device,
@@ -91,8 +104,10 @@ def configured(workload: Workload, options: argparse.Namespace) -> TrainerConfig
         collection=CollectionConfig(
             num_environments=environments, collectors=collectors, horizon=HORIZON, device=workload.acts_on
         ),
-        learning=LearningConfig(update_epochs=UPDATE_EPOCHS, minibatches=MINIBATCHES, learning_rate=3e-4),
-        policy=PolicyConfig(network=workload.network),
+        learning=LearningConfig(
+            update_epochs=UPDATE_EPOCHS, minibatches=MINIBATCHES, learning_rate=3e-4, graphs=workload.graphs
+        ),
+        policy=PolicyConfig(network=network),
     )
 
 
@@ -128,20 +143,44 @@ def same_seed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def distance(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Of the weights after two epochs, which one policy has collected, each in one minibatch: generators draw other
     orders on other devices."""
-    import torch
-    from safetensors.torch import load
-
     config = epochs_of(configured(WORKLOADS["cartpole_64"], options), 2)
     one_minibatch = replace(config.learning, minibatches=1)
-    weights: dict[str, torch.Tensor] = {}
     for name, device, rate in (("device", options.device, 3e-4), ("cpu", "cpu", 3e-4), ("before", "cpu", 1e-30)):
         learning = replace(one_minibatch, learning_rate=rate, learning_rate_schedule="constant")
         train(replace(config, device=device, learning=learning, run_dir=folder / name))
-        tensors = load(final_weights(folder / name))
-        weights[name] = torch.cat([tensors[key].flatten() for key in sorted(tensors) if "normalizer" not in key])
-    moved = float((weights["cpu"] - weights["before"]).norm())
-    share = float((weights["device"] - weights["cpu"]).norm()) / moved
+    return near(folder / "device", folder / "cpu", folder / "before")
+
+
+def near(found: Path, expected: Path, before: Path) -> dict[str, Any]:
+    """Whether a run has ended near another one, compared with how far that has come from the weights `before`."""
+    import torch
+    from safetensors.torch import load
+
+    weights: list[torch.Tensor] = []
+    for folder in (found, expected, before):
+        tensors = load(final_weights(folder))
+        weights.append(torch.cat([tensors[key].flatten() for key in sorted(tensors) if "normalizer" not in key]))
+    moved = float((weights[1] - weights[2]).norm())
+    share = float((weights[0] - weights[1]).norm()) / moved
     return {"passed": share <= NEAR, "distance": share, "allowed": NEAR}
+
+
+def graphs(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    config = epochs_of(configured(WORKLOADS["cartpole_64_graphs"], options), 3)
+    steady = replace(config.learning, learning_rate_schedule="constant")
+    for name, changed in (
+        ("first", {}),
+        ("second", {}),
+        ("without", {"graphs": False}),
+        ("before", {"graphs": False, "learning_rate": 1e-30}),
+    ):
+        train(replace(config, learning=replace(steady, **changed), run_dir=folder / name))
+    found = near(folder / "first", folder / "without", folder / "before")
+    last = json.loads((folder / "first" / "metrics.jsonl").read_text().splitlines()[-1])
+    found["replayed_minibatches"] = last["loss/replayed_minibatches"]
+    found["same_seed"] = final_weights(folder / "first") == final_weights(folder / "second")
+    found["passed"] = found["passed"] and found["same_seed"] and found["replayed_minibatches"] > 0
+    return found
 
 
 def resume(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -214,6 +253,8 @@ def figures(workload: Workload, options: argparse.Namespace, folder: Path) -> di
         "collect_ms": 1e3 * median["collect"],
         "learn_ms": 1e3 * median["learn"],
     }
+    if workload.graphs:
+        found["replayed_minibatches"] = statistics.median(one["loss/replayed_minibatches"] for one in timed)
     if torch.device(options.device).type == "cuda":
         found |= kernels(folder / f"profile-{profiled}.json")
         found["learn_over_kernels"] = found["learn_ms"] / found["kernels_ms"]
@@ -259,9 +300,14 @@ def run_part(part: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "run"
         if part in CHECKS:
-            return {"same_seed": same_seed, "distance": distance, "resume": resume, "tests": tests}[part](
-                options, folder
-            )
+            checks = {
+                "same_seed": same_seed,
+                "distance": distance,
+                "resume": resume,
+                "tests": tests,
+                "graphs": graphs,
+            }
+            return checks[part](options, folder)
         if part.startswith("peers_"):
             return peers(part.removeprefix("peers_"), options)
         return figures(WORKLOADS[part], options, folder)
@@ -273,7 +319,12 @@ def in_own_process(part: str, words: list[str], limit: float) -> dict[str, Any]:
         return {"error": "no time was left: see --minutes"}
     command = [sys.executable, __file__, "--one", part, *words]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])},
     ) as process:
         try:
             output, errors = process.communicate(timeout=limit)
