@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from orchestrator.config.paths import PATH
 
 if TYPE_CHECKING:
@@ -38,8 +40,8 @@ def why_not_capturable(policy: Policy, losses: LossSet) -> str:
 
 
 def numbers_of(losses: Sequence[Loss]) -> list[object]:
-    """The numbers and texts that losses have as attributes, such as their coefficients: a recording has them as they
-    were."""
+    """The numbers and texts that losses have as attributes, such as their coefficients, and which tensors: a recording
+    has them as they were."""
     found: list[object] = []
     for loss in losses:
         _collect(loss, _DEPTH, found)
@@ -60,5 +62,7 @@ def _collect(thing: object, depth: int, found: list[object]) -> None:
     for name, value in vars(thing).items():
         if isinstance(value, _PLAIN) and name != "stop_requested":
             found.append((name, value))
+        elif isinstance(value, torch.Tensor):
+            found.append((name, id(value), value.data_ptr()))
         elif depth > 1 and name not in ("schedule", "_context") and hasattr(value, "__dict__"):
             _collect(value, depth - 1, found)

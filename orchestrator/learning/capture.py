@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -65,7 +66,8 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        self._pool: Any = torch.cuda.graph_pool_handle()
+        self._pool: Any = None
+        self._replays = WeakSet[_Replay]()
 
     @contextmanager
     def warming_up(self) -> Generator[None]:
@@ -80,6 +82,8 @@ class CudaGraphs:
         """As `Capture`."""
         graph, inputs = torch.cuda.CUDAGraph(), Inputs()
         torch.cuda.synchronize(self._device)
+        if not self._replays:  # with the last of its graphs, a pool ends
+            self._pool = torch.cuda.graph_pool_handle()
         # Not torch.cuda.graph(), which stays on the side stream when a recording fails.
         with torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -91,7 +95,9 @@ class CudaGraphs:
                     graph.capture_end()
                 raise
             graph.capture_end()
-        return _Replay(graph, inputs.tensors)
+        replay = _Replay(graph, inputs.tensors)
+        self._replays.add(replay)
+        return replay
 
     def generator_state(self) -> Tensor:
         """As `Capture`."""

@@ -173,7 +173,8 @@ class MinibatchGraphs:
         except BaseException as error:
             if is_signal(error):
                 raise
-            self._give_up(f"a minibatch can't be recorded: {described(error)}")
+            where = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+            self._give_up(f"a minibatch can't be recorded: {described(error)}{where}")
             self._losses.take_stop_conditions()
         else:
             zero = (0.0, 0)

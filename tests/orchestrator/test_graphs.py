@@ -226,7 +226,7 @@ class Watching(LearnerCallback):
     [
         (Undeclared, "the loss 'undeclared' does not say"),
         (Inheriting, "the loss 'inheriting' does not say"),
-        (Reading, "reads from the device"),
+        (Reading, "reads from the device, which a graph can't (raised by the loss 'reading' in epoch 1"),
         (Watching, "observe of 'watching'"),
         (UpdateEpochsTuner, "observe of 'update_epochs_tuner'"),
     ],

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from losses import PPOCritic, vtrace_losses
+from orchestrator.learning.capturable import numbers_of
 from orchestrator.learning.capture import CannotCapture, CudaGraphs, Inputs
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ class Cuda:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.streams = ["default"]
+        self.pools = 0
         cuda = self
 
         class Stream:
@@ -47,7 +50,8 @@ class Cuda:
         return self.Stream()
 
     def graph_pool_handle(self) -> str:
-        return "pool"
+        self.pools += 1
+        return f"pool {self.pools}"
 
     def synchronize(self, device: Any) -> None:
         self.calls.append("synchronize")
@@ -79,11 +83,24 @@ def test_it_warms_up_and_records_on_a_side_stream_and_replays_on_the_current_one
         "side waits for default",
         "default waits for side",
         "synchronize",
-        "begin on side, pool, thread_local",
+        "begin on side, pool 1, thread_local",
         "work on side",
         "end on side",
         "replay on default",
     ]
+
+
+def test_recordings_share_memory_until_there_is_none_any_more(cuda: Cuda) -> None:
+    graphs = CudaGraphs(torch.device("cuda"))
+    first = graphs.record(lambda: None)
+    second = graphs.record(lambda: None)
+    assert cuda.pools == 1
+    del first
+    third = graphs.record(lambda: None)
+    assert cuda.pools == 1
+    del second, third
+    graphs.record(lambda: None)
+    assert cuda.pools == 2
 
 
 def test_a_recording_that_fails_is_ended_and_leaves_the_side_stream(cuda: Cuda) -> None:
@@ -108,3 +125,28 @@ def test_the_host_reads_nothing_in_a_recording_and_what_it_uses_stays() -> None:
     kept = {tensor.untyped_storage().data_ptr() for tensor in inputs.tensors}
     assert one.untyped_storage().data_ptr() in kept
     assert not {tensor.untyped_storage().data_ptr() for tensor in (unused, total)} & kept
+
+
+def test_what_losses_have_as_attributes_is_compared() -> None:
+    critic, (actor, _) = PPOCritic(), vtrace_losses()
+    critic.goal = torch.zeros(2)  # type: ignore[attr-defined]
+
+    def changed() -> bool:
+        nonlocal before
+        before, last = numbers_of([critic, actor]), before
+        return before != last
+
+    before = numbers_of([critic, actor])
+    assert not changed()
+    critic.stop_requested = True
+    critic.goal += 1.0  # type: ignore[attr-defined]
+    assert not changed()
+    critic.clip = 0.1
+    assert changed()
+    critic.weight = 2.0
+    assert changed()
+    critic.goal = torch.zeros(2)  # type: ignore[attr-defined]
+    assert changed()
+    actor.targets.rho_clip = 2.0
+    assert changed()
+    assert not changed()
