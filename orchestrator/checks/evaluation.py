@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from orchestrator.config.error import Problem
     from orchestrator.config.settings import TrainerConfig
 
-_UNDRAWN = "mettagrid/"
-"""What the names of environments without pictures begin with."""
-
 
 @reads(
     PATH.environment,
@@ -87,11 +84,6 @@ def _video_problems(config: TrainerConfig) -> Iterator[Problem]:
         expected = "0 while moviepy, which writes videos, is not installed"
         cure = "pip install 'async-rl-orchestrator[video]' installs it"
         yield problem_with(config, video_every, expected=expected, cure=cure)
-    evaluated = [task.environment or config.environment for task in config.evaluation.tasks] or [config.environment]
-    undrawn = [name for name in evaluated if name.startswith(_UNDRAWN)]
-    if undrawn:
-        expected = f"0 for {undrawn[0]}: MettaGrid's games are not drawn here"
-        yield problem_with(config, video_every, expected=expected, cure=f"leave out {video_every}")
 
 
 def _space_problems(config: TrainerConfig) -> Iterator[Problem]:

@@ -33,6 +33,7 @@ Mode = Literal["auto", "native", "sync"]
 
 _COUNT, _LIMIT, _THREADS = "num_envs", "max_episode_steps", "num_threads"
 """What functions that make vector environments take besides the options."""
+_RENDER = "render_mode"
 
 
 def make_vector(
@@ -81,10 +82,16 @@ def _make_vector(
 
 def make_single(
     environment: str, options: Mapping[str, object], adaptation: Adaptation = NO_ADAPTATION
-) -> gymnasium.Env[Any, Any] | Game:
-    """One `environment` as gymnasium or PettingZoo knows it, made with `options`, in its wrappers. Raises as
-    `make_vector`."""
-    return _make_one(environment, find(environment), dict(options), adaptation)
+) -> gymnasium.Env[Any, Any] | Game | NativeEnvironment:
+    """One `environment` as gymnasium or PettingZoo knows it, made with `options`, in its wrappers; a vector environment
+    where that is what has many agents. Raises as `make_vector`."""
+    found, keywords = find(environment), dict(options)
+    if isinstance(found, EnvSpec) or not _may_be_native(found, adaptation):
+        return _make_one(environment, found, keywords, adaptation)
+    made = _returned(environment, found, keywords, adaptation, 1)
+    if isinstance(made, VectorEnv) and len(agents_of(made)) > 1:
+        return _adapted(environment, made, adaptation)
+    return _wrapped_in_all(environment, made, adaptation, limited=False)
 
 
 def _has_numpy_form(found: EnvSpec) -> bool:
@@ -166,7 +173,7 @@ def _make_returned(
     return _make_copies(kind, environment, make_one, count, adaptation)
 
 
-def _adapted(environment: str, vector: VectorEnv[Any, Any, Any], adaptation: Adaptation) -> VectorEnvironment:
+def _adapted(environment: str, vector: VectorEnv[Any, Any, Any], adaptation: Adaptation) -> NativeEnvironment:
     try:
         _check_spaces(environment, vector, "single_")
         return NativeEnvironment(environment, vector, adaptation)
@@ -255,10 +262,17 @@ def _copies_in(vector: VectorEnv[Any, Any, Any]) -> object:
 
 def _called(environment: str, function: EnvironmentFunction, options: dict[str, Any], games: int) -> object:
     """What a function returns; `games` of it where that is one of other libraries."""
+    takes = parameters_of(function)
+    draws = _RENDER in takes or any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values())
     try:
-        made = function(**_copied(options))
+        # Games that are drawn here need not be told so. Others' error says what their functions lack.
+        plain = options if draws else {name: value for name, value in options.items() if name != _RENDER}
+        made = function(**_copied(plain))
         if is_config(made):
             return MettaGridVector(made, games)
+        if len(plain) < len(options):
+            cast("Game", made).close()
+            made = function(**_copied(options))
     except BaseException as error:
         if is_signal(error):
             raise
@@ -287,7 +301,7 @@ def _wrapped_in_all(
             if made.num_envs > 1:
                 raise InvalidEnvironment(
                     f"environment {environment!r} has {made.num_envs} agents, expected one: a game of many can't be put"
-                    f" in environment_wrappers, be given {_LIMIT}, or be recorded; give it options of its own"
+                    f" in environment_wrappers, or be given {_LIMIT}; give it options of its own"
                 )
             made = SingleGame(environment, made)
         if adaptation.max_episode_steps is not None and not limited:

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from orchestrator.config.error import nearest
+from orchestrator.environments.mettagrid_pictures import picture
 from orchestrator.environments.spaces import Array, InvalidEnvironment
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _BUILDERS = "mettagrid.builder.envs"
 _PREFIX = "make_"
 _SEEDS = 2**31
+_STEPS_PER_SECOND = 10
+"""In videos."""
 
 
 class MettaGridVector(VectorEnv[Any, Any, Any]):
@@ -41,7 +44,8 @@ class MettaGridVector(VectorEnv[Any, Any, Any]):
         agents = int(config.game.num_agents)
         self.agents = tuple(f"agent_{index}" for index in range(agents))
         self.num_envs = games * agents
-        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_fps": _STEPS_PER_SECOND}
+        self.render_mode = "rgb_array"
         shape = (config.game.obs.num_tokens, config.game.obs.token_dim)
         self.single_observation_space = spaces.Box(0, 255, shape, np.uint8)
         self.single_action_space = spaces.Discrete(len(interface.action_names))
@@ -92,8 +96,8 @@ class MettaGridVector(VectorEnv[Any, Any, Any]):
             self._begin(game)
         return self._observations, rewards, terminated, truncated, infos
 
-    def render(self) -> Any:
-        return None
+    def render(self) -> tuple[Array, ...]:
+        return tuple(picture(simulation) for simulation in self._simulations)
 
     def close_extras(self, **kwargs: Any) -> None:
         for simulation in self._simulations:

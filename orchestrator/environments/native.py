@@ -58,6 +58,8 @@ class NativeEnvironment(VectorEnvironment):
             adaptation,
             agents,
         )
+        self.metadata = environment.metadata
+        """As gymnasium knows it."""
         self._same_step = resets_in_same_step(name, environment)
         self._environment = environment
         self._state = EnvironmentState([environment])
@@ -135,6 +137,12 @@ class NativeEnvironment(VectorEnvironment):
             self._fields,
             None if self.agents == SINGLE_AGENT else np.all(ended.reshape(self.games, -1), axis=1),
         )
+
+    def render(self) -> object:
+        """A picture of the first copy, where its `render_mode` is "rgb_array"."""
+        with user_code(f"render of environment {self.name!r}"):
+            pictures = self._environment.render()
+        return None if pictures is None else pictures[0]
 
     def get_state(self) -> dict[str, object]:
         resetting = None if self._resetting is None else self._resetting.copy()

@@ -14,7 +14,9 @@ import numpy as np
 from gymnasium.utils.save_video import save_video
 from gymnasium.wrappers import RecordVideo
 
+from orchestrator.environments import Step
 from orchestrator.environments.make import make_single
+from orchestrator.environments.native import NativeEnvironment
 from orchestrator.environments.pettingzoo import PettingZooEnvironment
 from orchestrator.environments.serial import SerialEnvironment
 from orchestrator.evaluation.evaluator import evaluate
@@ -44,8 +46,11 @@ def record_episode(policy: Policy, plan: EvaluationPlan, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".recording-") as folder:
         with ExitStack() as cleanup:
             cleanup.enter_context(closed_in_any_case(plan.environment, single))
-            record = _record_single if isinstance(single, gymnasium.Env) else _record_game
-            record(policy, plan, cast("Any", single), str(Path(folder) / "videos"), cleanup)
+            videos = str(Path(folder) / "videos")
+            if isinstance(single, gymnasium.Env):
+                _record_single(policy, plan, single, videos, cleanup)
+            else:
+                _record_game(policy, plan, single, videos)
         videos = list(Path(folder).glob("videos/*.mp4"))
         if not videos:
             raise RuntimeError(f"environment {plan.environment!r} gave no frames as arrays when it was rendered")
@@ -63,13 +68,16 @@ def _record_single(
         recorder.stop_recording()
 
 
-def _record_game(policy: Policy, plan: EvaluationPlan, game: Game, folder: str, cleanup: ExitStack) -> None:
+def _record_game(policy: Policy, plan: EvaluationPlan, game: Game | NativeEnvironment, folder: str) -> None:
     """The game once, however many agents are in it."""
-    rendered = _RenderedGame(game)
-    _play(policy, plan, PettingZooEnvironment(plan.environment, [cast("Game", rendered)], plan.adaptation))
+    rendered = cast("Any", _RenderedGame(game))
+    if not isinstance(game, NativeEnvironment):
+        _play(policy, plan, PettingZooEnvironment(plan.environment, [rendered], plan.adaptation))
+    else:
+        _play(policy, plan, rendered)
     frames = [frame for frame in rendered.frames if isinstance(frame, np.ndarray)]
     if frames:
-        fps = int(getattr(game, "metadata", {}).get("render_fps", _FRAMES_PER_SECOND))
+        fps = int((getattr(game, "metadata", None) or {}).get("render_fps", _FRAMES_PER_SECOND))
         save_video(frames, folder, episode_trigger=lambda episode: episode == 0, fps=fps)
 
 
@@ -94,9 +102,11 @@ class _RenderedGame:
             self.frames.append(self._game.render())
         return result
 
-    def step(self, actions: dict[Any, Any]) -> object:
+    def step(self, actions: Any) -> object:
         result = self._game.step(actions)
-        self.frames.append(self._game.render())
+        # A vector environment has begun the next game in the step that ended this one.
+        if not (isinstance(result, Step) and result.games_ended is not None and result.games_ended.any()):
+            self.frames.append(self._game.render())
         return result
 
 

@@ -23,6 +23,8 @@ from orchestrator import (
 )
 from orchestrator.environments import InvalidEnvironment, check_environment, extra_of, make_vector
 from orchestrator.environments.adaptation import Adaptation
+from orchestrator.environments.native import NativeEnvironment
+from tests.orchestrator.evaluation.test_evaluation import frames_of
 from tests.orchestrator.test_returned_vectors import assert_same, trained, weights
 from tests.orchestrator.training import WaitForCheckpoints, small_config
 
@@ -128,6 +130,60 @@ def test_a_resumed_run_begins_new_games_and_says_so(tmp_path: Path, caplog: pyte
     assert evaluate_checkpoint(tmp_path / "run", episodes=2)["return_mean"] >= 0
 
 
+@pytest.mark.parametrize("environment", [ARENA, f"{HERE}:own_game"])
+def test_games_are_recorded(environment: str, tmp_path: Path) -> None:
+    pytest.importorskip("mettagrid")
+    pytest.importorskip("moviepy")
+    options = {"num_agents": 6} | ({"max_steps": 9} if environment == ARENA else {})
+    config = config_with(
+        environment=environment,
+        environment_options=options,
+        evaluation=EvaluationConfig(every=2, episodes=2, video_every=2, seed=5, deterministic=False),
+        run_dir=tmp_path,
+    )
+    final = anyio.run(Trainer(config).run)
+    video = max((tmp_path / "videos").iterdir())
+    assert final.results["videos"].value == {f"training/{environment}": str(video)}
+    game = make_vector(environment, 1, options)
+    game.reset(5)
+    assert isinstance(game, NativeEnvironment)
+    drawn = game.render()
+    game.close()
+    assert isinstance(drawn, np.ndarray)
+    frames = frames_of(video, *drawn.shape[:2]).astype(int)
+    assert len(frames) == 9, "before each of the steps"
+    assert np.abs(frames[0] - drawn).mean() < 5, "but for what the format loses"
+    assert np.abs(frames[-1] - frames[0]).max() > 100, "agents have moved"
+
+
+def test_a_picture_shows_each_type_and_each_agent() -> None:
+    pytest.importorskip("mettagrid")
+    environment = make_vector(ARENA, 1, {"num_agents": 6})
+    environment.reset(1)
+    assert isinstance(environment, NativeEnvironment)
+    simulation = environment._environment._simulations[0]  # type: ignore[attr-defined]
+    drawn: Any = environment.render()
+    cell = len(drawn) // simulation.map_height
+    assert drawn.shape == (cell * simulation.map_height, cell * simulation.map_width, 3)
+    colors: dict[str, set[tuple[int, ...]]] = {}
+    for one in simulation.grid_objects().values():
+        middle = drawn[one["r"] * cell + cell // 2, one["c"] * cell + cell // 2]
+        colors.setdefault(one["type_name"], set()).add(tuple(middle.tolist()))
+    assert {name: len(found) for name, found in colors.items()} == {"agent": 6, "wall": 1, "altar": 1}
+    assert len(set.union(*colors.values())) == 8
+    environment.close()
+
+
+def test_one_agent_may_have_wrappers_and_a_time_limit() -> None:
+    pytest.importorskip("mettagrid")
+    adaptation = Adaptation(wrappers=("gymnasium.wrappers:NormalizeReward",), max_episode_steps=7)
+    environment = make_vector(ARENA, 2, {"num_agents": 1}, adaptation=adaptation)
+    environment.reset(1)
+    for number in range(7):
+        assert environment.step(np.zeros(2, np.int64)).truncated.tolist() == [number == 6] * 2
+    environment.close()
+
+
 def test_wrappers_and_names_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert extra_of(ARENA) == "mettagrid"
     for module in [one for one in sys.modules if one.startswith("mettagrid.")]:
@@ -141,9 +197,9 @@ def test_wrappers_and_names_that_are_not_there_are_refused(monkeypatch: pytest.M
     assert "did you mean arena" in problem
     with pytest.raises(InvalidEnvironment, match="has 24 agents, expected one: a game of many can't be put"):
         make_vector(ARENA, 2, adaptation=Adaptation(max_episode_steps=7))
-    videos = EvaluationConfig(every=1, video_every=1)
-    with pytest.raises(ConfigurationError, match="0 for mettagrid/arena: MettaGrid's games are not drawn"):
-        anyio.run(Trainer(config_with(evaluation=videos)).run)
+    for adapted in ({"environment_wrappers": ("gymnasium.wrappers:NormalizeReward",)}, {"max_episode_steps": 7}):
+        with pytest.raises(InvalidEnvironment, match="has 6 agents, expected one: a game of many can't be put"):
+            anyio.run(Trainer(config_with(**adapted)).run)
     with pytest.raises(ConfigurationError, match="agents: did you mean num_agents"):
         anyio.run(Trainer(config_with(environment_options={"agents": 3})).run)
 
