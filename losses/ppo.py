@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch.nn import functional as F
 
+from losses.entropy import entropy_weight
 from losses.loss import Loss
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class PPOActor(Loss):
     updates end after the first minibatch on which the policy has moved further than that many nats from where it
     began; reading it waits for the device at every minibatch. Tracks `policy_loss`, `entropy`, `approx_kl` (the
     estimator k3 of Schulman 2020, "Approximating KL divergence") and `clip_fraction`, the share of steps whose ratio
-    is outside of `1 - clip` to `1 + clip`.
+    is outside of `1 - clip` to `1 + clip`. Without an `entropy_coefficient` it is 0.01 for actions that are choices,
+    and 0.002 where they are numbers.
 
     Raises `ValueError` where `clip`, `target_kl` or `staleness_clip` is not positive.
     """
@@ -38,7 +40,7 @@ class PPOActor(Loss):
         self,
         *,
         clip: float = 0.2,
-        entropy_coefficient: float = 0.01,
+        entropy_coefficient: float | None = None,
         target_kl: float | None = None,
         normalize_advantage: bool = True,
         staleness_clip: float | None = None,
@@ -85,7 +87,7 @@ class PPOActor(Loss):
         self.track("clip_fraction", minibatch.mean(excess.abs_().gt_(self.clip)))
         if self.target_kl is not None:
             self.stop_update(approx_kl > self.target_kl)
-        return torch.sub(policy_loss, entropy, alpha=self.entropy_coefficient)
+        return torch.sub(policy_loss, entropy, alpha=entropy_weight(self.entropy_coefficient, minibatch))
 
 
 class PPOCritic(Loss):
@@ -132,7 +134,7 @@ class PPOCritic(Loss):
 def ppo_losses(
     *,
     clip: float = 0.2,
-    entropy_coefficient: float = 0.01,
+    entropy_coefficient: float | None = None,
     target_kl: float | None = None,
     normalize_advantage: bool = True,
     staleness_clip: float | None = None,

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from losses.advantage import vtrace
+from losses.entropy import entropy_weight
 from losses.loss import Loss
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ class VTraceTargets:
 
 
 class VTraceActor(Loss):
-    """The policy gradient of the paper's section 4.2 along V-trace advantages, and the entropy bonus.
+    """The policy gradient of the paper's section 4.2 along V-trace advantages, and the entropy bonus, whose coefficient
+    is by default that of `PPOActor`.
 
     Tracks `policy_loss`, `entropy` and `approx_kl`, as `PPOActor` does, which `proximal_log_prob` is needed for.
     """
@@ -90,7 +92,7 @@ class VTraceActor(Loss):
         self,
         *,
         targets: VTraceTargets | None = None,
-        entropy_coefficient: float = 0.01,
+        entropy_coefficient: float | None = None,
         name: str = "vtrace_actor",
         weight: float = 1.0,
         schedule: Schedule | None = None,
@@ -108,7 +110,7 @@ class VTraceActor(Loss):
         self.track("policy_loss", policy_loss)
         self.track("entropy", entropy)
         self.track("approx_kl", minibatch.mean(log_ratio.expm1() - log_ratio))
-        return torch.sub(policy_loss, entropy, alpha=self.entropy_coefficient)
+        return torch.sub(policy_loss, entropy, alpha=entropy_weight(self.entropy_coefficient, minibatch))
 
 
 class VTraceCritic(Loss):
@@ -149,7 +151,7 @@ def vtrace_losses(
     trace_lambda: float = 1.0,
     rho_clip: float = 1.0,
     c_clip: float = 1.0,
-    entropy_coefficient: float = 0.01,
+    entropy_coefficient: float | None = None,
     value_coefficient: float = 0.5,
 ) -> tuple[VTraceActor, VTraceCritic]:
     """The two losses of IMPALA, on one computation of the V-trace targets."""

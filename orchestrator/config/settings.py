@@ -94,7 +94,7 @@ class LearningConfig:
 
     update_epochs: Annotated[Count, CalledElsewhere("n_epochs", "num_epochs")] = 4
     """Passes over an epoch's experience."""
-    minibatches: Annotated[Count, CalledElsewhere("num_minibatches", "batch_size", "minibatch_size")] = 4
+    minibatches: Annotated[Count, CalledElsewhere("num_minibatches", "batch_size", "minibatch_size")] = 8
     """Minibatches that each pass is divided into."""
     shuffle: Literal["auto", "steps", "segments"] = "auto"
     """Whether minibatches hold single steps or whole segments; auto: segments for LSTM, V-trace and prioritization."""
@@ -153,8 +153,8 @@ class LossesConfig:
     """PPO: how far a value may move from where the epoch's learning began (None: any distance)."""
     value_coefficient: Annotated[NotNegative, CalledElsewhere("vf_coef", "value_coef")] = 0.5
     """Weight of the value loss."""
-    entropy_coefficient: Annotated[NotNegative, CalledElsewhere("ent_coef", "entropy_coef")] = 0.01
-    """Weight of the entropy bonus."""
+    entropy_coefficient: Annotated[NotNegative | None, CalledElsewhere("ent_coef", "entropy_coef")] = None
+    """Weight of the entropy bonus (None: 0.01, or 0.002 where actions are numbers)."""
     target_kl: Positive | None = None
     """PPO: KL divergence from the policy at the epoch's start, in nats, at which its updates end (None: never)."""
     normalize_advantage: bool = True

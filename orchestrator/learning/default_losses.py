@@ -56,13 +56,9 @@ def losses_of(members: Sequence[LearnerCallback], policies: Sequence[str]) -> tu
 def _known(config: TrainerConfig, policy: TypePolicy) -> dict[str, Loss]:
     """The losses that have names of ours, with the coefficients of a policy."""
     settings = config.losses
-    entropy, value = (
-        of_all if own is None else own
-        for own, of_all in (
-            (policy.entropy_coefficient, settings.entropy_coefficient),
-            (policy.value_coefficient, settings.value_coefficient),
-        )
-    )
+    own_entropy, own_value = policy.entropy_coefficient, policy.value_coefficient
+    entropy = settings.entropy_coefficient if own_entropy is None else own_entropy
+    value = settings.value_coefficient if own_value is None else own_value
     losses = (
         *ppo_losses(
             clip=settings.clip,

@@ -90,8 +90,8 @@ TASKS = {
     "pendulum_defaults": Task("Pendulum-v1", -1174.0, -250.0, steps=300_000),
     "half_cheetah_defaults": Task("HalfCheetah-v5", -264.0, 1000.0, steps=600_000),
     "half_cheetah_bins_defaults": Task("tasks:half_cheetah_bins", -264.0, 1000.0, steps=600_000),
-    "breakout_defaults": Task("tasks:breakout", 0.5, 5.0, steps=600_000),
-    "space_invaders_defaults": Task("tasks:space_invaders", 3.0, 30.0, steps=600_000),
+    "breakout_defaults": Task("tasks:breakout", 0.5, 5.0, steps=200_000),
+    "space_invaders_defaults": Task("tasks:space_invaders", 3.0, 30.0, steps=200_000),
 }
 
 

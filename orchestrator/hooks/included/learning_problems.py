@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from losses.entropy import default_entropy_coefficient
 from orchestrator.config.paths import PATH
 from orchestrator.hooks.included.learning_returns import SURE, Returns
 
@@ -87,6 +88,7 @@ class ProblemDetector:
         self._alarms = {kind: _Alarm(_PATIENCE.get(kind, 1)) for kind in KINDS}
         self._returns = Returns(fresh)
         self._epochs = 0
+        self._continuous = False
         self._first_entropy: float | None = None
         self._first_value_losses: list[float] = []
         self.current: dict[str, str] = {}
@@ -120,6 +122,7 @@ class ProblemDetector:
         """The problems that this epoch has brought to light, by kind: what is seen, the likely cause, the cure."""
         self._epochs += 1
         self._returns.add(reading.returns)
+        self._continuous = reading.continuous
         new: dict[str, str] = {}
         for kind, text in self._signs(reading).items():
             if kind not in self._kinds:
@@ -298,7 +301,9 @@ class ProblemDetector:
         for index, one in enumerate(self._config.policy.by_type):
             if one.type == self._policy and one.entropy_coefficient is not None:
                 return str(PATH.policy.by_type[index].entropy_coefficient), one.entropy_coefficient
-        return str(PATH.losses.entropy_coefficient), self._config.losses.entropy_coefficient
+        configured = self._config.losses.entropy_coefficient
+        weight = default_entropy_coefficient(continuous=self._continuous) if configured is None else configured
+        return str(PATH.losses.entropy_coefficient), weight
 
     def _normalize(self) -> list[str]:
         policy = self._config.policy
