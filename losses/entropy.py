@@ -9,8 +9,8 @@ if TYPE_CHECKING:
 
 _OF_CHOICES = 0.01
 _OF_NUMBERS = 0.002
-"""Less, because the entropy of a normal distribution has no greatest value: the bonus goes on widening it, in each of its
-dimensions, long after the rewards ask for precision."""
+"""Less, because the entropy of a normal distribution has no greatest value: the bonus goes on widening it, in each of
+its dimensions, long after the rewards ask for precision."""
 
 
 def default_entropy_coefficient(*, continuous: bool) -> float:

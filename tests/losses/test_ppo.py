@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,7 @@ def random_case(
     log_prob = -normal().abs()
     minibatch = Minibatch(
         fields={
+            "action": torch.zeros(shape, dtype=torch.int64),
             "proximal_log_prob": log_prob + normal(0.3),
             "log_prob": log_prob + normal(0.3),
             "advantage": normal(3.0) + 1.0,
@@ -254,3 +256,18 @@ def test_it_corrects_for_stale_experience() -> None:
 def test_impossible_settings_are_refused(make: Callable[[], Loss], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("dtype", "coefficient"), [(torch.int64, 0.01), (torch.float32, 0.002)])
+def test_the_entropy_bonus_is_by_default_smaller_for_numbers(
+    dtype: torch.dtype, coefficient: float, context: LossContext
+) -> None:
+    minibatch, evaluation = random_case()
+    minibatch = replace(minibatch, fields={**minibatch.fields, "action": torch.zeros(SHAPE, dtype=dtype)})
+
+    default, with_it, without = (
+        attached(PPOActor(entropy_coefficient=weight), context).compute(minibatch, evaluation).item()
+        for weight in (None, coefficient, 0.0)
+    )
+
+    assert default == with_it != without

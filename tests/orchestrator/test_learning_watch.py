@@ -43,7 +43,7 @@ def anyio_backend() -> str:
 
 
 TOO_FAST: dict[str, Any] = {
-    "learning": LearningConfig(learning_rate=0.1, learning_rate_schedule="constant"),
+    "learning": LearningConfig(minibatches=4, learning_rate=0.1, learning_rate_schedule="constant"),
     "policy": PolicyConfig(normalize_observations=False, normalize_rewards=False),
     "collection": CollectionConfig(backend="inline", horizon=128),
 }

@@ -258,8 +258,8 @@ def test_what_turns_out_later_to_need_segments_can_be_checked_then() -> None:
 
 def test_accumulated_minibatches_divide_the_minibatches() -> None:
     problem = only_problem_of(setting("learning.accumulate_minibatches", 3))
-    assert "4 / 3 = 1.33 optimizer steps" in problem.expected
-    assert problem.cure == "set it to 2 or 4, or learning.minibatches to 3 or 6"
+    assert "8 / 3 = 2.67 optimizer steps" in problem.expected
+    assert problem.cure == "set it to 2 or 4, or learning.minibatches to 6 or 9"
 
 
 def test_stale_experience_is_refused_for_a_policy_gradient_that_does_not_correct_for_it() -> None:
