@@ -28,7 +28,7 @@ from orchestrator.policies.lstm import LSTM
 from tests.orchestrator.recorded_graph import RecordedOperations, record_on_cpu
 from tests.orchestrator.training import small_config
 from tests.paths import PROJECT
-from tests.small_networks import Shared
+from tests.small_networks import Shared, flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -382,3 +382,33 @@ def test_settings_that_do_not_go_with_graphs_are_named(settings: dict[str, Any],
         Trainer(endless(**settings))
     assert "learning.graphs = True" in str(caught.value)
     assert f"false with {named}" in str(caught.value)
+
+
+class Dropping(Shared):
+    capturable = True
+
+    def forward(self, observation: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        output = torch.nn.functional.dropout(self.layer(flat(observation, 1)), 0.1, self.training)
+        return output[:, :-1], output[:, -1]
+
+
+class Irreproducible(RecordedOperations):
+    """Draws other numbers each time, as sums may be rounded otherwise each time."""
+
+    def set_generator_state(self, state: torch.Tensor) -> None: ...
+
+
+@pytest.mark.parametrize("draws_again", [False, True])
+def test_a_device_that_does_not_give_the_same_bits_twice_may_repeat_minibatches_too(
+    draws_again: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = endless(policy=PolicyConfig(network=f"{__name__}:Dropping"))
+    monkeypatch.setitem(capture.CAPTURES, "cpu", RecordedOperations if draws_again else Irreproducible)
+    torch.manual_seed(1)
+    weights, seen = trained(config)
+    assert seen.replayed[-1] == 8.0
+    assert "without graphs" not in caplog.text
+    torch.manual_seed(1)
+    expected, _ = trained(eager(config))
+    # Where it does, replays draw what would be drawn without them.
+    assert all(np.array_equal(weights[name], expected[name]) for name in expected) == draws_again
