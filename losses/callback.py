@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import torch
     from torch import nn
 
     from losses.minibatch import Minibatch, PolicyEvaluation
@@ -46,13 +46,15 @@ CALLBACKS = (
 class LossContext:
     """What the learner lends: the live policy, its device, the run's seed, the statistics.
 
-    Where several learners share each batch, each has losses of its own, and `cell` counts the learners from 0."""
+    Where several learners share each batch, each has losses of its own, and `cell` counts the learners from 0.
+    `continuous`: whether actions are numbers."""
 
     policy: nn.Module
     device: torch.device
     seed: int
     statistics: LossStatistics
     cell: int = 0
+    continuous: bool = False
 
 
 class LearnerCallback:
@@ -107,8 +109,14 @@ class LearnerCallback:
         is true then (None: in any case). The learner waits for a tensor only when it has done all else."""
         if when is None:
             self.stop_requested = True
-        else:
+        elif isinstance(when, torch.Tensor) and when.numel() == 1:  # pyright: ignore[reportUnnecessaryIsInstance]
             self._stops_when.append(when)
+        else:
+            given = f"{tuple(when.shape)}" if isinstance(when, torch.Tensor) else f"{when!r}"  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"stop_update of {self.name!r} was given {given}, expected a tensor of one element, such as that of a"
+                " comparison: leave it out to stop in any case"
+            )
 
     def take_stop_conditions(self) -> list[Tensor]:
         """The tensors that `stop_update` was given since the last call."""

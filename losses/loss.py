@@ -33,9 +33,10 @@ class Loss(LearnerCallback):
     """Whether its minibatches must hold whole segments `[n, horizon, ...]`."""
     capturable: ClassVar[bool] = False
     """Whether its `compute` can be recorded once and repeated by the device (`learning.graphs`): it does the same
-    operations on each minibatch of a size and its evaluation, whatever they hold and whatever the epoch; changes no
-    tensor and keeps none; and reads nothing from the device (to stop an update, it calls `stop_update(when)`). It is of
-    the class that defines `compute`, and not inherited by one that defines another."""
+    operations on each minibatch of a size and its evaluation, whatever they hold and whatever the epoch; counts no
+    rows that are not valid; changes no tensor and keeps none; and reads nothing from the device (to stop an update, it
+    calls `stop_update(when)`). It is of the class that defines `compute`, and not inherited by one that
+    defines another."""
     of_policy: str | None = None
     """Whose agents it learns from, where types of agents have policies of their own; None: from all, together."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch.nn import functional as F
 
-from losses.entropy import entropy_weight
+from losses.actor import Actor
 from losses.loss import Loss
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from losses.schedule import Schedule
 
 
-class PPOActor(Loss):
+class PPOActor(Actor):
     """The clipped surrogate objective (equation 7) and the entropy bonus (equation 9), negated.
 
     The ratio is to the policy at the start of the epoch's learning, `proximal_log_prob`: the decoupled objective of
@@ -48,7 +48,7 @@ class PPOActor(Loss):
         weight: float = 1.0,
         schedule: Schedule | None = None,
     ) -> None:
-        super().__init__(name=name, weight=weight, schedule=schedule)
+        super().__init__(entropy_coefficient=entropy_coefficient, name=name, weight=weight, schedule=schedule)
         if clip <= 0:
             raise ValueError(f"clip must be positive, but is {clip}")
         if target_kl is not None and target_kl <= 0:
@@ -57,7 +57,6 @@ class PPOActor(Loss):
             raise ValueError(f"staleness_clip must be positive (or None for no weight), but is {staleness_clip}")
         self.clip = clip
         self.staleness_clip = staleness_clip
-        self.entropy_coefficient = entropy_coefficient
         self.target_kl = target_kl
         self.normalize_advantage = normalize_advantage
 
@@ -87,7 +86,7 @@ class PPOActor(Loss):
         self.track("clip_fraction", minibatch.mean(excess.abs_().gt_(self.clip)))
         if self.target_kl is not None:
             self.stop_update(approx_kl > self.target_kl)
-        return torch.sub(policy_loss, entropy, alpha=entropy_weight(self.entropy_coefficient, minibatch))
+        return torch.sub(policy_loss, entropy, alpha=self.entropy_coefficient)
 
 
 class PPOCritic(Loss):

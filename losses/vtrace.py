@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch.nn import functional as F
 
+from losses.actor import Actor
 from losses.advantage import vtrace
-from losses.entropy import entropy_weight
 from losses.loss import Loss
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class VTraceTargets:
         return targets
 
 
-class VTraceActor(Loss):
+class VTraceActor(Actor):
     """The policy gradient of the paper's section 4.2 along V-trace advantages, and the entropy bonus, whose coefficient
     is by default that of `PPOActor`.
 
@@ -97,9 +97,8 @@ class VTraceActor(Loss):
         weight: float = 1.0,
         schedule: Schedule | None = None,
     ) -> None:
-        super().__init__(name=name, weight=weight, schedule=schedule)
+        super().__init__(entropy_coefficient=entropy_coefficient, name=name, weight=weight, schedule=schedule)
         self.targets = VTraceTargets() if targets is None else targets
-        self.entropy_coefficient = entropy_coefficient
 
     def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
         """See the class; needs `log_prob`, `reward`, `next_value`, `terminated` and `truncated`."""
@@ -110,7 +109,7 @@ class VTraceActor(Loss):
         self.track("policy_loss", policy_loss)
         self.track("entropy", entropy)
         self.track("approx_kl", minibatch.mean(log_ratio.expm1() - log_ratio))
-        return torch.sub(policy_loss, entropy, alpha=entropy_weight(self.entropy_coefficient, minibatch))
+        return torch.sub(policy_loss, entropy, alpha=self.entropy_coefficient)
 
 
 class VTraceCritic(Loss):

@@ -142,7 +142,7 @@ class NativeEnvironment(VectorEnvironment):
         """A picture of the first copy, where its `render_mode` is "rgb_array"."""
         with user_code(f"render of environment {self.name!r}"):
             pictures = self._environment.render()
-        return None if pictures is None else pictures[0]
+        return pictures[0] if isinstance(pictures, (tuple, list)) and pictures else pictures
 
     def get_state(self) -> dict[str, object]:
         resetting = None if self._resetting is None else self._resetting.copy()

@@ -136,10 +136,19 @@ class Inputs(TorchDispatchMode):
         name = func.name().partition(".")[0]
         if name in READS:
             raise CannotCapture(f"{name} reads from the device, which a graph can't")
-        for tensor in tensors_in((args, kwargs)):
+        used = tensors_in((args, kwargs))
+        if len({tensor.device for tensor in used}) > 1:
+            raise CannotCapture(
+                f"{name} has tensors of several devices, of which a graph would keep the present numbers: put them on"
+                " the learner's device before"
+            )
+        for tensor in used:
             if _storage(tensor) not in self._known:
                 self._known.add(_storage(tensor))
                 self.tensors.append(tensor)
+        to = (kwargs or {}).get("device")
+        if to is not None and used and torch.device(to).type != used[0].device.type:
+            raise CannotCapture(f"{name} copies to {to}, which a graph can't")
         result = func(*args, **(kwargs or {}))
         # What comes about on the way is in the graph's own memory.
         self._known.update(map(_storage, tensors_in(result)))

@@ -7,6 +7,7 @@ again operation by operation from where it began: only where both gave the same 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 WARM_UP = 3
 """Minibatches of each kind that are learned before one is recorded; as many as in torch's documentation."""
 _MOST_ANEW = 8
-"""Recordings that are made because something has changed."""
+"""Changes after which minibatches are recorded anew."""
 _NEAR = 10.0
 """How many times as far from an eager minibatch as a second one a replayed one may be, where the device does not give
 the same bits twice anyway."""
@@ -61,7 +62,8 @@ class _Kind:
         ):
             if own is not None and given is not None:
                 own.copy_(given)
-        return self.draw
+        # Others than before, since what has been taken of a minibatch is kept with it.
+        return replace(self.draw, fields=self.draw.fields.at(self.draw.fields.index))
 
 
 def graphs_for(
@@ -231,8 +233,7 @@ class MinibatchGraphs:
         conditions = [self._optimization.changes, *numbers_of(self._losses.losses)]
         if conditions == self._conditions:
             return
-        if self._conditions and any(kind.replay is not None for kind in self._kinds.values()):
-            self._changes += 1
+        self._changes += bool(self._conditions)
         self._conditions = conditions
         for kind in self._kinds.values():
             kind.replay, kind.warm_ups = None, 0

@@ -92,7 +92,12 @@ class Learner:
         shards = self._share.count
         self._statistics = LossStatistics(self._device) if run.shards == 1 else ShardStatistics(self._device, shards)
         context = LossContext(
-            policy=self.policy, device=self._device, seed=run.seed, statistics=self._statistics, cell=plan.cell
+            policy=self.policy,
+            device=self._device,
+            seed=run.seed,
+            statistics=self._statistics,
+            cell=plan.cell,
+            continuous=self.policy.distribution.action_dtype.is_floating_point,
         )
         self._losses.attach(context)
         self._on_mb_end = self._losses.overriding("on_mb_end")

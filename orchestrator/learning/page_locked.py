@@ -35,8 +35,8 @@ class PageLocked:
         if self._device.type not in DEVICES or self.warnings:
             return
         address = np.frombuffer(memory, dtype=np.uint8).ctypes.data
-        code = int(_cudart().cudaHostRegister(address, len(memory), _KNOWN_TO_ALL_CONTEXTS))
-        if not code:
+        code = _cudart().cudaHostRegister(address, len(memory), _KNOWN_TO_ALL_CONTEXTS)
+        if not int(code):
             self._locked.append((address, memory))
             return
         self.warnings["page-locking"] = (

@@ -98,14 +98,19 @@ class TokenEncoder(nn.Module):
     def fixed(self) -> Generator[None]:
         """Meanwhile, the weights stay the same, and nothing has gradients."""
         with torch.no_grad():
-            embeddings = self._fixed = self._embeddings()
+            embeddings = self._embeddings()
             if embeddings.is_cpu:
                 self._table = self._table or TokenTable(sum(_COLUMNS))
                 self._table.begin(lambda codes, out: self._rows(codes, embeddings, out))
+            self._fixed = embeddings
             try:
                 yield
             finally:
                 self._fixed = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy finds out by itself which tokens there are.
+        return self.__dict__ | {"_fixed": None, "_table": None}
 
     def leave_uncompiled(self) -> None:
         """Have torch.compile pass over what is done on a CPU, where sizes depend on the observation."""
@@ -131,7 +136,7 @@ class TokenEncoder(nn.Module):
         precise = ((weights > _LEAST) & (weights < _GREATEST)).all(1)
         found = sums.new_empty(len(sums), self.size)
         found[precise] = _quotients(sums[precise])
-        found[~precise] = self._in_parts(observation[~precise], embeddings)
+        found[~precise] = self._in_parts(observation[~precise], embeddings).to(found.dtype)
         return found
 
     def _in_parts(self, observation: Tensor, embeddings: Tensor) -> Tensor:

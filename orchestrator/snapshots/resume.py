@@ -118,7 +118,7 @@ def resume_problems(source: ResumeSource, config: TrainerConfig) -> Iterator[Pro
     for path, hint, before, now in _differences(source.config, config.with_shards(source.config.shards)):
         if not _may_change(path, hint, before, now):
             expected = f"{before!r}: a resumed run keeps the settings of its checkpoint"
-            cure = "leave it as it was, or start a new run"
+            cure = f"{'leave it out' if before is None else f'set it to {before!r}'}, as it was, or start a new run"
             if path == str(PATH.init_from):
                 cure = "leave it out, since a resumed run has its own weights; or start a new run from these"
             yield Problem(field=path, value=now, expected=expected, cure=cure)

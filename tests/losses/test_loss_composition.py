@@ -177,6 +177,12 @@ def test_a_request_to_stop_lasts_until_the_next_epoch_begins() -> None:
     assert not losses.stop_requested
 
 
+@pytest.mark.parametrize(("when", "said"), [(torch.ones(2), r"\(2,\)"), (0.5, "0.5"), (True, "True")])
+def test_a_request_to_stop_depends_on_one_element(when: object, said: str) -> None:
+    with pytest.raises(TypeError, match=f"stop_update of 'power' was given {said}, expected a tensor of one element"):
+        Power(1).stop_update(when)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("when", [True, False])
 def test_a_request_to_stop_may_depend_on_a_tensor(when: bool) -> None:
     remembering = Remembering()

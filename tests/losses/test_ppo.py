@@ -30,7 +30,6 @@ def random_case(
     log_prob = -normal().abs()
     minibatch = Minibatch(
         fields={
-            "action": torch.zeros(shape, dtype=torch.int64),
             "proximal_log_prob": log_prob + normal(0.3),
             "log_prob": log_prob + normal(0.3),
             "advantage": normal(3.0) + 1.0,
@@ -258,12 +257,12 @@ def test_impossible_settings_are_refused(make: Callable[[], Loss], message: str)
         make()
 
 
-@pytest.mark.parametrize(("dtype", "coefficient"), [(torch.int64, 0.01), (torch.float32, 0.002)])
+@pytest.mark.parametrize(("continuous", "coefficient"), [(False, 0.01), (True, 0.002)])
 def test_the_entropy_bonus_is_by_default_smaller_for_numbers(
-    dtype: torch.dtype, coefficient: float, context: LossContext
+    continuous: bool, coefficient: float, context: LossContext
 ) -> None:
     minibatch, evaluation = random_case()
-    minibatch = replace(minibatch, fields={**minibatch.fields, "action": torch.zeros(SHAPE, dtype=dtype)})
+    context = replace(context, continuous=continuous)
 
     default, with_it, without = (
         attached(PPOActor(entropy_coefficient=weight), context).compute(minibatch, evaluation).item()
@@ -271,3 +270,9 @@ def test_the_entropy_bonus_is_by_default_smaller_for_numbers(
     )
 
     assert default == with_it != without
+
+
+def test_an_entropy_bonus_that_nobody_has_set_can_be_lowered_while_training(context: LossContext) -> None:
+    actor = attached(PPOActor(), context)
+    actor.entropy_coefficient *= 0.5
+    assert actor.entropy_coefficient == 0.005

@@ -35,7 +35,6 @@ def minibatch() -> Minibatch:
     terminated = torch.rand(SHAPE, generator=generator) < 0.1
     return Minibatch(
         fields={
-            "action": torch.zeros(SHAPE, dtype=torch.int64),
             "log_prob": (log_prob := -normal().abs()),
             "proximal_log_prob": log_prob,
             "reward": normal(),

@@ -20,6 +20,7 @@ from orchestrator import (
     EvaluationConfig,
     EvaluationTask,
     Hook,
+    LossesConfig,
     Trainer,
     evaluate_checkpoint,
 )
@@ -277,15 +278,18 @@ def test_a_wrapped_run_is_resumed_exactly_and_its_settings_go_with_it(
     assert (report["return_mean"], report["length_mean"]) == (110.0, 11.0)
     assert Trainer(resume=tmp_path / "whole").config.environment_wrappers == config.environment_wrappers
 
-    for changes, named in (
-        ({"environment_wrappers": ()}, "environment_wrappers = ()"),
-        ({"environment_wrappers": config.environment_wrappers[::-1]}, "environment_wrappers"),
-        ({"max_episode_steps": 12}, "max_episode_steps = 12"),
+    for changes, named, cure in (
+        ({"environment_wrappers": ()}, "environment_wrappers = ()", "set it to ("),
+        ({"environment_wrappers": config.environment_wrappers[::-1]}, "environment_wrappers", "set it to ("),
+        ({"max_episode_steps": 12}, "max_episode_steps = 12", "set it to 11, as it was, or start a new run"),
+        ({"init_from": saved}, "init_from", "leave it out"),
+        ({"losses": LossesConfig(value_clip=0.2)}, "losses.value_clip = 0.2", "leave it out, as it was, or start"),
     ):
         with pytest.raises(ConfigurationError) as raised:
             anyio.run(Trainer(replace(branch, run_dir=tmp_path / "third", **changes), resume=saved).run)
         assert named in str(raised.value)
         assert "a resumed run keeps the settings of its checkpoint" in in_one_line(raised.value)
+        assert cure in in_one_line(raised.value)
 
     file = tmp_path / "whole" / "config.toml"
     file.write_text(file.read_text().replace("max_episode_steps = 11", "max_episode_steps = 12"))

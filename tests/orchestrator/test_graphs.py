@@ -112,7 +112,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "prioritised": with_learning(priority_exponent=0.8, minibatches=2),
     "accumulated": with_learning(accumulate_minibatches=2, update_epochs=3),
     "staleness 1": {"staleness": 1, "losses": LossesConfig(staleness_clip=2.0)},
-    "staleness 0.5": {"staleness": 0.5},
+    "staleness 0.5": {"staleness": 0.5, "epochs": 10},
+    "one loss": {"losses": LossesConfig(names=("ppo_actor",))},
     "staleness 1, not refreshed": {"staleness": 1} | with_learning(refresh=False),
     "bfloat16": with_learning(precision="bfloat16"),
 }
@@ -318,6 +319,44 @@ def test_coefficients_that_change_in_every_epoch_end_the_recordings(
     record_on_cpu(monkeypatch)
     _, seen = trained(endless(epochs=22), losses=steered(every=1))
     assert seen.replayed[-1] == 0.0
+    assert "change again and again" in caplog.text
+
+
+class Scaled(Loss):
+    capturable = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales: Any = (np.float32(1e-3),)
+
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> torch.Tensor:
+        return float(self.scales[0]) * minibatch.mean(evaluation.value)
+
+    def on_epoch_end(self, state: TrainerState) -> None:
+        if state.epoch == 3:
+            self.scales = (np.float32(1e-2),)
+
+
+def test_a_coefficient_counts_wherever_a_loss_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    record_on_cpu(monkeypatch)
+    weights, seen = trained(endless(), losses=[*ppo_losses(), Scaled()])
+    expected, without = trained(eager(endless()), losses=[*ppo_losses(), Scaled()])
+    assert all(np.array_equal(weights[name], expected[name]) for name in expected)
+    assert seen.stats == without.stats
+    assert seen.replayed[-1] > 0
+
+
+class Counting(Scaled):
+    def on_mb_end(self, state: TrainerState) -> None:
+        self.scales = (1e-3, state.mb_idx)
+
+
+def test_what_changes_with_every_minibatch_is_said_to_keep_it_from_being_recorded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    record_on_cpu(monkeypatch)
+    _, seen = trained(endless(), losses=[*ppo_losses(), Counting()])
+    assert set(seen.replayed) == {0.0}
     assert "change again and again" in caplog.text
 
 

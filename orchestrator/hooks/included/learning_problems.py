@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-from losses.entropy import default_entropy_coefficient
+from losses.actor import default_entropy_coefficient
 from orchestrator.config.paths import PATH
 from orchestrator.hooks.included.learning_returns import SURE, Returns
 

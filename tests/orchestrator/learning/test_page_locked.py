@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 import anyio
@@ -16,18 +17,28 @@ from tests.orchestrator.training import small_config
 pytestmark = pytest.mark.slow
 
 
+class Code(enum.Enum):
+    """As torch binds CUDA's: no number, but made to one."""
+
+    SUCCESS = 0
+    NO_MEMORY = 2
+
+    def __int__(self) -> int:
+        return self.value
+
+
 class Runtime:
     """Stands in for CUDA's."""
 
     def __init__(self, code: int = 0) -> None:
-        self.code = code
+        self.code = Code(code)
         self.locked: dict[int, int] = {}
         self.asked = 0
 
-    def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:  # noqa: N802
+    def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> Code:  # noqa: N802
         self.asked += 1
         assert flags == 1
-        if not self.code:
+        if self.code is Code.SUCCESS:
             begins = [
                 begin for begin, size in self.locked.items() if begin < address + nbytes and address < begin + size
             ]
@@ -35,12 +46,13 @@ class Runtime:
             self.locked[address] = nbytes
         return self.code
 
-    def cudaHostUnregister(self, address: int) -> int:  # noqa: N802
+    def cudaHostUnregister(self, address: int) -> Code:  # noqa: N802
         del self.locked[address]
-        return 0
+        return Code.SUCCESS
 
-    def cudaGetErrorString(self, code: int) -> str:  # noqa: N802
-        return f"error {code}"
+    def cudaGetErrorString(self, code: Code) -> str:  # noqa: N802
+        assert isinstance(code, Code)
+        return f"error {code.value}"
 
 
 def weights(config: Any) -> dict[str, np.ndarray[Any, Any]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -71,6 +73,24 @@ def test_rows_are_computed_together_as_each_alone(kinds: int, gain: float) -> No
     gradients = torch.autograd.grad(found, parameters, upstream.float())
     for gradient, wanted in zip(gradients, torch.autograd.grad(expected, parameters, upstream), strict=True):
         torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+def test_rows_without_tokens_are_computed_in_bfloat16_too() -> None:
+    encoder, tokens = encoder_with(), torch.from_numpy(tokens_of(40, 5))
+    expected = encoder(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = encoder(tokens)
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_an_encoder_can_be_copied_while_its_weights_are_fixed() -> None:
+    encoder, tokens = encoder_with(), torch.from_numpy(tokens_of(40))
+    with encoder.fixed():
+        expected = encoder(tokens)
+        copies = copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))
+    for other in copies:
+        with other.fixed():
+            assert torch.equal(other(tokens), expected)
 
 
 def test_gradients_of_sums_have_gradients() -> None:
