@@ -128,10 +128,8 @@ class Learner:
         parts = self.policy, self.arena, self._losses, self._optimization, self._statistics
         graphs = graphs_for(self._device, *parts) if config.graphs else None
         self._step = MinibatchStep(gradient, self._optimization, config.accumulate_minibatches, graphs)
-        self._segments = config.shuffle == "segments" or (
-            config.shuffle == "auto"
-            and (self.policy.recurrent or self._losses.needs_segments or config.priority_exponent > 0)
-        )
+        needs_segments = self.policy.recurrent or self._losses.needs_segments or config.priority_exponent > 0
+        self._segments = config.shuffle == "segments" or (config.shuffle == "auto" and needs_segments)
         self._memory = LearnerMemory(
             self.policy,
             self._losses,
