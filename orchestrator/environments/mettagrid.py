@@ -69,6 +69,7 @@ class MettaGridVector(VectorEnv[Any, Any, Any]):
             for rows in self._games
         ]
         self._simulations: list[Any] = [None] * games
+        self._steps: list[Any] = [None] * games
         for game in range(games):
             self._begin(game)
         ids = self._simulations[0].action_ids
@@ -83,10 +84,12 @@ class MettaGridVector(VectorEnv[Any, Any, Any]):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         np.take(self._action_ids, actions, out=self._actions)
-        for simulation in self._simulations:
-            simulation.step()
+        for step in self._steps:
+            step()
         terminated, truncated, rewards = self._terminated, self._truncated, self._rewards
-        ended = [game for game, simulation in enumerate(self._simulations) if simulation.is_done()]
+        ended: list[int] = []
+        if terminated.any() or truncated.any():
+            ended = [game for game, simulation in enumerate(self._simulations) if simulation.is_done()]
         if not ended:
             return self._observations, rewards, terminated, truncated, {}
         # Beginning a game overwrites what it has in the arrays.
@@ -111,7 +114,11 @@ class MettaGridVector(VectorEnv[Any, Any, Any]):
         if self._own_map:
             config = config.model_copy(deep=True)
             config.game.map_builder.seed = map_seed
-        self._simulations[game] = self._simulation(config, seed=seed, buffers=self._buffers[game])
+        simulation = self._simulation(config, seed=seed, buffers=self._buffers[game])
+        self._simulations[game] = simulation
+        # A step of the simulator in C++ is all there is to do. Around it, `Simulation.step` keeps time, hands on what
+        # agents say, which none does here, and ends games by their statistics, where the config wants that.
+        self._steps[game] = simulation.step if simulation._event_handlers else simulation._c_sim.step
 
     def _statistics(self, ended: list[int]) -> dict[str, Array]:
         """What the agents of games that have ended did in them, as the infos of their rows."""

@@ -81,7 +81,7 @@ def refreshed(
     goes through whole segments, from the states that were recorded at their beginnings.
     """
     steps = min(minibatch_steps, _CPU_STEPS) if batch["valid"].is_cpu else minibatch_steps
-    with evaluating(policy):
+    with evaluating(policy), policy.fixed():
         log_prob, value, last_state = _on_batch(policy, batch, steps)
         next_value = torch.empty_like(value)
         next_value[:, :-1] = value[:, 1:]

@@ -93,7 +93,7 @@ class Policy(nn.Module):
     @contextmanager
     def fixed(self) -> Generator[None]:
         """While the weights stay the same and nothing has gradients: what depends on them alone is computed once. Use
-        within `torch.inference_mode()`."""
+        within `torch.inference_mode()` or `torch.no_grad()`."""
         with ExitStack() as stack:
             for module in self.modules():
                 if isinstance(module, TokenEncoder):

@@ -88,42 +88,45 @@ class TokenTable:
             self.rows = torch.empty(1 + _MOST, columns)
         """`[places, columns]`."""
         self.longest = 0
-        self._places = np.zeros(_CODES, np.int32)
+        self._places = np.zeros(_CODES, np.uint16)
         """Of tokens by their codes; 0 of those that are not known."""
-        self._known = np.empty(0, np.uint32)
-        """Codes, in the order of their places."""
+        self._codes = np.empty(1 + _MOST, np.uint32)
+        """By their places."""
+        self._end = 1
+        """Of the places of tokens that are known."""
 
-    def begin(self, write: Callable[[Array, Tensor], object]) -> None:
-        """From now on, `write` computes the rows `[k, columns]` of codes `[k]`, into the tensor that it is given."""
+    def begin(self, write: Callable[[Array, Array], object]) -> None:
+        """From now on, `write` computes the rows of codes `[k]`, into the array `[k, columns]` that it is given."""
         self._write, self.longest = write, 0
-        if len(self._known) > _KEPT:
+        if self._end > _KEPT:
             self._forget()
-        self._add(0)
+        self._compute(1)
 
     def places(self, sets: TokenSets) -> Array | None:
         """The rows of the tokens; None where more of them are different than there is room for."""
         self.longest, codes = sets.longest, sets.codes
         places = self._places.take(codes)
-        if places.all():
-            return places
-        new = np.unique(codes[places == 0])
-        if len(self._known) + len(new) > _MOST:
-            self._forget()
-            new = np.unique(codes)
-            if len(new) > _MOST:
-                return None
-        before = len(self._known)
-        self._known = np.concatenate((self._known, new))
-        self._places[new] = np.arange(1 + before, 1 + len(self._known))
-        self._add(before)
-        return self._places.take(codes)
+        if not places.all():
+            missing = places == 0
+            new = np.unique(codes[missing])
+            if self._end + len(new) > len(self._codes):
+                self._forget()
+                new, missing = np.unique(codes), slice(None)
+                if self._end + len(new) > len(self._codes):
+                    return None
+            first, self._end = self._end, self._end + len(new)
+            self._codes[first : self._end] = new
+            self._places[new] = np.arange(first, self._end)
+            self._compute(first)
+            places[missing] = self._places.take(codes[missing])
+        return places.astype(np.int32)
 
     def _forget(self) -> None:
-        self._places[self._known] = 0
-        self._known = self._known[:0]
+        self._places[self._codes[1 : self._end]] = 0
+        self._end = 1
 
-    def _add(self, first: int) -> None:
-        self._write(self._known[first:], self.rows[1 + first : 1 + len(self._known)])
+    def _compute(self, first: int) -> None:
+        self._write(self._codes[first : self._end], self.rows.numpy()[first : self._end])
 
 
 def sums_of_rows(table: Tensor, places: Array, ends: Array) -> Tensor:

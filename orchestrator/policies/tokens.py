@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -101,7 +102,7 @@ class TokenEncoder(nn.Module):
             embeddings = self._embeddings()
             if embeddings.is_cpu:
                 self._table = self._table or TokenTable(sum(_COLUMNS))
-                self._table.begin(lambda codes, out: self._rows(codes, embeddings, out))
+                self._table.begin(partial(_write_rows, embeddings.numpy()))
             self._fixed = embeddings
             try:
                 yield
@@ -150,18 +151,11 @@ class TokenEncoder(nn.Module):
         ]
         return torch.cat(parts)[order.argsort()]
 
-    def _rows(self, codes: Array, embeddings: Tensor, out: Tensor | None = None) -> Tensor:
+    def _rows(self, codes: Array, embeddings: Tensor) -> Tensor:
         """The vectors of tokens times their weights, and the weights, `[k, latents * width + latents]`."""
         vectors, scores = self._parts(tokens_of(codes), embeddings)
-        scores = scores.clamp(-_STEEPEST, _STEEPEST)
-        if out is None:
-            weights = scores.exp()
-            return torch.cat(((weights.unsqueeze(2) * vectors.unsqueeze(1)).flatten(1), weights), 1)
-        # By numpy a number has the same exponential whatever is beside it, so that it doesn't matter what was known.
-        weights = torch.from_numpy(np.exp(scores.numpy()))
-        products, own = out.split(_COLUMNS, 1)
-        torch.mul(weights.unsqueeze(2), vectors.unsqueeze(1), out=products.unflatten(1, (_LATENTS, _WIDTH)))
-        return own.copy_(weights)
+        weights = scores.clamp(-_STEEPEST, _STEEPEST).exp()
+        return torch.cat(((weights.unsqueeze(2) * vectors.unsqueeze(1)).flatten(1), weights), 1)
 
     def _embeddings(self) -> Tensor:
         """What tokens are sums of: embeddings of kinds, of features and of coordinates, each with its scores for the
@@ -213,6 +207,21 @@ class Tokens(nn.Module):
         return self.head(self.actor(features)), self.critic(features).squeeze(-1)
 
 
+def _write_rows(embeddings: Array, codes: Array, out: Array) -> None:
+    """As `_rows`, without gradients. By numpy, which takes a third of the time for the few tokens that are new in a
+    step, and gives a number the same bits whatever is beside it, so that it doesn't matter what was known."""
+    coordinate, feature, value = codes & 255, codes >> 8 & 255, codes >> 16
+    with np.errstate(all="ignore"):  # as torch does
+        parts = embeddings[_KINDS + feature]
+        parts *= _AMOUNT_OF[value, None]
+        parts += embeddings[feature * _BUCKETS + _BUCKET_OF[value]]
+        parts += embeddings[_KINDS + _BYTES + coordinate]
+        weights = np.exp(parts[:, _WIDTH:].clip(-_STEEPEST, _STEEPEST))
+        products = out[:, : _COLUMNS[0]].reshape(-1, _LATENTS, _WIDTH)
+        np.multiply(weights[:, :, None], parts[:, None, :_WIDTH], out=products)
+    out[:, _COLUMNS[0] :] = weights
+
+
 def _quotients(sums: Tensor) -> Tensor:
     vectors, weights = sums.split(_COLUMNS, 1)
     return (vectors.unflatten(1, (_LATENTS, _WIDTH)) / weights.unsqueeze(-1)).flatten(1)
@@ -233,3 +242,7 @@ def _buckets() -> Tensor:
     values = torch.arange(_BYTES)
     powers = torch.floor(torch.log2(torch.clamp(values, min=_SMALL) / _SMALL)).int()
     return torch.where(values < _SMALL, values.int(), _SMALL + powers)
+
+
+_BUCKET_OF = _buckets().numpy().astype(np.uint32)
+_AMOUNT_OF = np.log2(np.arange(1, 1 + _BYTES), dtype=np.float32) / np.float32(8)

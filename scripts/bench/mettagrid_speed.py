@@ -56,15 +56,17 @@ def simulators(games: int, steps: int) -> float:
     return rate(stepping_alone(games), games, steps)
 
 
-def stepping_alone(games: int) -> Callable[[Any], None]:
+def stepping_alone(games: int, in_cpp: bool = False) -> Callable[[Any], None]:
+    """Steps MettaGrid's simulators as its own forms do, or only what of them is in C++."""
     from mettagrid.simulator import Simulation
 
     alone: list[Any] = [Simulation(arena(), seed=seed) for seed in range(games)]
+    steps = [simulation._c_sim.step if in_cpp else simulation.step for simulation in alone]
 
     def step(actions: Any) -> None:
         for index, simulation in enumerate(alone):
             simulation._c_sim.actions()[:] = actions[index * AGENTS : (index + 1) * AGENTS]
-            simulation.step()
+            steps[index]()
 
     return step
 
@@ -186,10 +188,11 @@ def processor_time(games: int, rounds: int) -> None:
 
     torch.set_num_threads(1)
     actions = random_actions(games)
-    alone, over_puffer = stepping_alone(games), puffer_acting(games)
+    alone, in_cpp, over_puffer = stepping_alone(games), stepping_alone(games, in_cpp=True), puffer_acting(games)
     with collecting("arena", 0, 1, games) as (collect, steps), torch.inference_mode():
         contenders: dict[str, Callable[[], object]] = {
             "simulators alone": lambda: [alone(actions[index]) for index in range(HORIZON)],
+            "what of them is in C++": lambda: [in_cpp(actions[index]) for index in range(HORIZON)],
             "this project's collection": collect,
         }
         if over_puffer is not None:

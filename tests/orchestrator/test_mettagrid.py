@@ -23,6 +23,7 @@ from orchestrator import (
 )
 from orchestrator.environments import InvalidEnvironment, check_environment, extra_of, make_vector
 from orchestrator.environments.adaptation import Adaptation
+from orchestrator.environments.mettagrid import MettaGridVector
 from orchestrator.environments.native import NativeEnvironment
 from tests.orchestrator.evaluation.test_evaluation import frames_of
 from tests.orchestrator.test_returned_vectors import assert_same, trained, weights
@@ -117,6 +118,20 @@ def test_a_function_may_return_the_config_of_a_game() -> None:
     config = config_with(environment=f"{HERE}:own_game", environment_options={"num_agents": 4})
     anyio.run(Trainer(config, hooks=[rewards]).run)
     assert rewards.shape[0] == 2 * 4
+
+
+def test_games_end_by_their_statistics_where_their_config_says_so() -> None:
+    pytest.importorskip("mettagrid")
+    config = own_game()
+    config.game.end_episode_on_game_stats = {"tokens_written": 1.0}
+    environment = NativeEnvironment("own", MettaGridVector(config, 2))
+    environment.reset(1)
+    for _ in range(2):
+        step = environment.step(np.zeros(6, np.int64))
+        assert step.truncated.all()
+        assert step.games_ended is not None
+        assert step.games_ended.all()
+    environment.close()
 
 
 def test_a_resumed_run_begins_new_games_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

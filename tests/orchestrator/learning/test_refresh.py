@@ -59,6 +59,23 @@ def test_another_policy_finds_other_values_also_of_the_ends_of_segments_and_of_t
     assert not found["next_value"].numpy()[~continues].any()
 
 
+def test_tokens_are_evaluated_with_the_weights_of_now() -> None:
+    run = Run("tests.orchestrator.test_mettagrid:Beside", "sync", "tokens")
+    for _ in range(2):
+        arrays, _ = run.collect()
+        policy = run.policy
+        assert policy is not None
+        with torch.no_grad():
+            policy.get_parameter("network.encoder.place.weight").mul_(-2.0)
+            observation, action = (torch.from_numpy(arrays[name].copy()) for name in ("observation", "action"))
+            log_prob, value, _ = policy.log_prob_and_value(observation, action)
+        recorded = arrays["value"].copy()
+        found = evaluated(run, arrays, 20)
+        torch.testing.assert_close(found["proximal_log_prob"], log_prob, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found["value"], value, rtol=1e-4, atol=1e-5)
+        assert not np.allclose(value.numpy(), recorded, rtol=1e-2)
+
+
 def final_statistics(config: TrainerConfig) -> list[dict[str, float]]:
     statistics: list[dict[str, float]] = []
 
