@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from orchestrator.learning.shared_sums import SharedSums, nbytes_of
 from state.error import OrchestratorError
 
 _T = TypeVar("_T")
@@ -30,20 +31,11 @@ class Meeting(NamedTuple):
     port: int
 
 
-def tree(first: int, count: int, leaf: Callable[[int], _T], add: Callable[[_T, _T], _T]) -> _T:
-    """The sum of the leaves `first` to `first + count - 1`, of two halves each, so that it is rounded in the same way
-    wherever its parts are added. At most log2(count) + 1 of the parts exist at once."""
-    if count == 1:
-        return leaf(first)
-    half = count // 2
-    left = tree(first, half, leaf, add)
-    return add(left, tree(first + half, count - half, leaf, add))
-
-
 class Exchange:
     """One learner's connection to the others, which all make the same calls in the same order. Blocks.
 
-    There are 2^n cells. Each adds first what its neighbor has, then what the neighboring pair has, and so on: the
+    There are 2^n cells. On one machine, each reads what all have in memory that they share, and messages only say when.
+    On several, each adds first what its neighbor has, then what the neighboring pair has, and so on: the
     result is, bit for bit, the `tree` over all cells, and the same in each of them. So each sends n times what it has
     (recursive doubling), or, of what is large, less than twice that, in 2n messages (recursive halving and doubling;
     Thakur, Rabenseifner and Gropp 2005, "Optimization of collective communication operations in MPICH"). With one
@@ -58,9 +50,14 @@ class Exchange:
         self.seconds = 0.0
         """Spent here since this was last set to 0: waiting for others, and sending."""
         self.sent = 0
-        """Bytes, since this was last set to 0."""
+        """Bytes, in messages or shared memory, since this was last set to 0."""
         self._group: Any = None
         self._store: Any = None
+        self._distances = [2**power for power in range(cells.bit_length() - 1)]
+        """From each neighbor that it adds up with, as numbers of cells."""
+        self._timeout = 0.0
+        self._shares_memory = False
+        self._shared: SharedSums | None = None
 
     def await_others(self, timeout: float) -> Meeting:
         """Where learners on other machines find this one: at a free port of all of this machine's addresses."""
@@ -87,12 +84,16 @@ class Exchange:
         self._group = gloo(store, self.cell, self.cells, options)
         self.gather(torch.zeros(1))
         self._store = None  # all are here
+        self._timeout, self._shares_memory = timeout, isinstance(meeting, Path)
         if self.cell == 0 and isinstance(meeting, Path):
             meeting.unlink()
 
     def sum(self, tensors: Sequence[Tensor]) -> None:
         """Add up over the cells, in place. Those of one dtype travel together."""
         if self.cells == 1:
+            return
+        if shared := self._shared_for(tensors):
+            self._sum_shared(shared, tensors)
             return
         for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
             alike = [tensor for tensor in tensors if tensor.dtype is dtype]
@@ -127,19 +128,47 @@ class Exchange:
 
     def leave(self) -> None:
         """Those that wait for this cell are told that it is gone. Idempotent."""
+        self._stop_sharing()
         if self._group is not None:
             self._group.abort()
             self._group = None
+
+    def _shared_for(self, tensors: Sequence[Tensor]) -> SharedSums | None:
+        """The memory in which to add up; None where the cells share none."""
+        needed = nbytes_of(tensors)
+        if self._shares_memory and (self._shared is None or self._shared.nbytes < needed):
+            self._stop_sharing()
+            partners = [self.cell ^ distance for distance in self._distances]
+            try:
+                self._shared = SharedSums(self.cell, partners, needed, self._timeout, self.gather_values)
+            except OSError:
+                self._shares_memory = False
+        return self._shared
+
+    def _stop_sharing(self) -> None:
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+
+    def _sum_shared(self, shared: SharedSums, tensors: Sequence[Tensor]) -> None:
+        began = time.monotonic()
+        shared.write(tensors)
+        for distance in self._distances:  # whoever has met all of these knows that all are here
+            partner = self.cell ^ distance
+            try:
+                shared.meet(partner)
+            except OSError as error:
+                raise self._lost(f"the learner of cell {partner}") from error
+        shared.add(tensors)
+        self._count(began, *tensors)
 
     def _total(self, own: Tensor) -> Tensor:
         if self.cells > 2 and own.nbytes >= LARGE:
             return self._total_by_halves(own)
         others = torch.empty_like(own)
-        distance = 1
-        while distance < self.cells:
+        for distance in self._distances:
             self._swap(own, others, self.cell ^ distance)
             own += others
-            distance *= 2
         return own
 
     def _total_by_halves(self, own: Tensor) -> Tensor:
@@ -177,9 +206,9 @@ class Exchange:
             raise self._lost(f"the learner of cell {partner}") from error
         self._count(began, own)
 
-    def _count(self, began: float, sent: Tensor) -> None:
+    def _count(self, began: float, *sent: Tensor) -> None:
         self.seconds += time.monotonic() - began
-        self.sent += sent.nbytes
+        self.sent += sum(tensor.nbytes for tensor in sent)
 
     def _lost(self, whom: str) -> CellLost:
         self.leave()

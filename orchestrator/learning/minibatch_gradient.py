@@ -9,8 +9,8 @@ import torch
 
 from losses import Minibatch
 from orchestrator.learning.agreement import check_unchanged
-from orchestrator.learning.exchange import tree
 from orchestrator.learning.shards import ShardStatistics
+from orchestrator.learning.summation import tree
 from state.user_code import raise_failure
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class MinibatchGradient:
                 total, components = computed(draw)
                 if total.requires_grad:
                     total.backward()
-            return [*self.optimization.take_gradients(), components.float()]
+            return [*self.optimization.take_gradients(alone=len(draws) == 1), components.float()]
 
         before = self.arena.checksums() if first else None
         sums = tree(0, len(draws), of_shard, _added)

@@ -101,6 +101,7 @@ class Optimization:
         rounded = device.type in ("cuda", "mps")
         self._rate = torch.zeros((), dtype=torch.float32 if rounded else torch.float64, device=device)
         self._log = self._of_epoch = _Log(max_minibatches, losses, device)
+        self._accumulates = accumulate_minibatches > 1
         self._of_step = _Log(accumulate_minibatches, losses, device)
         """Rows of the minibatches since the last step, always in the same places."""
         self._waiting: list[torch.Tensor] = []
@@ -126,9 +127,12 @@ class Optimization:
             (total if share == 1.0 else total * share).backward()
         self._note(components)
 
-    def take_gradients(self) -> list[torch.Tensor]:
-        """What the last `backward()` of a tensor has given, one vector for each dtype; the memory is cleared."""
+    def take_gradients(self, *, alone: bool) -> list[torch.Tensor]:
+        """What the last `backward()` of a tensor has given, one vector for each dtype. Their memory is cleared, unless
+        they are `alone` in their minibatch and step: then they stay where the step expects them."""
         self._arena.collect_gradients()
+        if alone and not self._accumulates:
+            return self._arena.gradients
         taken = [gradient.clone() for gradient in self._arena.gradients]
         self._arena.zero_gradients()
         return taken

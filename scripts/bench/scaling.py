@@ -8,9 +8,11 @@ died learns again, and what to expect of more cells than there are here.
 `cluster`), which is several raylets on this machine: one is killed with everything that runs on it.
 
 Every cell has 64 environments, a collector and a learner; they take turns (staleness 0), so that each cell needs one
-core. The rate of n cells is compared with n times that of one, in turn, in processes of their own. What is sent is
-compared with the arithmetic, for each optimizer step: the gradient and a few numbers, log2(cells) times, or, where it
-is large, 2 (cells - 1) / cells times.
+core. The rate of n cells is compared with n times that of one, in turn, in processes of their own, and with the sum of
+n runs of one cell side by side, which have nothing to do with each other, each on a core of its own (as far as there
+are n cores): what these lose, the machine does; what is left is the orchestrator's. Processor time is that of all
+processes of a run, and depends less than the rates do on what else the machine has to do. What each cell writes for the
+others is compared with the arithmetic: the gradient and a few numbers for each optimizer step.
 
 The simulation is of discrete events: each cell computes a minibatch, for which it takes a time drawn from those that
 were measured with one cell, stragglers included; then it exchanges sums with neighbors at distance 1, 2, 4, ..., and of
@@ -27,6 +29,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
     from orchestrator import TrainerConfig
 
 ENVIRONMENTS, HORIZON, EPOCHS = 64, 128, 12
+AFTERWARDS = 3
+"""Epochs that follow those measured, so that of runs side by side none is measured without the others."""
 SIMULATED = [2**power for power in range(11)]
 STEPS = 400
 GOAL = 0.9
@@ -65,27 +70,37 @@ def configured(cells: int, hidden: int, folder: Path | None = None) -> TrainerCo
     return replace(config, run_dir=folder, metrics=metrics, checkpoints=replace(config.checkpoints, enabled=False))
 
 
-def measured(cells: int, hidden: int) -> dict[str, Any]:
-    """Seconds and steps of the epochs, their parts, and each minibatch of the first learner."""
+def measured(cells: int, hidden: int, core: int = -1) -> dict[str, Any]:
+    """Seconds and steps of the epochs, their parts, and each minibatch of the first learner; on one core, where it is
+    not negative."""
+    if core >= 0:
+        os.sched_setaffinity(0, {core})
     import anyio
 
     from orchestrator import Trainer
 
+    processor: list[float] = []
+
     async def main(config: TrainerConfig) -> None:
         async with Trainer(config).start() as run:
             async for state in run.states():
-                if state.epoch == WARM_UP + EPOCHS:
+                if state.epoch in (WARM_UP, WARM_UP + EPOCHS):
+                    processor.append(processor_seconds())
+                if state.epoch == WARM_UP + EPOCHS + AFTERWARDS:
                     run.stop()
 
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         anyio.run(main, configured(cells, hidden, run_dir))
-        records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()][WARM_UP:]
+        records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        records = records[WARM_UP - 1 : WARM_UP + EPOCHS]
         events = json.loads((run_dir / "trace.json").read_text())
     events = events if isinstance(events, list) else events["traceEvents"]
-    before = records[0]["agent_step"]
+    steps = records[-1]["agent_step"] - records[0]["agent_step"]
+    del records[0]
     return {
-        "rate": (records[-1]["agent_step"] - before) / sum(record["time/epoch"] for record in records[1:]),
+        "rate": steps / sum(record["time/epoch"] for record in records),
+        "processor": (processor[1] - processor[0]) / steps,
         "epoch": statistics.median(record["time/epoch"] for record in records),
         "learn": statistics.median(record["time/learn"] for record in records),
         "exchange": statistics.median(record.get("time/exchange", 0.0) for record in records),
@@ -94,6 +109,26 @@ def measured(cells: int, hidden: int) -> dict[str, Any]:
         "steps": records[-1]["policy/minibatches"],
         "minibatches": [event["dur"] / 1e6 for event in events if event.get("cat") == "minibatch"],
     }
+
+
+def processor_seconds() -> float:
+    """That this program and all of its workers have used."""
+    import psutil
+
+    own = psutil.Process()
+    times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
+
+
+def side_by_side(runs: int, hidden: int) -> list[dict[str, Any]]:
+    """What is `measured` of so many runs of one cell at the same time."""
+    cores = sorted(os.sched_getaffinity(0))
+
+    def one(run: int) -> dict[str, Any]:
+        return in_subprocess(__file__, "--one", "measured", 1, hidden, cores[run % len(cores)])
+
+    with ThreadPoolExecutor(runs) as threads:
+        return list(threads.map(one, range(runs)))
 
 
 def gradient_bytes(hidden: int) -> int:
@@ -220,6 +255,21 @@ def show_simulation(minibatches: list[float], nbytes: int, latency: float, gigab
         print(f"  {cells:>6} {whole:>8.3f} {without[0]:>11.3f} {without[1]:>9.3f} {without[2]:>14.3f}{mark}")
 
 
+def show_apart(
+    rounds: list[list[dict[str, Any]]], together: list[dict[str, Any]], ideal: float, processor: float
+) -> None:
+    """Runs of one cell side by side, one list for each round, beside the same number of cells in each round."""
+    sums = [sum(run["rate"] for run in runs) for runs in rounds]
+    ratios = [result["rate"] / total for result, total in zip(together, sums, strict=True)]
+    used = statistics.median(result["processor"] for result in together) / processor
+    used_apart = statistics.median(run["processor"] for runs in rounds for run in runs) / processor
+    print(
+        f"           {len(rounds[0])} runs of one cell side by side: {spread(sums)} steps/s together,"
+        f" {statistics.median(sums) / ideal:.3f} of {len(rounds[0])} times one; the cells have {spread(ratios)} of that"
+        f"\n           processor time per step: {used:.3f} times that of one cell, side by side {used_apart:.3f}"
+    )
+
+
 def main() -> None:
     parser = arguments(__doc__, repeats=3)
     parser.add_argument("--cells", type=int, nargs="+", default=[1, 2])
@@ -248,11 +298,15 @@ def main() -> None:
             print(f"  a machine of 2 killed, and {how}: {spread(times)} s to the end of the first epoch after that")
         return
     found: dict[int, list[dict[str, Any]]] = {cells: [] for cells in sorted({1, *options.cells})}
+    apart: dict[int, list[list[dict[str, Any]]]] = {cells: [] for cells in found if cells > 1}
     for _ in range(options.repeats):
         for cells, results in found.items():
             results.append(in_subprocess(__file__, "--one", "measured", cells, options.hidden))
+            if cells > 1:
+                apart[cells].append(side_by_side(cells, options.hidden))
     nbytes = in_subprocess(__file__, "--one", "gradient", options.hidden)
     one = statistics.median(result["rate"] for result in found[1])
+    processor = statistics.median(result["processor"] for result in found[1])
     print(f"\n{ENVIRONMENTS} CartPoles x {HORIZON} steps for each cell, MLP {options.hidden}-{options.hidden}")
     for cells, results in found.items():
         rates = [result["rate"] for result in results]
@@ -266,8 +320,8 @@ def main() -> None:
         )
         if cells > 1:
             sent = results[0]["bytes"] / (cells * results[0]["steps"])
-            expected = sum(size for _, size in messages(cells, nbytes))
-            print(f"           {sent:.0f} bytes sent by each per step, {sent / expected:.3f} of the arithmetic")
+            show_apart(apart[cells], results, cells * one, processor)
+            print(f"           {sent:.0f} bytes written by each per step, {sent / nbytes:.3f} of the arithmetic")
     deaths = [in_subprocess(__file__, "--one", "replaced", options.hidden) for _ in range(options.repeats)]
     print(
         f"  a learner of 2 killed: {spread([death['replaced'] for death in deaths])} s to the end of the epoch, which"
