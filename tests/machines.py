@@ -17,20 +17,21 @@ CORES = 2
 
 
 class Machines:
-    """A head without cores, and machines with as many as a cell with one collector needs."""
+    """A head without cores, and machines with `cores`, by default as many as a cell with one collector needs."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, cores: int = CORES) -> None:
         from ray.cluster_utils import Cluster
 
         self.mark = os.environ[MARK] = uuid.uuid4().hex
         self._cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         self.address: str = self._cluster.address
+        self._cores = cores
         for _ in range(count):
             self.add()
 
     def add(self) -> None:
         os.environ[MARK] = self.mark
-        self._cluster.add_node(num_cpus=CORES)
+        self._cluster.add_node(num_cpus=self._cores)
 
     def processes(self) -> set[int]:
         """Workers on these machines, and what they come from."""
