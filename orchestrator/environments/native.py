@@ -35,6 +35,9 @@ from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvi
 from state.stats_tracker import accumulate_rollout_stats
 from state.user_code import described, is_signal, user_code
 
+LOGS = "_logs"
+"""In infos: dicts of what is to be statistics, though of no one copy, and though no episode ends in the step."""
+
 
 class NativeEnvironment(VectorEnvironment):
     """Adapts any gymnasium `VectorEnv` that resets its copies in the same or in the next step.
@@ -114,6 +117,7 @@ class NativeEnvironment(VectorEnvironment):
             if self._same_step:
                 final_observation = self._final_observation(infos, observation, ended)
             accumulate_rollout_stats(self._episode_infos(infos, ended), stats)
+        accumulate_rollout_stats(infos.get(LOGS, ()), stats)
         if not self._same_step:
             self._set_resetting(ended if any_ended else None)
         try:

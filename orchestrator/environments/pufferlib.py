@@ -10,10 +10,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from orchestrator.config.error import nearest
 from orchestrator.environments.agents import SINGLE_AGENT
+from orchestrator.environments.native import LOGS
 from orchestrator.environments.spaces import Array, InvalidEnvironment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 _OCEAN = "pufferlib.ocean.environment"
 
@@ -52,7 +53,6 @@ class PufferVector(VectorEnv[Any, Any, Any]):
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.render_mode = getattr(environment, "render_mode", None)
         self._environment = environment
-        self._logs: list[Mapping[str, Any]] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         self._environment.reset(seed)
@@ -62,12 +62,10 @@ class PufferVector(VectorEnv[Any, Any, Any]):
         environment = self._environment
         before = environment.observations.copy()
         *_, logs = environment.step(actions)
-        self._logs += logs
         terminated, truncated = environment.terminals.astype(np.bool_), environment.truncations.astype(np.bool_)
-        ended = terminated | truncated
-        infos: dict[str, Any] = {}
-        if ended.any():
-            infos = {"final_obs": before, "final_info": self._logged(int(np.argmax(ended)))}
+        infos: dict[str, Any] = {LOGS: logs}
+        if (terminated | truncated).any():
+            infos["final_obs"] = before
         return environment.observations, environment.rewards, terminated, truncated, infos
 
     def render(self) -> Any:
@@ -76,20 +74,6 @@ class PufferVector(VectorEnv[Any, Any, Any]):
 
     def close_extras(self, **kwargs: Any) -> None:
         self._environment.close()
-
-    def _logged(self, agent: int) -> dict[str, Any]:
-        """The means of the numbers logged since the last episode that ended, as the info of one `agent`."""
-        numbers: dict[str, list[float]] = {}
-        for log in self._logs:
-            for name, value in log.items():
-                if isinstance(value, (int, float, np.number)):
-                    numbers.setdefault(str(name), []).append(float(value))
-        self._logs = []
-        given = np.arange(self.num_envs) == agent
-        infos: dict[str, Any] = {}
-        for name, values in numbers.items():
-            infos |= {name: np.where(given, np.mean(values), 0.0), f"_{name}": given}
-        return infos
 
 
 def find_ocean(name: str) -> Callable[..., object]:

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from orchestrator.environments.native import entry_of, info_of, resets_in_same_step
+from orchestrator.environments.native import LOGS, entry_of, info_of, resets_in_same_step
 from orchestrator.environments.returned import WrongReturn, reset_parts, step_parts
 
 
@@ -26,6 +26,7 @@ class SingleGame(gymnasium.Env[Any, Any]):
         self.render_mode = vector.render_mode
         self._same_step = resets_in_same_step(name, vector)
         self._vector = vector
+        self._logs: dict[str, object] = {}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, infos = reset_parts(self._vector.reset(seed=seed, options=options))
@@ -33,6 +34,7 @@ class SingleGame(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, infos = step_parts(self._vector.step(np.asarray(action)[None]))
+        logs = infos.get(LOGS, ())
         if self._same_step and (terminated[0] or truncated[0]):
             if "final_obs" not in infos:
                 raise WrongReturn(
@@ -40,8 +42,13 @@ class SingleGame(gymnasium.Env[Any, Any]):
                     " the step that ends one"
                 )
             observation, infos = infos["final_obs"], infos.get("final_info", {})
+        info = info_of(infos, 0)
+        for log in logs:
+            self._logs |= log
+        if terminated[0] or truncated[0]:
+            info, self._logs = self._logs | info, {}
         # Its own memory, which the next step may write to.
-        return copy.deepcopy(entry_of(observation, 0)), reward[0], terminated[0], truncated[0], info_of(infos, 0)
+        return copy.deepcopy(entry_of(observation, 0)), reward[0], terminated[0], truncated[0], info
 
     def render(self) -> Any:
         frames = self._vector.render()

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from orchestrator import (
     CheckpointsConfig,
     EvaluationConfig,
+    Hook,
     Trainer,
     evaluate_checkpoint,
 )
@@ -26,6 +27,8 @@ from tests.orchestrator.training import WaitForCheckpoints, small_config
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from state import TrainerState
 
 pytestmark = pytest.mark.slow
 
@@ -181,6 +184,41 @@ def test_of_a_truncated_episode_the_observation_before_its_last_step_is_valued()
     np.testing.assert_array_equal(step.final_observation, observations[2])
     assert (observations[3] != observations[2]).all(), "which is the next episode's"
     assert step.stats["score"] == [3.0]
+
+
+class Silent(PufferCartPole):
+    """Its episodes end without its saying so, but for the logs."""
+
+    def step(self, actions: Any) -> Any:
+        *_, logs = super().step(actions)
+        self.terminals[:] = False
+        return self.observations, self.rewards, self.terminals, self.truncations, logs
+
+
+def test_logs_are_statistics_of_the_step_that_gives_them_whether_an_episode_ends_or_not() -> None:
+    environment = make_vector(f"{HERE}:Silent", 2)
+    environment.reset(1)
+    steps = [environment.step(np.ones(2, np.int64)) for _ in range(30)]
+    assert not any(step.terminated.any() for step in steps)
+    scores = [score for step in steps for score in step.stats.get("score", [])]
+    assert scores
+    assert 5 < min(scores) <= max(scores) < 15
+    trained_with: list[float] = []
+
+    class Scores(Hook):
+        overflow = "block"
+
+        async def on_rollout_end(self, state: TrainerState) -> None:
+            assert state.rollout_stats is not None
+            trained_with.append(state.rollout_stats["score"])
+            assert "episode_return" not in state.rollout_stats
+
+    anyio.run(Trainer(small_config(environment=f"{HERE}:Silent"), hooks=[Scores()]).run)
+    assert trained_with
+    wrapped = make_vector(PUFFER, 1, adaptation=Adaptation(wrappers=(f"{HERE}:Tenfold",)))
+    wrapped.reset(1)
+    infos = [wrapped.step(np.ones(1, np.int64)).stats for _ in range(15)]
+    assert [len(stats["score"]) for stats in infos if stats] == [1]
 
 
 class Pairs(PufferCartPole):
