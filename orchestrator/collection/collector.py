@@ -18,6 +18,7 @@ from orchestrator.collection.experience_fields import (
     experience_fields,
     observation_field,
 )
+from orchestrator.collection.graphs import ActingGraphs, graphs_for
 from orchestrator.collection.group_stepping import STEPS_OF, GroupStepping, one_step
 from orchestrator.collection.observation_scales import ObservationScales
 from orchestrator.collection.rollout import Rollout
@@ -105,7 +106,7 @@ class CollectReport(NamedTuple):
     interrupted: bool
     """Whether `stop` cut the rollout short, so that the slot holds nothing of use."""
     warnings: Mapping[str, str] = {}
-    """What the user should know of the environment, by what it is about; each only once."""
+    """What the user should know of the environment and the policy, by what it is about."""
     longest_step: float = 0.0
     """Seconds; the longest between two times that `stop` was asked."""
 
@@ -120,6 +121,8 @@ class Collector:
 
     def __init__(self, plan: CollectorPlan, waits_for: Callable[[str], None] = lambda who: None) -> None:
         self._plan = plan
+        self._device = torch.device(plan.device)
+        self._graphs: ActingGraphs | None = None
         self._environment = make_copies(plan.copies(), plan.games, plan.split(waits_for))
         self._generator = torch.Generator()
         self._generator.manual_seed(derived_seed(plan.seed, 0))
@@ -133,9 +136,8 @@ class Collector:
         self._rows = np.arange(self._count)
         self._network = f"the network {plan.config.policy.network!r}"
         # What is acted on next lives in arrays that stay, so that their tensors do too.
-        self._device = torch.device(plan.device)
         self._current = {key: _staged(array, self._device) for key, array in arrays_of(self._reset()).items()}
-        self._episode_start = ~self._environment.idle
+        self._episode_start = _staged(~self._environment.idle, self._device)
         self._episodes = EpisodeCounter(plan.games, self._environment.agents)
 
     def spaces(self) -> Spaces:
@@ -153,7 +155,8 @@ class Collector:
     def prepare(self, spec: ExperienceSpec) -> None:
         """Build the policy that acts; its parameters come with each rollout.
 
-        Raises ValueError when `spec` has no room for what this collector writes, or wants what it cannot give.
+        Raises ValueError when `spec` has no room for what this collector writes, or wants what it cannot give, and
+        GraphsError where the device has no graphs.
         """
         config = self._plan.config
         policy = build_policy(config.policy, self.spaces(), self._plan.seed, config.learning.discount).eval()
@@ -171,6 +174,7 @@ class Collector:
         if policy.observation_normalizer is None:
             self._scales = ObservationScales(self.spaces().observation)
         self._acting = ActingPolicy(policy.to(self._device), self._count, self._device)
+        self._graphs = graphs_for(self._acting) if config.collection.graphs else None
 
     def collect(
         self, experience: Mapping[str, Array], load: Callable[[Policy], None], stop: Callable[[], bool]
@@ -208,14 +212,15 @@ class Collector:
                     self._look_at_scales(self._scales, observations)
         self._rollouts += 1
         episodes = self._episodes.add(rollout.reward, rollout.ended, rollout.valid, rollout.games_ended)
+        replayed, warnings = ({}, {}) if self._graphs is None else (self._graphs.take_replayed(), self._graphs.warnings)
         checks()
         return CollectReport(
             agent_steps=int(np.count_nonzero(rollout.valid)),
-            rollout_stats=rollout.stats | episodes,
+            rollout_stats=rollout.stats | episodes | replayed,
             began=began,
             ended=time.monotonic(),
             interrupted=not rollout.complete,
-            warnings=self._environment.take_warnings(),
+            warnings=self._environment.take_warnings() | warnings,
             longest_step=checks.longest,
         )
 
@@ -275,7 +280,7 @@ class Collector:
         if "team_returns" in state:  # as an earlier release has not written
             self._episodes.team_returns = np.array(state["team_returns"])
         if acting.state is not None:
-            acting.state = acting.there(torch.from_numpy(np.array(state["recurrent_state"])))
+            acting.remember(np.array(state["recurrent_state"]))
         return None
 
     def begin_new_episodes(self, rollouts: int) -> None:
@@ -287,7 +292,7 @@ class Collector:
         self._set_current(self._reset())
         np.logical_not(self._environment.idle, out=self._episode_start)
         self._episodes = EpisodeCounter(self._plan.games, self._environment.agents)
-        self._acting = ActingPolicy(acting.policy, self._count, self._device)
+        acting.remember(None)
 
     def close(self) -> None:
         """Close the environments."""
@@ -331,8 +336,11 @@ class Collector:
         horizon = self._plan.config.collection.horizon
         # Drawn on the host, whatever the device: the same noise everywhere.
         noises = acting.there(distribution.noise((horizon, self._count), self._generator)).unbind(0)
+        decide = acting.decide if self._graphs is None else self._graphs.decide
         groups = [
-            GroupStepping(environment, index, acting, rollout, self._current, self._episode_start, slot, self._network)
+            GroupStepping(
+                environment, index, acting, decide, rollout, self._current, self._episode_start, slot, self._network
+            )
             for index in range(len(environment.groups))
         ]
         rollout.begin()

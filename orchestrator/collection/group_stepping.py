@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -12,7 +12,8 @@ from orchestrator.collection.experience_fields import ACTION_MASK, observation_f
 from orchestrator.collection.rollout import Rollout
 from orchestrator.environments import EnvironmentFailed, VectorEnvironment
 from orchestrator.environments.spaces import Array, arrays_of, observation_of
-from orchestrator.policies.acting import ActingPolicy, as_tensors, check_defined, on_host
+from orchestrator.policies.acting import ActingPolicy, Decision, as_tensors, check_defined, on_host
+from orchestrator.policies.network import Observation
 from state.user_code import raise_failure
 
 STEPS_OF = "rollout"
@@ -22,6 +23,7 @@ STEPS_OF = "rollout"
 class GroupStepping:
     """The group `index` of an `environment` in one rollout, which `act` and `receive` take step by step, in turn.
 
+    `decide` is as that of the `acting` policy, and called instead of it: its results are used until the next call.
     `current` and `episode_start` are of all the collector's rows `[n, ...]`, `slot` of their experience
     `[n, horizon, ...]`; the group's own rows are read and written.
     """
@@ -31,6 +33,7 @@ class GroupStepping:
         environment: VectorEnvironment,
         index: int,
         acting: ActingPolicy,
+        decide: Callable[[Observation, Tensor, Tensor | None, slice | None, Tensor], Decision],
         rollout: Rollout,
         current: Mapping[str, Array],
         episode_start: Array,
@@ -39,6 +42,7 @@ class GroupStepping:
     ) -> None:
         rows = environment.groups[index].rows
         self._environment, self._index, self._acting, self._rollout = environment, index, acting, rollout
+        self._decide = decide
         self._distribution, self._network = acting.policy.distribution, network
         self._rows = rows
         self._only_rows = None if len(environment.groups) == 1 else rows
@@ -53,9 +57,7 @@ class GroupStepping:
             mask = environment.action_mask[rows]
             self._recorded.append((self._slot[ACTION_MASK], mask))
             self._mask = torch.from_numpy(mask)
-        self._parameters: Tensor
-        self._value: Tensor | None
-        self._action: Tensor
+        self._decision: Decision
         self._step = 0
 
     def act(self, noise: Tensor) -> None:
@@ -63,18 +65,17 @@ class GroupStepping:
         for rows, array in self._recorded:
             rows[:, self._step] = array
         try:
-            self._parameters, self._value = self._acting.act(
-                self._observation, self._start_tensor, self._mask, self._only_rows
+            self._decision = self._decide(
+                self._observation, self._start_tensor, self._mask, self._only_rows, noise[self._rows]
             )
         except BaseException as error:
             if isinstance(error, Exception):
                 self._check_current()
             # The observation is not to blame.
             raise_failure(error, f"{self._network} in step {self._step} of the rollout")
-        self._action = self._distribution.sample(self._parameters, noise[self._rows])
         try:
             with torch.inference_mode(False):  # an environment may train its own model
-                self._environment.send(on_host(self._action), self._index)
+                self._environment.send(on_host(self._decision.action), self._index)
         except EnvironmentFailed:
             self._check_policy()
             raise
@@ -86,7 +87,7 @@ class GroupStepping:
         except EnvironmentFailed:
             self._check_policy()
             raise
-        self._rollout.add(self._index, self._acting, self._start, self._parameters, self._value, self._action, step)
+        self._rollout.add(self._index, self._acting, self._start, self._decision, step)
         for key, array in arrays_of(step.observation).items():
             self._current[key][...] = array
         step.episode_starts(self._idle, out=self._start)
@@ -99,7 +100,7 @@ class GroupStepping:
         acting = torch.from_numpy(~self._idle)
         first_row = self._rows.start
         check_defined(
-            self._distribution, self._parameters[None], acting[None], self._environment, self._step, first_row
+            self._distribution, self._decision.parameters[None], acting[None], self._environment, self._step, first_row
         )
 
     def _check_current(self) -> None:

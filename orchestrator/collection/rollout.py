@@ -17,7 +17,7 @@ from orchestrator.collection.experience_fields import (
 )
 from orchestrator.environments import EnvironmentGroup, Step
 from orchestrator.environments.spaces import Array, arrays_of, observation_of
-from orchestrator.policies.acting import ActingPolicy, as_tensors, on_host
+from orchestrator.policies.acting import ActingPolicy, Decision, as_tensors, on_host
 from orchestrator.policies.network import Observation
 
 
@@ -90,19 +90,17 @@ class Rollout:
         group: int,
         acting: ActingPolicy,
         episode_start: Array,
-        parameters: Tensor,
-        value: Tensor | None,
-        action: Tensor,
+        decision: Decision,
         step: Step,
     ) -> None:
-        """Record the step that `action` led to, for the rows of a group; `episode_start` is of the observation that was
-        acted on. A step is recorded of all groups in order before the next one is."""
+        """Record the step that a decision led to, for the rows of a group; `episode_start` is of the observation that
+        was acted on. A step is recorded of all groups in order before the next one is."""
         index, games, rows = self.steps, self._groups[group].games, self._groups[group].rows
         # A user's network may return views of the observation, or the same tensor at every call.
-        self._parameters[group].append(parameters.clone())
-        self._actions[group].append(action)
-        if value is not None:
-            self._values[group].append(value.clone())
+        self._parameters[group].append(decision.parameters.clone())
+        self._actions[group].append(decision.action)
+        if decision.value is not None:
+            self._values[group].append(decision.value.clone())
         self._episode_start[index, rows] = episode_start
         self._reward[index, rows] = step.reward
         self._terminated[index, rows] = step.terminated

@@ -83,6 +83,8 @@ class CollectionConfig:
     """native: the environment's own vectorized form; sync: one after another; auto: native where it exists."""
     device: Annotated[Device, MAY_CHANGE] = "cpu"
     """Where the policy acts, in each collector; auto: where it learns."""
+    graphs: Annotated[bool, MAY_CHANGE] = False
+    """Record what the policy does in a step as a CUDA graph, and replay it (where `collection.device` is CUDA)."""
     backend: Annotated[Literal["process", "inline"], MAY_CHANGE] = "process"
     """Where collectors and learner run: each in a process, or in threads of this one (for debugging)."""
 
@@ -394,6 +396,5 @@ class TrainerConfig:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Agent steps that one epoch collects of environments with one agent (fewer count where one spends steps on
-        resetting)."""
+        """Agent steps that one epoch collects of environments with one agent (fewer where steps only reset one)."""
         return self.collection.num_environments * self.collection.horizon

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 
 from orchestrator.config.paths import PATH
+from orchestrator.policies.capturable import declares, why_network_not_capturable
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from losses import Loss, LossSet
     from orchestrator.policies import Policy
 
@@ -27,13 +26,11 @@ _DEPTH = 4
 
 def why_not_capturable(policy: Policy, losses: LossSet) -> str:
     """What keeps minibatches from being recorded, with what to do about it; empty where nothing does."""
-    if not _declared(policy.network, "forward"):
-        return (
-            f"the network {type(policy.network).__name__} does not say that it can be recorded: set capturable = True"
-            " in its class if its forward always does the same operations, and reads nothing from the device"
-        )
+    reason = why_network_not_capturable(policy.network)
+    if reason:
+        return reason
     for loss in losses.losses:
-        if not _declared(loss, "compute"):
+        if not declares(loss, "compute"):
             return (
                 f"the loss {loss.name!r} does not say that it can be recorded: set capturable = True in its class if"
                 " its compute always does the same operations, keeps no tensor, and reads nothing from the device"
@@ -51,16 +48,6 @@ def numbers_of(losses: Sequence[Loss]) -> list[object]:
     for loss in losses:
         _collect_attributes(loss, _DEPTH, found)
     return found
-
-
-def _declared(thing: Loss | nn.Module, method: str) -> bool:
-    """Whether the class that defines the method, or one that is derived from it, says that it is capturable."""
-    for cls in type(thing).__mro__:
-        if "capturable" in vars(cls):
-            return bool(vars(cls)["capturable"])
-        if method in vars(cls):
-            return False
-    return False
 
 
 def _collect_attributes(thing: object, depth: int, found: list[object]) -> None:

@@ -10,7 +10,7 @@ for actions, until `on_host`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +48,26 @@ class PolicyFailed(OrchestratorError, RuntimeError):
 _CPU = torch.device("cpu")
 
 
+class Decision(NamedTuple):
+    """What a policy does in a step."""
+
+    parameters: Tensor
+    """Of the distributions that the actions are drawn from, `[count, P]`."""
+    value: Tensor | None
+    """`[count]`, where it comes along."""
+    action: Tensor
+    """`[count, ...]`."""
+
+    def copied(self) -> Decision:
+        return Decision(*(None if tensor is None else tensor.clone() for tensor in self))  # pyright: ignore[reportArgumentType]
+
+    def take(self, other: Decision) -> None:
+        """Hold the same numbers, in the own memory."""
+        for own, given in zip(self, other, strict=True):
+            if own is not None and given is not None:
+                own.copy_(given)
+
+
 class ActingPolicy:
     """Acts for `count` copies at a time; call within `torch.inference_mode()`."""
 
@@ -56,8 +76,11 @@ class ActingPolicy:
         self.policy = policy
         self.device = device
         self._part = _PART if device.type == "cpu" else _PART_ON_DEVICE
-        self.state: Tensor | None = torch.zeros(count, policy.state_size, device=device) if policy.recurrent else None
-        """`[count, state_size]`, None for a policy without memory."""
+        self.state: Tensor | None = None
+        """`[count, state_size]`, None for a policy without memory; always in the same place."""
+        if policy.recurrent:
+            with torch.inference_mode():
+                self.state = torch.zeros(count, policy.state_size, device=device)
         self._own_rows: dict[int, OwnRows | None] = {}
         """Whose the rows are that `act` is called for, by the first of them: that does not change."""
 
@@ -75,7 +98,7 @@ class ActingPolicy:
         `action_mask` `[count, P]`. The observation may be another afterwards.
         """
         if self.device.type != "cpu":
-            observation, episode_start = self._there(observation), self.there(episode_start)
+            observation = self._there(observation)
             action_mask = None if action_mask is None else self.there(action_mask)
         first_row = 0 if rows is None else rows.start
         if first_row not in self._own_rows:
@@ -86,13 +109,29 @@ class ActingPolicy:
         if self.state is None:
             parameters, value, _ = self.policy(observation, rows=own)
             return masked(parameters, action_mask), value
-        before = self.state if rows is None else self.state[rows].clone()
-        parameters, value, state = self.policy(one_step(observation), before, episode_start[:, None].clone(), own)
-        if rows is None:
-            self.state = state.clone()
-        else:
-            self.state[rows] = state
+        state = self.state if rows is None else self.state[rows]
+        starts = self.there(episode_start)[:, None].clone()
+        parameters, value, following = self.policy(one_step(observation), state.clone(), starts, own)
+        state.copy_(following)
         return masked(parameters[:, 0], action_mask), value[:, 0]
+
+    def decide(
+        self,
+        observation: Observation,
+        episode_start: Tensor,
+        action_mask: Tensor | None,
+        rows: slice | None,
+        noise: Tensor,
+    ) -> Decision:
+        """As `act`, and the actions that `noise` `[count, ...]`, which is there already, draws from it."""
+        parameters, value = self.act(observation, episode_start, action_mask, rows)
+        return Decision(parameters, value, self.policy.distribution.sample(parameters, noise))
+
+    @torch.inference_mode()
+    def remember(self, state: Array | None) -> None:
+        """Continue after a `state` `[count, state_size]` (None: with no memory of what was before)."""
+        if self.state is not None:
+            self.state.copy_(torch.zeros(()) if state is None else torch.from_numpy(state))
 
     def value(self, observation: Observation, state: Tensor | None = None) -> Tensor:
         """Values `[n]` of observations within an episode, after which `state` `[n, state_size]` came."""

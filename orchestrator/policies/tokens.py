@@ -76,6 +76,7 @@ class TokenEncoder(nn.Module):
         self.size = _COLUMNS[0]
         self._fixed: Tensor | None = None
         """The embeddings while weights stay the same."""
+        self._place_of_fixed = _Place()
         self._table: TokenTable | None = None
         self.kinds = nn.Embedding(_KINDS, _WIDTH)
         self.amounts = nn.Embedding(_BYTES, _WIDTH)
@@ -99,7 +100,7 @@ class TokenEncoder(nn.Module):
     def fixed(self) -> Generator[None]:
         """Meanwhile, the weights stay the same, and nothing has gradients."""
         with torch.no_grad():
-            embeddings = self._embeddings()
+            embeddings = self._place_of_fixed.put(self._embeddings())
             if embeddings.is_cpu:
                 self._table = self._table or TokenTable(sum(_COLUMNS))
                 self._table.begin(partial(_write_rows, embeddings.numpy()))
@@ -111,7 +112,7 @@ class TokenEncoder(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy finds out by itself which tokens there are.
-        return self.__dict__ | {"_fixed": None, "_table": None}
+        return self.__dict__ | {"_fixed": None, "_place_of_fixed": _Place(), "_table": None}
 
     def leave_uncompiled(self) -> None:
         """Have torch.compile pass over what is done on a CPU, where sizes depend on the observation."""
@@ -188,6 +189,20 @@ class TokenEncoder(nn.Module):
         return vectors, scores
 
 
+class _Place:
+    """Where a tensor is each time, so that recordings of what is done with it find it."""
+
+    def __init__(self) -> None:
+        self._memory: Tensor | None = None
+
+    def put(self, tensor: Tensor) -> Tensor:
+        own = self._memory
+        if own is None or _kind(own) != _kind(tensor):
+            self._memory = tensor
+            return tensor
+        return own.copy_(tensor)
+
+
 class Tokens(nn.Module):
     """An actor and a critic that share the encoder of tokens and layers of the widths `hidden_sizes`."""
 
@@ -220,6 +235,10 @@ def _write_rows(embeddings: Array, codes: Array, out: Array) -> None:
         products = out[:, : _COLUMNS[0]].reshape(-1, _LATENTS, _WIDTH)
         np.multiply(weights[:, :, None], parts[:, None, :_WIDTH], out=products)
     out[:, _COLUMNS[0] :] = weights
+
+
+def _kind(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.dtype, tensor.device, tensor.is_inference()
 
 
 def _quotients(sums: Tensor) -> Tensor:

@@ -6,14 +6,17 @@ Parts (all, if none is named; `--list` prints them), each in a process of its ow
 
 - `same_seed`, `distance`, `resume`, `tests`: two trainings with one seed end with the same bits; two epochs on the
   device end near those on the CPU; a run that is killed and resumed ends with the bits of an undisturbed one; the tests
-  of tests/orchestrator/learning/test_device.py, which say whether minibatches that are replayed from a CUDA graph have
-  the bits of those that are not.
+  of tests/orchestrator/learning/test_device.py and collection/test_acting_graphs.py, which say whether minibatches, and
+  steps of a policy, that are replayed from a CUDA graph have the bits of those that are not.
 - `graphs`: two trainings with `learning.graphs` end with the same bits, near those of one without, and have replayed
   minibatches. Without a GPU, by the stand-in of the tests.
+- `acting_graphs`: two trainings whose policy acts on the device, with `collection.graphs` and without, end with the
+  same bits, and the first has replayed steps. Without a GPU likewise.
 - `cartpole_64`, `cartpole_512`, `cartpole_4096`, `pong_8`, `pong_64`, `memory_64`: agent steps per second, and per
   epoch the milliseconds of collecting, of learning, and of the device's kernels and copies in it. The policy acts on
   the CPU; in `cartpole_4096_acting`, `pong_8_acting`, `pong_64_acting`, `memory_64_acting` on the device. Minibatches
-  are replayed from CUDA graphs in `cartpole_64_graphs`, `pong_64_graphs`, `memory_64_graphs`.
+  are replayed from CUDA graphs in `cartpole_64_graphs`, `pong_64_graphs`, `memory_64_graphs`; steps of the policy in
+  `pong_64_acting_graphs`, `memory_64_acting_graphs`.
 - `peers_cartpole_64`, `peers_pong_64`: agent steps per second of stable-baselines3 and, where `--leanrl` names its
   script (see pong.py), LeanRL.
 
@@ -32,202 +35,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+from gpu_checks import CHECKS, PROJECT
+from gpu_workloads import HORIZON, WORKLOADS, Workload, configured, epochs_of, train
 from measure import describe_machine
 
-if TYPE_CHECKING:
-    from orchestrator import TrainerConfig
-
-HORIZON, MINIBATCHES, UPDATE_EPOCHS = 128, 4, 4
-PROJECT = Path(__file__).resolve().parents[2]
-NEAR = 0.05
-"""What rounding on another device may change, as a share of how far an epoch moves the weights."""
-
-
-@dataclass(frozen=True)
-class Workload:
-    """Something to train on."""
-
-    environment: str
-    environments: int
-    collectors: int
-    network: str = "auto"
-    acts_on: str = "cpu"
-    """`collection.device`."""
-    graphs: bool = False
-    """`learning.graphs`."""
-    epochs: int = 10
-    """To be timed."""
-
-
-WORKLOADS = {
-    "cartpole_64": Workload("CartPole-v1", 64, 1, epochs=40),
-    "cartpole_512": Workload("CartPole-v1", 512, 2, epochs=30),
-    "cartpole_4096": Workload("CartPole-v1", 4096, 8, epochs=20),
-    "pong_8": Workload("orchestrator.environments.atari:make", 8, 1),
-    "pong_64": Workload("orchestrator.environments.atari:make", 64, 8),
-    "memory_64": Workload("orchestrator.environments.memory:make", 64, 1, network="lstm"),
-    "cartpole_64_graphs": Workload("CartPole-v1", 64, 1, graphs=True, epochs=40),
-    "pong_64_graphs": Workload("orchestrator.environments.atari:make", 64, 8, graphs=True),
-    "memory_64_graphs": Workload("orchestrator.environments.memory:make", 64, 1, network="lstm", graphs=True),
-    "cartpole_4096_acting": Workload("CartPole-v1", 4096, 8, acts_on="auto", epochs=20),
-    "pong_8_acting": Workload("orchestrator.environments.atari:make", 8, 1, acts_on="auto"),
-    "pong_64_acting": Workload("orchestrator.environments.atari:make", 64, 8, acts_on="auto"),
-    "memory_64_acting": Workload("orchestrator.environments.memory:make", 64, 1, network="lstm", acts_on="auto"),
-}
-CHECKS = ("same_seed", "distance", "resume", "tests", "graphs")
 LIMITS = {"tests": 100.0}
 """Seconds; the others have `LIMIT`."""
 LIMIT = 45.0
 _WARM_UP = 4
-_STAND_IN = "tests.orchestrator.recorded_graph:recorded_mlp"
-
-
-def configured(workload: Workload, options: argparse.Namespace) -> TrainerConfig:
-    from orchestrator import CollectionConfig, LearningConfig, PolicyConfig, TrainerConfig
-
-    environments, collectors = workload.environments, workload.collectors
-    if options.small:
-        environments, collectors = min(environments, 8), 1
-    network = workload.network
-    if workload.graphs and options.device == "cpu":
-        network = _STAND_IN
-    return TrainerConfig(
-        environment=workload.environment,
-        device=options.device,
-        total_agent_steps=environments * HORIZON * 100_000,
-        collection=CollectionConfig(
-            num_environments=environments, collectors=collectors, horizon=HORIZON, device=workload.acts_on
-        ),
-        learning=LearningConfig(
-            update_epochs=UPDATE_EPOCHS, minibatches=MINIBATCHES, learning_rate=3e-4, graphs=workload.graphs
-        ),
-        policy=PolicyConfig(network=network),
-    )
-
-
-def epochs_of(config: TrainerConfig, epochs: int) -> TrainerConfig:
-    """The same, to end after `epochs` epochs."""
-    steps = config.collection.num_environments * HORIZON
-    # Less than all steps of an epoch are the agent's: those that only reset a copy are not.
-    return replace(config, total_agent_steps=max(1, int(steps * (epochs - 0.5))))
-
-
-def train(config: TrainerConfig) -> None:
-    import anyio
-
-    from orchestrator import Trainer
-
-    anyio.run(Trainer(config).run)
-
-
-def final_weights(folder: Path) -> bytes:
-    """Of the newest checkpoint."""
-    return (max((folder / "checkpoints").glob("[0-9]*")) / "policy.safetensors").read_bytes()
-
-
-def same_seed(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    config = epochs_of(configured(WORKLOADS["cartpole_64"], options), 5)
-    weights: list[bytes] = []
-    for name in ("first", "second"):
-        train(replace(config, run_dir=folder / name))
-        weights.append(final_weights(folder / name))
-    return {"passed": weights[0] == weights[1]}
-
-
-def distance(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Of the weights after two epochs, which one policy has collected, each in one minibatch: generators draw other
-    orders on other devices."""
-    config = epochs_of(configured(WORKLOADS["cartpole_64"], options), 2)
-    one_minibatch = replace(config.learning, minibatches=1)
-    for name, device, rate in (("device", options.device, 3e-4), ("cpu", "cpu", 3e-4), ("before", "cpu", 1e-30)):
-        learning = replace(one_minibatch, learning_rate=rate, learning_rate_schedule="constant")
-        train(replace(config, device=device, learning=learning, run_dir=folder / name))
-    return near(folder / "device", folder / "cpu", folder / "before")
-
-
-def near(found: Path, expected: Path, before: Path) -> dict[str, Any]:
-    """Whether a run has ended near another one, compared with how far that has come from the weights `before`."""
-    import torch
-    from safetensors.torch import load
-
-    weights: list[torch.Tensor] = []
-    for folder in (found, expected, before):
-        tensors = load(final_weights(folder))
-        weights.append(torch.cat([tensors[key].flatten() for key in sorted(tensors) if "normalizer" not in key]))
-    moved = float((weights[1] - weights[2]).norm())
-    share = float((weights[0] - weights[1]).norm()) / moved
-    return {"passed": share <= NEAR, "distance": share, "allowed": NEAR}
-
-
-def graphs(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    config = epochs_of(configured(WORKLOADS["cartpole_64_graphs"], options), 3)
-    steady = replace(config.learning, learning_rate_schedule="constant")
-    for name, changed in (
-        ("first", {}),
-        ("second", {}),
-        ("without", {"graphs": False}),
-        ("before", {"graphs": False, "learning_rate": 1e-30}),
-    ):
-        train(replace(config, learning=replace(steady, **changed), run_dir=folder / name))
-    found = near(folder / "first", folder / "without", folder / "before")
-    last = json.loads((folder / "first" / "metrics.jsonl").read_text().splitlines()[-1])
-    found["replayed_minibatches"] = last["loss/replayed_minibatches"]
-    found["same_seed"] = final_weights(folder / "first") == final_weights(folder / "second")
-    found["passed"] = found["passed"] and found["same_seed"] and found["replayed_minibatches"] > 0
-    return found
-
-
-def resume(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    config = configured(WORKLOADS["cartpole_64"], options)
-    last = epochs_of(config, 30)
-    words = [
-        sys.executable,
-        "-m",
-        "orchestrator",
-        "train",
-        "--environment",
-        config.environment,
-        "--device",
-        config.device,
-    ]
-    words += ["--collection.num-environments", str(config.collection.num_environments)]
-    words += ["--checkpoints.every", "2", "--total-agent-steps", str(last.total_agent_steps)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
-
-    def started(*more: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*words, *more], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-    def ended(run: subprocess.Popen[bytes]) -> None:
-        errors = run.communicate()[1]
-        if run.returncode:
-            raise RuntimeError(errors.decode())
-
-    ended(started("--run-dir", str(folder / "undisturbed")))
-    killed = started("--run-dir", str(folder / "killed"))
-    while killed.poll() is None and not list((folder / "killed" / "checkpoints").glob("[0-9]*")):
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.communicate()
-    kept = sorted(path.name for path in (folder / "killed" / "checkpoints").glob("[0-9]*"))
-    words[4:] = ["--resume", str(folder / "killed")]
-    ended(started())
-    return {
-        "passed": final_weights(folder / "killed") == final_weights(folder / "undisturbed"),
-        "resumed_from": kept[-1],
-    }
-
-
-def tests(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/orchestrator/learning/test_device.py"]
-    only = ["-k", "cuda" if options.device.startswith("cuda") else "not cuda"]
-    result = subprocess.run([sys.executable, *words, *only], cwd=PROJECT, capture_output=True, text=True, check=False)
-    return {"passed": result.returncode == 0, "said": result.stdout.strip().splitlines()[-1]}
 
 
 def figures(workload: Workload, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -255,6 +76,8 @@ def figures(workload: Workload, options: argparse.Namespace, folder: Path) -> di
     }
     if workload.graphs:
         found["replayed_minibatches"] = statistics.median(one["loss/replayed_minibatches"] for one in timed)
+    if workload.acting_graphs:
+        found["replayed_steps"] = statistics.median(one["rollout/replayed_steps"] for one in timed)
     if torch.device(options.device).type == "cuda":
         found |= kernels(folder / f"profile-{profiled}.json")
         found["learn_over_kernels"] = found["learn_ms"] / found["kernels_ms"]
@@ -300,14 +123,7 @@ def run_part(part: str, options: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "run"
         if part in CHECKS:
-            checks = {
-                "same_seed": same_seed,
-                "distance": distance,
-                "resume": resume,
-                "tests": tests,
-                "graphs": graphs,
-            }
-            return checks[part](options, folder)
+            return CHECKS[part](options, folder)
         if part.startswith("peers_"):
             return peers(part.removeprefix("peers_"), options)
         return figures(WORKLOADS[part], options, folder)

@@ -95,7 +95,7 @@ def run(func: Any, args: Any, kwargs: dict[str, Any], emulation: Emulation | Non
     result = function(*tree_map(_content, args), **{key: tree_map(_content, value) for key, value in kwargs.items()})
     if not to_device:
         return result
-    wrapped = tree_map(lambda value: OnDevice(value) if isinstance(value, torch.Tensor) else value, result)
+    wrapped = tree_map(_on_device, result)
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if inside else wrapped
 
 
@@ -107,6 +107,13 @@ def _fused_lstm_cell(
     entry, forget, candidate, exit_ = gates.chunk(4, -1)
     cell = forget.sigmoid() * cell + entry.sigmoid() * candidate.tanh()
     return exit_.sigmoid() * cell.tanh(), cell, gates
+
+
+def _on_device(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return value
+    with torch.inference_mode(value.is_inference()):  # which the view of a tensor from outside is not
+        return OnDevice(value)
 
 
 def _content(value: Any) -> Any:

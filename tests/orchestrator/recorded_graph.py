@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from orchestrator.learning.capture import CAPTURES, Inputs, tensors_in
+from orchestrator.policies.capture import CAPTURES, Inputs, tensors_in
 from orchestrator.policies.mlp import MLP
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ class _Recording(TorchDispatchMode):
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    # Of the content on an emulated device, which has a view and a copy look the same in inference mode.
+    return getattr(tensor, "content", tensor).untyped_storage()._cdata
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ from losses import GradientReporter, LearnerCallback, Loss, UpdateEpochsTuner, p
 from orchestrator import Hook, LearningConfig, LossesConfig, PolicyConfig, Trainer, TrainerConfig
 from orchestrator.config.error import ConfigurationError
 from orchestrator.config.settings import TypePolicy
-from orchestrator.learning import capture
-from orchestrator.learning.capture import GraphsError
+from orchestrator.policies import capture
+from orchestrator.policies.capture import GraphsError
 from orchestrator.policies.lstm import LSTM
 from tests.orchestrator.recorded_graph import RecordedOperations, record_on_cpu
 from tests.orchestrator.training import small_config

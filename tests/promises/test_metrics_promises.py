@@ -52,6 +52,7 @@ async def test_every_documented_metric_is_in_the_records_of_a_run_that_has_it(tm
     elsewhere = {name for name in documented if name.startswith("system/")} | {
         "loss/skipped_minibatches",
         "loss/replayed_minibatches",
+        "rollout/replayed_steps",
         "warnings/<kind>",
     }
     losses = [*losses_with(GradientReporter(every=1)), UpdateEpochsTuner(target_kl=0.01)]

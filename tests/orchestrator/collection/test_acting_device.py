@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING
 
 import anyio
 import numpy as np
@@ -13,67 +13,21 @@ import torch
 from orchestrator import ConfigurationError, Trainer
 from orchestrator.collection.collector import Collector, CollectorPlan
 from orchestrator.collection.experience_fields import experience_fields
-from orchestrator.collection.service import CollectorService, CollectRequest
-from orchestrator.config.settings import CollectionConfig, PolicyConfig, TrainerConfig
-from orchestrator.policies import build_policy
-from orchestrator.workers.interrupt import Interrupt
-from orchestrator.workers.slots import SlotRef
+from orchestrator.config.settings import PolicyConfig
 from state.experience import ExperienceSpec
-from state.parameter_arena import ParameterArena
-from state.shared_memory import SharedBuffer
+from tests.orchestrator.collection.collecting import COUNT, HORIZON, ROLLOUTS, VARIANTS, collecting, experience
 from tests.orchestrator.emulated_device import DEVICE, Emulation
 from tests.orchestrator.training import small_config
 
+if TYPE_CHECKING:
+    from orchestrator import TrainerConfig
+
 pytestmark = pytest.mark.slow
-
-COUNT, HORIZON, ROLLOUTS = 3, 40, 3
-VARIANTS: dict[str, dict[str, Any]] = {
-    "mlp": {},
-    "box actions": {"environment": "Pendulum-v1"},
-    "lstm": {"policy": PolicyConfig(network="lstm", lstm_size=4)},
-    "own network": {"policy": PolicyConfig(network="tests.small_networks:make_shared")},
-    "own network with memory": {"policy": PolicyConfig(network="tests.small_networks:make_recurrent")},
-    "cut episodes": {"environment": "tests.environments:Wandering/SameStep-v0"},
-    "images": {"environment": "tests.environments:make_wandering", "environment_options": {"observation": "image"}},
-    "masked": {"environment": "tests.orchestrator.test_action_masks:make_maze", "action_mask": "action_mask"},
-}
-
-
-def experience(device: str, config: TrainerConfig) -> list[dict[str, np.ndarray[Any, Any]]]:
-    """That of a few rollouts, in the middle of which the collector is resumed by another."""
-    service = CollectorService(CollectorPlan(config=config, device=device), Interrupt())
-    spaces = service.spaces()
-    policy = build_policy(config.policy, spaces, 7)
-    spec = ExperienceSpec.merge(
-        COUNT, HORIZON, {"": experience_fields(spaces, policy.state_size, refreshes=config.refreshes)}
-    )
-    arena = ParameterArena(policy)
-    weights, slot = SharedBuffer.create(arena.layout.nbytes), SharedBuffer.create(spec.nbytes)
-    arena.write_to(weights.map_shared())
-    request = CollectRequest(SlotRef("experience", 0, slot), SlotRef("policy", 0, weights))
-    found: list[dict[str, np.ndarray[Any, Any]]] = []
-    service.prepare(spec)
-    for rollout in range(ROLLOUTS):
-        service.collect(request)
-        found.append({name: array.copy() for name, array in spec.arrays(slot.map_shared()).items()})
-        if rollout == 1:
-            state = service.state()
-            service.close()
-            service = CollectorService(CollectorPlan(config=config, device=device), Interrupt())
-            service.prepare(spec)
-            service.load_state(state)
-    service.close()
-    return found
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_is_recorded_is_what_the_cpu_records(variant: str) -> None:
-    settings = VARIANTS[variant].copy()
-    options = settings.pop("environment_options", {})
-    collection = CollectionConfig(
-        num_environments=COUNT, horizon=HORIZON, backend="inline", environment_options=options
-    )
-    config = TrainerConfig(collection=collection, **settings)
+    config = collecting(**VARIANTS[variant])
     expected = experience("cpu", config)
     with Emulation() as emulation:
         found = experience(DEVICE, config)
@@ -86,8 +40,7 @@ def test_what_is_recorded_is_what_the_cpu_records(variant: str) -> None:
 
 
 def test_a_policy_that_gives_no_distribution_is_named_on_a_device_too() -> None:
-    collection = CollectionConfig(num_environments=COUNT, horizon=HORIZON, backend="inline")
-    config = TrainerConfig(collection=collection, policy=PolicyConfig(hidden_sizes=(4,)))
+    config = collecting(policy=PolicyConfig(hidden_sizes=(4,)))
     with Emulation():
         collector = Collector(CollectorPlan(config=config, device=DEVICE))
         spaces = collector.spaces()

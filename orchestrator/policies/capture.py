@@ -10,7 +10,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from orchestrator.config.paths import PATH
 from state.error import OrchestratorError
 
 if TYPE_CHECKING:
@@ -20,9 +19,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 READS = frozenset(
-    f"aten::{name}" for name in ("_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "unique_dim")
+    f"aten::{name}"
+    for name in (
+        "_local_scalar_dense",
+        "_unique2",
+        "allclose",
+        "argwhere",
+        "equal",
+        "is_nonzero",
+        "item",
+        "masked_select",
+        "nonzero",
+        "unique_dim",
+    )
 )
-"""Operations for which the host waits for the device: what it does next may depend on what it reads."""
+"""Operations for which the host waits for the device: what it does next may depend on what it reads. Some are seen as
+others in inference mode."""
 
 
 class GraphsError(OrchestratorError, ValueError):
@@ -112,13 +124,13 @@ CAPTURES: dict[str, Callable[[torch.device], Capture]] = {"cuda": CudaGraphs}
 """By the type of the device."""
 
 
-def capture_on(device: torch.device) -> Capture:
-    """Raises GraphsError where there are no graphs."""
+def capture_on(device: torch.device, setting: object, device_setting: object, whose: str) -> Capture:
+    """For what the `setting` has recorded; `whose` the device is, and by which setting. Raises GraphsError where there
+    are no graphs."""
     if device.type not in CAPTURES:
         raise GraphsError(
-            f"{PATH.learning.graphs} is true, but the learner's device is {str(device)!r}, which has no graphs;"
-            f" expected a CUDA device: set {PATH.device} to 'cuda' where torch.cuda.is_available(), or"
-            f" {PATH.learning.graphs} to false"
+            f"{setting} is true, but {whose} device is {str(device)!r}, which has no graphs; expected a CUDA device:"
+            f" set {device_setting} to 'cuda' where torch.cuda.is_available(), or {setting} to false"
         )
     return CAPTURES[device.type](device)
 
@@ -140,7 +152,7 @@ class Inputs(TorchDispatchMode):
         if len({tensor.device for tensor in used}) > 1:
             raise CannotCapture(
                 f"{name} has tensors of several devices, of which a graph would keep the present numbers: put them on"
-                " the learner's device before"
+                " one device before"
             )
         for tensor in used:
             if _storage(tensor) not in self._known:

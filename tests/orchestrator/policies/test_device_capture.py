@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from losses import PPOCritic, vtrace_losses
-from orchestrator.learning.capturable import numbers_of
-from orchestrator.learning.capture import CannotCapture, CudaGraphs, Inputs
+from orchestrator.policies.capture import CannotCapture, CudaGraphs, Inputs
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -125,28 +123,3 @@ def test_the_host_reads_nothing_in_a_recording_and_what_it_uses_stays() -> None:
     kept = {tensor.untyped_storage().data_ptr() for tensor in inputs.tensors}
     assert one.untyped_storage().data_ptr() in kept
     assert not {tensor.untyped_storage().data_ptr() for tensor in (unused, total)} & kept
-
-
-def test_what_losses_have_as_attributes_is_compared() -> None:
-    critic, (actor, _) = PPOCritic(), vtrace_losses()
-    critic.goal = torch.zeros(2)  # type: ignore[attr-defined]
-
-    def changed() -> bool:
-        nonlocal before
-        before, last = numbers_of([critic, actor]), before
-        return before != last
-
-    before = numbers_of([critic, actor])
-    assert not changed()
-    critic.stop_requested = True
-    critic.goal += 1.0  # type: ignore[attr-defined]
-    assert not changed()
-    critic.clip = 0.1
-    assert changed()
-    critic.weight = 2.0
-    assert changed()
-    critic.goal = torch.zeros(2)  # type: ignore[attr-defined]
-    assert changed()
-    actor.targets.rho_clip = 2.0
-    assert changed()
-    assert not changed()

@@ -1,0 +1,103 @@
+"""What gpu.py trains on, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+    from orchestrator import TrainerConfig
+
+HORIZON, MINIBATCHES, UPDATE_EPOCHS = 128, 4, 4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Something to train on."""
+
+    environment: str
+    environments: int
+    collectors: int
+    network: str = "auto"
+    acts_on: str = "cpu"
+    """`collection.device`."""
+    graphs: bool = False
+    """`learning.graphs`."""
+    acting_graphs: bool = False
+    """`collection.graphs`."""
+    epochs: int = 10
+    """To be timed."""
+
+
+WORKLOADS = {
+    "cartpole_64": Workload("CartPole-v1", 64, 1, epochs=40),
+    "cartpole_512": Workload("CartPole-v1", 512, 2, epochs=30),
+    "cartpole_4096": Workload("CartPole-v1", 4096, 8, epochs=20),
+    "pong_8": Workload("orchestrator.environments.atari:make", 8, 1),
+    "pong_64": Workload("orchestrator.environments.atari:make", 64, 8),
+    "memory_64": Workload("orchestrator.environments.memory:make", 64, 1, network="lstm"),
+    "cartpole_64_graphs": Workload("CartPole-v1", 64, 1, graphs=True, epochs=40),
+    "pong_64_graphs": Workload("orchestrator.environments.atari:make", 64, 8, graphs=True),
+    "memory_64_graphs": Workload("orchestrator.environments.memory:make", 64, 1, network="lstm", graphs=True),
+    "cartpole_4096_acting": Workload("CartPole-v1", 4096, 8, acts_on="auto", epochs=20),
+    "pong_8_acting": Workload("orchestrator.environments.atari:make", 8, 1, acts_on="auto"),
+    "pong_64_acting": Workload("orchestrator.environments.atari:make", 64, 8, acts_on="auto"),
+    "memory_64_acting": Workload("orchestrator.environments.memory:make", 64, 1, network="lstm", acts_on="auto"),
+    "pong_64_acting_graphs": Workload(
+        "orchestrator.environments.atari:make", 64, 8, acts_on="auto", acting_graphs=True
+    ),
+    "memory_64_acting_graphs": Workload(
+        "orchestrator.environments.memory:make", 64, 1, network="lstm", acts_on="auto", acting_graphs=True
+    ),
+}
+_STAND_IN = "tests.orchestrator.recorded_graph:recorded_mlp"
+
+
+def configured(workload: Workload, options: argparse.Namespace) -> TrainerConfig:
+    from orchestrator import CollectionConfig, LearningConfig, PolicyConfig, TrainerConfig
+
+    environments, collectors = workload.environments, workload.collectors
+    if options.small:
+        environments, collectors = min(environments, 8), 1
+    network = workload.network
+    if (workload.graphs or workload.acting_graphs) and options.device == "cpu":
+        network = _STAND_IN
+    return TrainerConfig(
+        environment=workload.environment,
+        device=options.device,
+        total_agent_steps=environments * HORIZON * 100_000,
+        collection=CollectionConfig(
+            num_environments=environments,
+            collectors=collectors,
+            horizon=HORIZON,
+            device=workload.acts_on,
+            graphs=workload.acting_graphs,
+        ),
+        learning=LearningConfig(
+            update_epochs=UPDATE_EPOCHS, minibatches=MINIBATCHES, learning_rate=3e-4, graphs=workload.graphs
+        ),
+        policy=PolicyConfig(network=network),
+    )
+
+
+def epochs_of(config: TrainerConfig, epochs: int) -> TrainerConfig:
+    """The same, to end after `epochs` epochs."""
+    steps = config.collection.num_environments * HORIZON
+    # Less than all steps of an epoch are the agent's: those that only reset a copy are not.
+    return replace(config, total_agent_steps=max(1, int(steps * (epochs - 0.5))))
+
+
+def train(config: TrainerConfig) -> None:
+    import anyio
+
+    from orchestrator import Trainer
+
+    anyio.run(Trainer(config).run)
+
+
+def final_weights(folder: Path) -> bytes:
+    """Of the newest checkpoint."""
+    return (max((folder / "checkpoints").glob("[0-9]*")) / "policy.safetensors").read_bytes()
