@@ -192,7 +192,7 @@ class Collector:
         slot = {name: array[rows] for name, array in experience.items()}
         rollout = self._rollout
         checks = InterruptChecks(stop)
-        with torch.inference_mode(), acting.policy.fixed():
+        with torch.inference_mode(), acting.policy.fixed(), self._environment.warnings_noted():
             if acting.state is not None:
                 slot[RECURRENT_STATE][...] = np.where(self._episode_start[:, None], 0.0, on_host(acting.state))
             self._run(acting, slot, checks)

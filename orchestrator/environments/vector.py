@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -239,6 +240,16 @@ class VectorEnvironment(ABC):
         """What there was to warn of since the last call, by what it is about."""
         warnings, self._warnings = self._warnings, {}
         return warnings
+
+    @contextmanager
+    def warnings_noted(self) -> Generator[None]:
+        """What fails within has what there was to warn of as notes: it may be the reason, and nobody will ask again."""
+        try:
+            yield
+        except Exception as error:
+            for text in self.take_warnings().values():
+                error.add_note(text)
+            raise
 
     def _seeds_of_copies(self, seed: int) -> list[int]:
         return copy_seeds(seed, self.seeded_from + self.games)[self.seeded_from :]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
@@ -95,7 +96,8 @@ class RunningNormalizer(nn.Module):
 
 
 class ObservationNormalizer(nn.Module):
-    """A `RunningNormalizer` for every part of an observation that is a Box of floats; other parts pass unchanged."""
+    """A `RunningNormalizer` for every part of an observation that is a Box of floats, if only of one; other parts pass
+    unchanged."""
 
     def __init__(self, space: gymnasium.Space[Any], clip: float = 10.0) -> None:
         super().__init__()
@@ -103,7 +105,7 @@ class ObservationNormalizer(nn.Module):
         shapes = {
             key: part.shape
             for key, part in sorted(parts.items())
-            if isinstance(part, spaces.Box) and np.issubdtype(part.dtype, np.floating)
+            if isinstance(part, spaces.Box) and np.issubdtype(part.dtype, np.floating) and math.prod(part.shape)
         }
         # Not a ModuleDict: a key may have a dot, which names of modules may not.
         self.parts = nn.ModuleList(RunningNormalizer(shape, clip) for shape in shapes.values())

@@ -444,6 +444,15 @@ def test_a_wrong_mask_in_an_evaluation_is_named_too(tmp_path: Path) -> None:
         evaluate(policy, [broken], 2, [1])
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_environment_that_fails_since_its_mask_is_not_set_fails_with_that_as_a_note(workers: int) -> None:
+    config = config_with()
+    collection = replace(config.collection, environment_workers=workers)
+    with pytest.raises(EnvironmentFailed, match="is forbidden by") as raised:
+        anyio.run(Trainer(replace(config, action_mask=None, collection=collection)).run)
+    assert "set action_mask to 'action_mask'" in "".join(raised.value.__notes__)
+
+
 @pytest.mark.parametrize(
     ("form", "mask", "expected"),
     [

@@ -43,6 +43,7 @@ OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "box without bounds": spaces.Box(-np.inf, np.inf, (2, 2), np.float32),
     "box of booleans": spaces.Box(0, 1, (4,), np.bool_),
     "box of integers": spaces.Box(-3, 3, (2,), np.int16),
+    "box of no numbers": spaces.Box(-1.0, 1.0, (0,), np.float32),
     "scalar": spaces.Box(-1.0, 1.0, (), np.float32),
     "image": IMAGE,
     "discrete": spaces.Discrete(4),
@@ -52,7 +53,7 @@ OBSERVATIONS: dict[str, spaces.Space[Any]] = {
     "multidiscrete with two axes": spaces.MultiDiscrete([[3, 2], [2, 5]]),
     "multibinary": spaces.MultiBinary(4),
     "multibinary with two axes": spaces.MultiBinary((2, 3)),
-    "dict": spaces.Dict({"x": BOX, "kind": spaces.Discrete(3, start=1)}),
+    "dict": spaces.Dict({"x": BOX, "kind": spaces.Discrete(3, start=1), "none": spaces.Box(-1.0, 1.0, (2, 0))}),
     "dict with keys of other types": spaces.Dict({0: BOX, ("a", 1): spaces.Discrete(2)}),  # type: ignore[dict-item]
     "tuple": spaces.Tuple((spaces.Discrete(2, start=1), BOX)),
     "tuple of one": spaces.Tuple((BOX,)),
