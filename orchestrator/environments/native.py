@@ -35,8 +35,9 @@ from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvi
 from state.stats_tracker import accumulate_rollout_stats
 from state.user_code import described, is_signal, user_code
 
-LOGS = "_logs"
-"""In infos: dicts of what is to be statistics, though of no one copy, and though no episode ends in the step."""
+LOGS = "_orchestrator/logs"
+"""In infos: dicts of what is to be statistics, though of no one copy, and though no episode ends in the step. (Infos of
+gymnasium's vectors have a mask "_x" for each "x".)"""
 
 
 class NativeEnvironment(VectorEnvironment):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -11,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from orchestrator.config.error import nearest
 from orchestrator.environments.agents import SINGLE_AGENT
 from orchestrator.environments.native import LOGS
+from orchestrator.environments.returned import WrongReturn
 from orchestrator.environments.spaces import Array, InvalidEnvironment
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ class PufferVector(VectorEnv[Any, Any, Any]):
         environment = self._environment
         before = environment.observations.copy()
         *_, logs = environment.step(actions)
+        if not isinstance(logs, (list, tuple)) or not all(isinstance(log, Mapping) for log in cast("list[Any]", logs)):
+            raise WrongReturn(f"{logs!r:.100} as its logs, the last value, expected a list of dicts, maybe empty")
         terminated, truncated = environment.terminals.astype(np.bool_), environment.truncations.astype(np.bool_)
         infos: dict[str, Any] = {LOGS: logs}
         if (terminated | truncated).any():

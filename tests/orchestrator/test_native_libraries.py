@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -20,8 +21,9 @@ from orchestrator import (
     evaluate_checkpoint,
 )
 from orchestrator.config.presets import read_preset
-from orchestrator.environments import InvalidEnvironment, check_environment, extra_of, make_vector
+from orchestrator.environments import EnvironmentFailed, InvalidEnvironment, check_environment, extra_of, make_vector
 from orchestrator.environments.adaptation import Adaptation
+from orchestrator.environments.native import NativeEnvironment
 from tests.orchestrator.test_returned_vectors import Look, Tenfold, assert_same, trained, weights
 from tests.orchestrator.training import WaitForCheckpoints, small_config
 
@@ -219,6 +221,35 @@ def test_logs_are_statistics_of_the_step_that_gives_them_whether_an_episode_ends
     wrapped.reset(1)
     infos = [wrapped.step(np.ones(1, np.int64)).stats for _ in range(15)]
     assert [len(stats["score"]) for stats in infos if stats] == [1]
+
+
+class LogsNone(PufferCartPole):
+    def step(self, actions: Any) -> Any:
+        return *super().step(actions)[:4], None
+
+
+def test_logs_that_are_no_list_of_dicts_are_refused() -> None:
+    environment = make_vector(f"{HERE}:LogsNone", 2)
+    environment.reset(1)
+    with pytest.raises(EnvironmentFailed, match="step 1 of its 2 copies returned None as its logs.*a list of dicts"):
+        environment.step(np.ones(2, np.int64))
+
+
+class Logging(gymnasium.Wrapper[Any, Any, Any, Any]):
+    def step(self, action: Any) -> Any:
+        *others, info = super().step(action)
+        return *others, info | {"logs": 1.0}
+
+
+def test_infos_of_vectors_may_be_called_logs() -> None:
+    from gymnasium.vector import SyncVectorEnv
+
+    vector = SyncVectorEnv([lambda: Logging(gymnasium.make("CartPole-v1"))] * 2)
+    environment = NativeEnvironment("own", vector)
+    environment.reset(1)
+    steps = [environment.step(np.ones(2, np.int64)) for _ in range(15)]
+    assert any(step.stats.get("logs") for step in steps)
+    assert all(bool(step.stats) == bool(step.terminated.any()) for step in steps)
 
 
 class Pairs(PufferCartPole):
