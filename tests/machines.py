@@ -14,6 +14,7 @@ from tests.orchestrator.training import worker_processes
 
 MARK = "ORCHESTRATOR_TEST_CLUSTER"
 CORES = 2
+NICENESS = "RAY_worker_niceness"
 
 
 class Machines:
@@ -23,6 +24,7 @@ class Machines:
         from ray.cluster_utils import Cluster
 
         self.mark = os.environ[MARK] = uuid.uuid4().hex
+        os.environ[NICENESS] = "0"  # otherwise 15: whatever else the machine does comes first
         self._cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
         self.address: str = self._cluster.address
         self._cores = cores
@@ -36,8 +38,11 @@ class Machines:
     def processes(self) -> set[int]:
         """Workers on these machines, and what they come from."""
         found: set[int] = set()
-        own = [one for one in psutil.Process().children() if "orchestrator.workers.forking" in " ".join(one.cmdline())]
-        not_there = {one.pid for server in own for one in (server, *server.children(recursive=True))}
+        not_there: set[int] = set()
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):  # a zombie, say
+                if "orchestrator.workers.forking" in " ".join(child.cmdline()):
+                    not_there |= {one.pid for one in (child, *child.children(recursive=True))}
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 ours = process.environ().get(MARK) == self.mark and process.status() != "zombie"
@@ -54,20 +59,23 @@ class Machines:
         """The raylet of the machine that the tests run on."""
         return psutil.Process(self._cluster.head_node.all_processes["raylet"][0].process.pid)
 
+    def raylets(self) -> list[psutil.Process]:
+        """Those of the machines beside the head."""
+        raylets = [node.all_processes["raylet"][0].process.pid for node in self._cluster.worker_nodes]
+        return [psutil.Process(pid) for pid in raylets if psutil.pid_exists(pid)]
+
     def raylets_with_workers(self) -> list[psutil.Process]:
         """The raylets of machines that a cell is on."""
-        raylets = [node.all_processes["raylet"][0].process.pid for node in self._cluster.worker_nodes]
-        alive = [psutil.Process(pid) for pid in raylets if psutil.pid_exists(pid)]
         return [
             raylet
-            for raylet in alive
+            for raylet in self.raylets()
             if any("orchestrator.workers.forking" in " ".join(one.cmdline()) for one in raylet.children(recursive=True))
         ]
 
     async def assert_nothing_left(self) -> None:
         """Soon."""
         assert not worker_processes()
-        with anyio.fail_after(30):
+        with anyio.fail_after(100):
             while left := self.processes():
                 await anyio.sleep(0.1)
         assert not left
@@ -75,3 +83,4 @@ class Machines:
     def close(self) -> None:
         self._cluster.shutdown()
         os.environ.pop(MARK, None)
+        os.environ.pop(NICENESS, None)

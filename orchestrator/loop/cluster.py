@@ -8,13 +8,15 @@ import queue
 import threading
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from orchestrator.config.paths import PATH
 from orchestrator.loop.devices import resolve_device
-from orchestrator.loop.ray_connection import CONNECTIONS, REACHED_SECONDS, ClusterError, ray_library
+from orchestrator.loop.patience import WorkerHangs
+from orchestrator.loop.ray_connection import CONNECTIONS, REACHED_SECONDS, ClusterError, ray_library, take_signals_back
 from orchestrator.loop.restarts import Restarts
 from orchestrator.loop.rings import EXPERIENCE
 from orchestrator.workers.event_loop import in_thread
@@ -25,9 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
     from orchestrator.config.settings import TrainerConfig
+    from orchestrator.loop.patience import Patience
     from orchestrator.workers.interrupt import Interrupt
+    from orchestrator.workers.note import Note
 
 _log = logging.getLogger("orchestrator")
+_NAME = "the Ray cluster"
 _LOOKED_SECONDS = 10.0
 """Between two times that a machine whose worker takes long is asked whether it is there."""
 _CLOSING_SECONDS = 60.0
@@ -50,9 +55,10 @@ class _Place:
 class Cluster:
     """Made by `cluster()`."""
 
-    def __init__(self, config: TrainerConfig, interrupt: Interrupt) -> None:
+    def __init__(self, config: TrainerConfig, interrupt: Interrupt, patience: Patience) -> None:
         self._config = config
         self._interrupt = interrupt
+        self._patience = patience
         self._group: Any = None
         self._places: dict[int, _Place] = {}
         """Of all cells that are not with the host, by number."""
@@ -65,7 +71,7 @@ class Cluster:
         self._interrupts: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._needed: dict[str, float] = {}
         """What Ray is to reserve for each cell."""
-        self._name = "the Ray cluster"
+        self._name = _NAME
         self.address = ""
         """Of the host's machine, as the others reach it."""
 
@@ -74,13 +80,31 @@ class Cluster:
         place = self._places.get(cell)
         return self.address if place is None else place.address
 
+    def note(self, cell: int, note: Note) -> str:
+        """What a worker of a cell has noted; "" where its machine does not say. For any thread; blocks."""
+        place = self._places.get(cell)
+        with suppress(MachineLost):
+            return note.read(None if place is None else place.machine.read)
+        return ""
+
     async def open(self) -> None:
-        """Find a place for every cell. Raises ClusterError."""
-        await in_thread(self._join, abandon_on_cancel=True)
-        cells = range(1, self._config.cells)
+        """Find a place for every cell. Raises ClusterError, and WorkerHangs where the run is to end now and waits."""
+        await self._patience.answer(_NAME, "connect", partial(in_thread, abandon_on_cancel=True), self._join)
+        take_signals_back()
+        errors: list[Exception] = []
+
+        async def place(cell: int) -> None:
+            try:
+                await self._patience.answer(_NAME, f"find a machine for cell {cell}", self._place, cell)
+            except (ClusterError, WorkerHangs) as error:
+                errors.append(error)
+                tasks.cancel_scope.cancel()
+
         async with anyio.create_task_group() as tasks:
-            for cell in cells:
-                tasks.start_soon(self._place, cell)
+            for cell in range(1, self._config.cells):
+                tasks.start_soon(place, cell)
+        if errors:
+            raise errors[0]
         self._interrupt.when_set.append(self._notice_interrupt)
         threading.Thread(target=self._pass_on_interrupts, name="orchestrator-interrupts", daemon=True).start()
 
@@ -142,7 +166,8 @@ class Cluster:
             raise ClusterError(
                 f"{self._name} has no machine for cell {cell} after {PATH.cell_timeout} = {self._config.cell_timeout:g}"
                 f" s: it needs {_described(needed)}, and the machines have {await in_thread(_machines)}; add one"
-                f" (`ray start --address ...`), or lower {PATH.cells} or {PATH.collection.collectors}"
+                f" (`ray start --address ...`), or lower {PATH.cells} or {PATH.collection.collectors}; where"
+                f" machines take longer to begin, raise {PATH.cell_timeout}"
             )
         self._places[cell] = place[0]
         _log.info("cell %d is on %s, of %s", cell, place[0].machine.name, self._name)
@@ -297,12 +322,12 @@ def _in_short(error: Exception) -> str:
 
 
 @asynccontextmanager
-async def cluster(config: TrainerConfig, interrupt: Interrupt) -> AsyncGenerator[Cluster | None]:
+async def cluster(config: TrainerConfig, interrupt: Interrupt, patience: Patience) -> AsyncGenerator[Cluster | None]:
     """The machines of the run's cells, given back when the context is left; None where all cells are with the host."""
     if config.cluster is None:
         yield None
         return
-    machines = Cluster(config, interrupt)
+    machines = Cluster(config, interrupt, patience)
     try:
         await machines.open()
         yield machines

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 
+from orchestrator.workers.event_loop import in_thread
 from state.error import OrchestratorError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Patience:
         self._seconds: float | None = None
         self._longest_steps: dict[str, float] = {}
         self.waits_for: dict[str, Callable[[], str]] = {}
-        """Who a worker itself waits for, by its name; "" for nobody."""
+        """Who a worker itself waits for, by its name; "" for nobody. For any thread."""
         self.hanging: set[str] = set()
         """The workers that are not waited for any more."""
 
@@ -69,7 +70,7 @@ class Patience:
         self.hanging.add(worker)
         seconds = self._seconds_for(worker)
         message = f"worker {worker!r} has not answered {what!r} within {seconds:.3g} s after the run was to end now"
-        if worker in self.waits_for and (other := self.waits_for[worker]()):
+        if worker in self.waits_for and (other := await in_thread(self.waits_for[worker], abandon_on_cancel=True)):
             message += f": it waits for {other}"
         _log.error("%s; the run ends without it, and it is ended by force", message)
         raise WorkerHangs(message)

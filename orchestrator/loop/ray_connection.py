@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import signal
 import socket
 import threading
 from contextlib import contextmanager
@@ -89,6 +90,14 @@ class Connections:
 
 
 CONNECTIONS = Connections()
+
+
+def take_signals_back() -> None:
+    """Ray has put a handler of its own, which prints a stack trace, before the program's for SIGTERM; this puts the
+    program's back. Only in the main thread."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _check_reachable(address: str) -> None:

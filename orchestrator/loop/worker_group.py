@@ -339,9 +339,9 @@ class WorkerGroup:
         config = self._config
         acts_on = config.device if config.collection.device == "auto" else config.collection.device
         plan = CollectorPlan(config=config, index=index, restarts=restarts, device=resolve_device(acts_on))
-        note = Note()
-        self._patience.waits_for[plan.name] = note.read
+        note, machines = Note(), self._cluster
         cell = index * config.cells // config.collection.collectors
+        self._patience.waits_for[plan.name] = note.read if machines is None else partial(machines.note, cell, note)
         return await self._open(plan.name, cell, CollectorService, lambda: (plan, self._interrupt, note))
 
     async def _open_learner(self, plan: LearnerPlan, cell: int) -> Worker:
@@ -385,7 +385,7 @@ async def worker_group(
     config: TrainerConfig, losses: Sequence[LearnerCallback], interrupt: Interrupt, patience: Patience
 ) -> AsyncGenerator[WorkerGroup]:
     """The run's workers, all ended when the context is left."""
-    async with cluster(config, interrupt) as machines:
+    async with cluster(config, interrupt, patience) as machines:
         workers = WorkerGroup(config, interrupt, patience, machines)
         try:
             await workers.assemble(losses)

@@ -25,6 +25,9 @@ _CLOCK_READINGS = 5
 _ANSWER_SECONDS = 10.0
 """What a machine has to answer, besides what it is asked takes, where a run that is to end waits for it."""
 
+_NOTE_SECONDS = 2.0
+"""What it has to answer what a run that is to end now would only like to know."""
+
 
 class MachineLost(WorkerCrashed):
     """A machine, or what answers there, is gone."""
@@ -61,10 +64,16 @@ class RemoteMachine:
             readings.append((after - before, there - (before + after) / 2))
         self.ahead = min(readings)[1]
 
+    def read(self, name: int, nbytes: int) -> bytes:
+        """The begin of memory of this name there. Blocks for some seconds at most; raises MachineLost."""
+        memory: bytes = self.call("read", name, nbytes, within=_NOTE_SECONDS)
+        return memory
+
     async def start_worker(self, name: str, threads: int) -> tuple[HostChannel, RemoteBody]:
-        """A worker that waits for its object to be constructed."""
+        """A worker that waits for its object to be constructed. Where this is cancelled, a worker may be left there: it
+        ends with what the run has on that machine."""
         check_not_entering()
-        number: int = await in_thread(self.call, "start_worker", describe(name), threads)
+        number: int = await in_thread(self.call, "start_worker", describe(name), threads, abandon_on_cancel=True)
         channel, other_end = HostChannel.pair()
         passing = threading.Thread(
             target=self._pass_on, args=(other_end, number), name=f"orchestrator-{name}", daemon=True

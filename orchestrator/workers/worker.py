@@ -194,7 +194,8 @@ async def open_worker(
         from orchestrator.workers.inline import start
     worker: Worker | None = None
     try:
-        with anyio.CancelScope(shield=True):  # a process that has been started must have an owner
+        # A process that has been started must have an owner; elsewhere, that is what started it there.
+        with anyio.CancelScope(shield=machine is None):
             worker = Worker(name, *await start(name, threads))
             worker.clock_ahead = 0.0 if machine is None else machine.ahead
         assert worker is not None

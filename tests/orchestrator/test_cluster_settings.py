@@ -97,3 +97,16 @@ async def test_evaluations_videos_and_dashboards_are_where_the_command_is(
     assert list((tmp_path / "run" / "videos").glob("*.mp4"))
     assert list((tmp_path / "run").glob("wandb/offline-run-*/run-*.wandb"))
     await machines.assert_nothing_left()
+
+
+async def test_two_runs_of_a_program_share_a_cluster(machines: Machines) -> None:
+    found: list[Any] = []
+
+    async def run() -> None:
+        found.append(await trained(config_for(2, machines)))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        tasks.start_soon(run)
+    assert_same(*found)
+    await machines.assert_nothing_left()
