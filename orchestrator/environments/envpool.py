@@ -50,7 +50,16 @@ class EnvPoolVector(VectorEnv[Any, Any, Any]):
         return observation, _without_bookkeeping(infos)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        observation, reward, terminated, truncated, infos = self._pool.step(actions)
+        self.send(actions)
+        return self.recv()
+
+    def send(self, actions: Any) -> None:
+        """Have the threads begin a step."""
+        self._pool.send(actions)
+
+    def recv(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """What the step gave."""
+        observation, reward, terminated, truncated, infos = self._pool.recv()
         return observation, reward, terminated, truncated, _without_bookkeeping(infos)
 
     def render(self) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar, cast
 
 import numpy as np
@@ -11,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.agents import SINGLE_AGENT
 from orchestrator.environments.capture import EnvironmentState
+from orchestrator.environments.envpool import EnvPoolVector
 from orchestrator.environments.observations import ObservationReader
 from orchestrator.environments.returned import (
     OutOfRange,
@@ -40,6 +42,14 @@ LOGS = "_orchestrator/logs"
 gymnasium's vectors have a mask "_x" for each "x".)"""
 
 
+_IN_HALVES = (
+    ("ale_py.vector_env", "AtariVectorEnv", "send", "recv"),
+    ("gymnasium.vector.async_vector_env", "AsyncVectorEnv", "step_async", "step_wait"),
+    (EnvPoolVector.__module__, EnvPoolVector.__name__, "send", "recv"),
+)
+"""Vector environments whose processes or threads step by themselves: module, class, methods that begin and end it."""
+
+
 class NativeEnvironment(VectorEnvironment):
     """Adapts any gymnasium `VectorEnv` that resets its copies in the same or in the next step.
 
@@ -66,6 +76,8 @@ class NativeEnvironment(VectorEnvironment):
         """As gymnasium knows it."""
         self._same_step = resets_in_same_step(name, environment)
         self._environment = environment
+        self._begin_step, self._end_step = halves_of_step(environment)
+        self._stepping = False
         self._state = EnvironmentState([environment])
         self._space_seeds = SpaceSeeds([environment])
         self._to_environment = ActionConverter(environment.single_action_space, squash=adaptation.squash)
@@ -90,10 +102,24 @@ class NativeEnvironment(VectorEnvironment):
         return self._without_mask(observation)
 
     def step(self, actions: Array) -> Step:
+        self.send(actions)
+        return self.recv()
+
+    def send(self, actions: Array, group: int = 0) -> None:
         self._steps += 1
         self._check_allowed(actions)
         try:
-            raw, gain, done, cut, infos = step_parts(self._environment.step(self._to_environment(actions)))
+            self._begin_step(self._to_environment(actions))
+            self._stepping = True
+        except BaseException as error:
+            if is_signal(error):
+                raise
+            raise self._failed("step", error) from error
+
+    def recv(self, group: int = 0) -> Step:
+        self._stepping = False
+        try:
+            raw, gain, done, cut, infos = step_parts(self._end_step())
             observation = self._reader.read(raw, self.count)
             reward = rewards_of(gain, self.count, self.warn)
             terminated = flags_of("terminated", done, self.count, self.warn)
@@ -158,6 +184,10 @@ class NativeEnvironment(VectorEnvironment):
         self._set_resetting(cast("Array | None", state["resetting"]))
 
     def close(self) -> None:
+        if self._stepping:  # that nobody waits for, since another group has failed
+            self._stepping = False
+            with suppress(Exception):
+                self._end_step()
         with user_code(f"close of environment {self.name!r}"):
             self._environment.close()
 
@@ -219,6 +249,17 @@ class NativeEnvironment(VectorEnvironment):
         wrong = isinstance(error, WrongEntry)
         copies = f"{self.row_name(error.place[0])} of {self.copies_of_run}" if wrong else self.copies_name()
         return EnvironmentFailed(f"environment {self.name!r}: {what}{when} of {copies} {came}")
+
+
+def halves_of_step(environment: VectorEnv[Any, Any, Any]) -> tuple[Callable[[Any], object], Callable[[], Any]]:
+    """What begins a step with the actions, and what waits for it and returns what it gave. In between, processes or
+    threads step where the environment has such; others step at once."""
+    for module, kind, begin, end in _IN_HALVES:
+        # A wrapper, or a class that is derived from it, may have another step.
+        if (type(environment).__module__, type(environment).__name__) == (module, kind):
+            return getattr(environment, begin), getattr(environment, end)
+    steps: list[Any] = []
+    return (lambda actions: steps.append(environment.step(actions))), steps.pop
 
 
 def agents_of(environment: VectorEnv[Any, Any, Any]) -> tuple[str, ...]:

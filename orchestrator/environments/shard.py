@@ -127,9 +127,18 @@ class EnvironmentShard:
 
     def step(self, group: int) -> StepReply:
         """Take the actions that are in the memory."""
+        self.begin_step(group)
+        return self.end_step(group)
+
+    def begin_step(self, group: int) -> None:
         share = self._shares[group]
         share.read_mask()
-        step = share.environment.step(share.action.copy())  # an environment may keep its action
+        share.environment.send(share.action.copy())  # an environment may keep its action
+
+    def end_step(self, group: int) -> StepReply:
+        """Wait for what has been begun."""
+        share = self._shares[group]
+        step = share.environment.recv()
         share.write(step)
         return StepReply(step.final_observation is not None, step.stats, share.environment.take_warnings())
 

@@ -282,30 +282,40 @@ class SplitEnvironment(VectorEnvironment):
 
 
 class _OwnShard:
-    """A shard in this process: what it is asked for is done at once."""
+    """A shard in this process: what it is asked for is done at once, but for steps that go on by themselves."""
 
     def __init__(self, make: Callable[[], EnvironmentShard]) -> None:
         self._shard = make()
-        self._answers = deque[tuple[Any, BaseException | None]]()
+        self._answers = deque[Callable[[], Any]]()
 
     @property
     def unanswered(self) -> int:
         return len(self._answers)
 
-    def send(self, method: str, *args: object) -> None:
+    def send(self, method: str, *args: Any) -> None:
         try:
-            self._answers.append((getattr(self._shard, method)(*args), None))
+            if method == "step":
+                self._shard.begin_step(*args)
+                answer = partial(self._shard.end_step, *args)
+            else:
+                answer = partial(_given, getattr(self._shard, method)(*args))
         except Exception as error:
-            self._answers.append((None, error))
+            answer = partial(_raise, error)
+        self._answers.append(answer)
 
     def receive(self, waiting: Callable[[float], None] | None = None) -> Any:
-        value, error = self._answers.popleft()
-        if error is not None:
-            raise error
-        return value
+        return self._answers.popleft()()
 
     def close(self) -> None:
         self._shard.close()
+
+
+def _given(value: Any) -> Any:
+    return value
+
+
+def _raise(error: Exception) -> Any:
+    raise error
 
 
 def _divided(games: range, parts: int) -> list[range]:
