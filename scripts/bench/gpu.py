@@ -116,7 +116,7 @@ def peers(name: str, options: argparse.Namespace) -> dict[str, Any]:
     return rates
 
 
-PARTS = (*CHECKS, *WORKLOADS, "peers_cartpole_64", "peers_pong_64")
+PARTS = (*CHECKS, "peers_cartpole_64", "peers_pong_64", *WORKLOADS)
 
 
 def run_part(part: str, options: argparse.Namespace) -> dict[str, Any]:

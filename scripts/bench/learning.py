@@ -156,7 +156,6 @@ def train(task: Task, seed: int, variant: str, to_threshold: bool) -> dict[str, 
 def train_peer(task: Task, seed: int, steps: int, to_threshold: bool) -> dict[str, Any]:
     """As `train`, by stable-baselines3."""
     points = peer_curve(task.environment, seed, steps, until=task.threshold if to_threshold else math.inf)
-    # Its mean is of the last 100 episodes, too, from fewer at the beginning.
     learned = next((point for point in points if point[2] is not None and point[2] >= task.threshold), (None, None))
     return {"steps": learned[0], "seconds": learned[1]} | ending(points)
 
@@ -197,7 +196,7 @@ def draw(file: Path, results: Mapping[tuple[str, int, str], dict[str, Any]], nam
             plot.fill_between(grid[seen] / 1000, low, high, color=color, alpha=0.15, linewidth=0)
         plot.axhline(TASKS[name].threshold, color="gray", linewidth=0.8, linestyle=":")
         plot.spines[["top", "right"]].set_visible(False)
-        plot.set_title(TASKS[name].environment.rpartition(".")[2], fontsize="medium")
+        plot.set_title(TASKS[name].environment.rpartition(".")[2].removeprefix("tasks:"), fontsize="medium")
         plot.set_ylim(bottom=TASKS[name].random)
     plots[0][0].legend(frameon=False, fontsize="small")
     figure.supxlabel("thousands of agent steps", fontsize="medium")

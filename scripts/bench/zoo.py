@@ -71,12 +71,15 @@ ZOO: dict[str, dict[str, Any]] = {
 }
 """By environment. What is not named is as stable-baselines3 has it."""
 
+EPISODES = 100
+"""That stable-baselines3 remembers."""
+
 
 def curve(
     environment: str, seed: int, steps: int, *, until: float = math.inf, threads: int = 1
 ) -> list[tuple[int, float, float | None]]:
     """Train for `steps` agent steps, or until the mean return reaches `until`: steps, seconds of training and mean
-    return of the last 100 episodes (or of all so far), after every iteration."""
+    return of the last 100 episodes (None: there were fewer), after every iteration."""
     import torch
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
@@ -102,7 +105,7 @@ def curve(
 
         def _on_rollout_start(self) -> None:
             returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]
-            mean = statistics.fmean(returns) if returns else None
+            mean = statistics.fmean(returns) if len(returns) == EPISODES else None
             if self.num_timesteps:
                 points.append((self.num_timesteps, round(time.perf_counter() - began, 2), mean))
 
