@@ -33,14 +33,9 @@ from orchestrator.environments.spaces import (
     arrays_of,
     observation_of,
 )
-from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment
+from orchestrator.environments.vector import LOGS, EnvironmentFailed, Step, VectorEnvironment
 from state.stats_tracker import accumulate_rollout_stats
 from state.user_code import described, is_signal, user_code
-
-LOGS = "_orchestrator/logs"
-"""In infos: dicts of what is to be statistics, though of no one copy, and though no episode ends in the step. (Infos of
-gymnasium's vectors have a mask "_x" for each "x".)"""
-
 
 _IN_HALVES = (
     ("ale_py.vector_env", "AtariVectorEnv", "send", "recv"),

@@ -11,9 +11,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from orchestrator.config.error import nearest
 from orchestrator.environments.agents import SINGLE_AGENT
-from orchestrator.environments.native import LOGS
 from orchestrator.environments.returned import WrongReturn
 from orchestrator.environments.spaces import Array, InvalidEnvironment
+from orchestrator.environments.vector import LOGS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -29,7 +29,7 @@ from orchestrator.environments.spaces import (
     ObservationArrays,
     arrays_of,
 )
-from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment, copy_seeds
+from orchestrator.environments.vector import LOGS, EnvironmentFailed, Step, VectorEnvironment, copy_seeds
 from state.stats_tracker import accumulate_rollout_stats
 from state.user_code import described, is_signal, user_code
 
@@ -120,6 +120,8 @@ class SerialEnvironment(VectorEnvironment):
                     check_info(info)
                 if reads_infos:
                     self._read_info(index, info)
+                if LOGS in info:
+                    accumulate_rollout_stats(info[LOGS], stats)
                 if done is False and cut is False:
                     continue
                 terminated[index] = done = flag_of("terminated", done, self.warn)

@@ -9,8 +9,9 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from orchestrator.environments.native import LOGS, entry_of, info_of, resets_in_same_step
+from orchestrator.environments.native import entry_of, info_of, resets_in_same_step
 from orchestrator.environments.returned import WrongReturn, reset_parts, step_parts
+from orchestrator.environments.vector import LOGS
 
 
 class SingleGame(gymnasium.Env[Any, Any]):
@@ -26,7 +27,6 @@ class SingleGame(gymnasium.Env[Any, Any]):
         self.render_mode = vector.render_mode
         self._same_step = resets_in_same_step(name, vector)
         self._vector = vector
-        self._logs: dict[str, object] = {}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, infos = reset_parts(self._vector.reset(seed=seed, options=options))
@@ -43,10 +43,8 @@ class SingleGame(gymnasium.Env[Any, Any]):
                 )
             observation, infos = infos["final_obs"], infos.get("final_info", {})
         info = info_of(infos, 0)
-        for log in logs:
-            self._logs |= log
-        if terminated[0] or truncated[0]:
-            info, self._logs = self._logs | info, {}
+        if logs:
+            info[LOGS] = logs
         # Its own memory, which the next step may write to.
         return copy.deepcopy(entry_of(observation, 0)), reward[0], terminated[0], truncated[0], info
 

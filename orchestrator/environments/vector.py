@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from state.experience import FieldSpec
 
 
+LOGS = "_orchestrator/logs"
+"""In infos: dicts of what is to be statistics, though of no one copy, and though no episode ends in the step. (Infos of
+gymnasium's vectors have a mask "_x" for each "x".)"""
+
+
 class EnvironmentFailed(OrchestratorError, RuntimeError):
     """An environment raised, or gave something that is no transition; the message names it."""
 
@@ -52,7 +57,7 @@ class Step:
     """The last observations of the episodes that ended, in their rows; None where none did, and where they are the
     `observation`."""
     stats: Mapping[str, list[float]]
-    """The numbers in the last infos of the episodes that ended, in the order of the copies."""
+    """The numbers in the last infos of the episodes that ended, in the order of the copies, and in `LOGS`."""
     fields: Mapping[str, Array]
     """What `record` asked for, `[n, *shape]` each; 0 where not valid."""
     games_ended: Array | None = None

@@ -217,10 +217,34 @@ def test_logs_are_statistics_of_the_step_that_gives_them_whether_an_episode_ends
 
     anyio.run(Trainer(small_config(environment=f"{HERE}:Silent"), hooks=[Scores()]).run)
     assert trained_with
-    wrapped = make_vector(PUFFER, 1, adaptation=Adaptation(wrappers=(f"{HERE}:Tenfold",)))
-    wrapped.reset(1)
-    infos = [wrapped.step(np.ones(1, np.int64)).stats for _ in range(15)]
-    assert [len(stats["score"]) for stats in infos if stats] == [1]
+
+
+class Counting(PufferCartPole):
+    """Logs in every step which one it is."""
+
+    steps = 0
+
+    def step(self, actions: Any) -> Any:
+        self.steps += 1
+        return *super().step(actions)[:4], [{"count": self.steps}, {"count": -self.steps}]
+
+
+@pytest.mark.parametrize(
+    "adaptation",
+    [
+        Adaptation(wrappers=(f"{HERE}:Tenfold",)),
+        Adaptation(max_episode_steps=6),
+        Adaptation(wrappers=(f"{HERE}:Tenfold",), max_episode_steps=6),
+    ],
+)
+def test_logs_are_statistics_of_their_steps_in_wrappers_and_with_limits_too(adaptation: Adaptation) -> None:
+    environment = make_vector(f"{HERE}:Counting", 1, adaptation=adaptation)
+    assert not environment.native
+    environment.reset(1)
+    steps = [environment.step(np.ones(1, np.int64)) for _ in range(15)]
+    assert [step.stats["count"] for step in steps] == [[number, -number] for number in range(1, 16)]
+    environment.reset(2)
+    assert environment.step(np.ones(1, np.int64)).stats["count"] == [16, -16]
 
 
 class LogsNone(PufferCartPole):
