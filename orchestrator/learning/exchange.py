@@ -51,6 +51,7 @@ class Exchange:
         """Spent here since this was last set to 0: waiting for others, and sending."""
         self.sent = 0
         """Bytes, in messages or shared memory, since this was last set to 0."""
+        self.warnings: dict[str, str] = {}
         self._group: Any = None
         self._store: Any = None
         self._distances = [2**power for power in range(cells.bit_length() - 1)]
@@ -141,8 +142,11 @@ class Exchange:
             partners = [self.cell ^ distance for distance in self._distances]
             try:
                 self._shared = SharedSums(self.cell, partners, needed, self._timeout, self.gather_values)
-            except OSError:
+            except OSError as error:
                 self._shares_memory = False
+                self.warnings["shared memory"] = (
+                    f"the cells add up their gradients in messages, not in shared memory, which takes longer: {error}"
+                )
         return self._shared
 
     def _stop_sharing(self) -> None:

@@ -337,7 +337,7 @@ class Learner:
             self.callback("on_epoch_end", state)
             self.publish(request.publish_to)  # again, since a loss may have changed it
         warnings = {**self._gradients.warnings, **self._learning_rate.warnings, **self._step.warnings}
-        warnings |= self._locked.warnings
+        warnings |= {**self._locked.warnings, **self._exchange.warnings}
         learner_state = None
         if request.moments_to is not None:
             learner_state = self.state(request.moments_to)

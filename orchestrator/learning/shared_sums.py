@@ -8,6 +8,7 @@ import select
 import weakref
 from contextlib import ExitStack
 from io import FileIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,14 +23,24 @@ if TYPE_CHECKING:
 
 _ALIGNED = 64
 """Bytes that the place of a tensor is a multiple of."""
+_LONGEST_POLL = 2**31 - 1
+"""Milliseconds."""
+
+
+class _File(NamedTuple):
+    """A descriptor of a process, and what tells the file behind it from all others."""
+
+    process: int
+    descriptor: int
+    device: int
+    inode: int
 
 
 class _Offer(NamedTuple):
-    """What a cell has made for the others to open, by the descriptors of its process."""
+    """What a cell has made for the others to open."""
 
-    process: int
-    memory: int
-    pipes: dict[int, int]
+    memory: _File
+    pipes: dict[int, _File]
     """Through which each of the others tells that it is there."""
 
 
@@ -42,7 +53,7 @@ class SharedSums:
     ) -> None:
         """Room for tensors of so many bytes. All cells do this together, and tell each other through `gather_values`;
         of the `partners`, each has `timeout` seconds to come to where they meet. Raises OSError in all of the cells
-        where one can't open what another has made, as on systems without /proc."""
+        where one can't open what another has made, as on systems without /proc, or with one of other processes."""
         self._cell = cell
         self.nbytes = nbytes
         self._timeout = timeout
@@ -74,20 +85,20 @@ class SharedSums:
     def _made(self, partners: Sequence[int], offered: ExitStack) -> _Offer:
         own = SharedBuffer.create(2 * self.nbytes, "exchange")
         offered.callback(own.close)
-        pipes: dict[int, int] = {}
+        pipes: dict[int, _File] = {}
         for partner in partners:
             hears, tells = os.pipe()
             self._hears[partner] = self._open.enter_context(FileIO(hears, "r"))
             offered.callback(os.close, tells)  # so that nobody has it but the partner, whose end is noticed then
-            pipes[partner] = tells
-        return _Offer(os.getpid(), own.fd, pipes)
+            pipes[partner] = _file(tells)
+        return _Offer(_file(own.fd), pipes)
 
     def _take(self, offers: Sequence[_Offer]) -> None:
         for offer in offers:
-            memory = SharedBuffer(_opened(offer.process, offer.memory, os.O_RDWR), 2 * self.nbytes)
+            memory = SharedBuffer(_opened(offer.memory, os.O_RDWR), 2 * self.nbytes)
             self._memory.append(torch.frombuffer(memory.map_shared(), dtype=torch.uint8))
         for partner in self._hears:
-            tells = _opened(offers[partner].process, offers[partner].pipes[self._cell], os.O_WRONLY)
+            tells = _opened(offers[partner].pipes[self._cell], os.O_WRONLY)
             self._tells[partner] = self._open.enter_context(FileIO(tells, "w"))
 
     def write(self, tensors: Sequence[Tensor]) -> None:
@@ -101,7 +112,7 @@ class SharedSums:
         self._tells[partner].write(b".")
         ready = select.poll()
         ready.register(self._hears[partner], select.POLLIN)
-        if not ready.poll(1000 * self._timeout) or not self._hears[partner].read(1):
+        if not ready.poll(min(1000 * self._timeout, _LONGEST_POLL)) or not self._hears[partner].read(1):
             raise ConnectionError(f"cell {partner} is gone, or does not come")
 
     def add(self, tensors: Sequence[Tensor]) -> None:
@@ -132,5 +143,16 @@ def _places(tensors: Sequence[Tensor]) -> list[int]:
     return places
 
 
-def _opened(process: int, descriptor: int, how: int) -> int:
-    return os.open(f"/proc/{process}/fd/{descriptor}", how | os.O_CLOEXEC)
+def _file(descriptor: int) -> _File:
+    """For others to open. Raises OSError without /proc."""
+    about = os.fstat(descriptor)
+    # Not getpid: where /proc is that of another PID namespace, processes have other numbers there.
+    return _File(int(str(Path("/proc/self").readlink())), descriptor, about.st_dev, about.st_ino)
+
+
+def _opened(file: _File, how: int) -> int:
+    path = Path(f"/proc/{file.process}/fd/{file.descriptor}")
+    found = path.stat()  # before anything is opened that may be another program's
+    if (found.st_dev, found.st_ino) != (file.device, file.inode):
+        raise OSError(f"{path} is a file of another process: /proc is not the same for all cells")
+    return os.open(path, how | os.O_CLOEXEC)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,16 +21,17 @@ TIMEOUT = 60.0
 class Cells:
     """Exchanges that meet in a folder, as on one machine, or (None) as on several."""
 
-    def __init__(self, count: int, folder: Path | None) -> None:
+    def __init__(self, count: int, folder: Path | None, timeout: float = TIMEOUT) -> None:
+        self._timeout = timeout
         self.exchanges = [Exchange(cell, count) for cell in range(count)]
         self._meeting: Path | Meeting
-        self._meeting = self.exchanges[0].await_others(TIMEOUT) if folder is None else folder / "meeting"
+        self._meeting = self.exchanges[0].await_others(timeout) if folder is None else folder / "meeting"
 
     def run(self, of_cell: Any) -> list[Any]:
         """`of_cell(cell, exchange)` of each, in a thread of its own."""
 
         def connected(cell: int) -> Any:
-            self.exchanges[cell].connect(self._meeting, TIMEOUT)
+            self.exchanges[cell].connect(self._meeting, self._timeout)
             self.exchanges[cell].sent = 0
             return of_cell(cell, self.exchanges[cell])
 
@@ -45,11 +46,12 @@ def test_the_sum_is_that_of_the_tree_in_every_cell(
     cells: int, numel: int, machines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if machines == "one without /proc":
+        opened: Any = vars(shared_sums)["_opened"]
 
-        def failing(process: int, descriptor: int, how: int) -> int:
+        def failing(file: Any, how: int) -> int:
             if threading.current_thread().name.endswith("_1"):  # in one of them
                 raise FileNotFoundError("no such file")
-            return os.open(f"/proc/{process}/fd/{descriptor}", how)
+            return opened(file, how)
 
         monkeypatch.setattr(shared_sums, "_opened", failing)
     draw = torch.Generator().manual_seed(1)
@@ -78,6 +80,44 @@ def test_the_sum_is_that_of_the_tree_in_every_cell(
         assert {sent for _, sent in found} == {rounds * once * (cells.bit_length() - 1)}
     else:
         assert all(abs(sent - rounds * 2 * once * (cells - 1) / cells) < 100 * rounds for _, sent in found)
+
+
+def test_cells_that_would_open_the_file_of_another_process_send_messages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where /proc is that of another PID namespace."""
+    file: Any = vars(shared_sums)["_file"]
+
+    def of_another(descriptor: int) -> Any:
+        made = file(descriptor)
+        in_one = threading.current_thread().name.endswith("_1")
+        return made._replace(process=process.pid, descriptor=0) if in_one else made
+
+    def of_cell(cell: int, exchange: Exchange) -> tuple[list[float], str]:
+        total = torch.ones(3)
+        exchange.sum([total])
+        return total.tolist(), exchange.warnings["shared memory"]
+
+    monkeypatch.setattr(shared_sums, "_file", of_another)
+    with (tmp_path / "other").open("w+b") as other, subprocess.Popen(["sleep", "100"], stdin=other) as process:
+        try:
+            found = Cells(4, tmp_path).run(of_cell)
+        finally:
+            process.kill()
+    for total, warning in found:
+        assert total == [4.0] * 3
+        assert f"/proc/{process.pid}/fd/0 is a file of another process" in warning
+    assert not (tmp_path / "other").read_bytes()
+
+
+def test_cells_may_have_more_time_than_the_system_can_wait(tmp_path: Path) -> None:
+    def of_cell(cell: int, exchange: Exchange) -> dict[str, str]:
+        total = torch.ones(3)
+        exchange.sum([total])
+        assert total.tolist() == [2.0] * 3
+        return exchange.warnings
+
+    assert Cells(2, tmp_path, timeout=1e7).run(of_cell) == [{}, {}]
 
 
 @pytest.mark.parametrize("machines", ["one", "several"])
