@@ -39,6 +39,7 @@ from orchestrator.snapshots.initial_weights import check_weights, read_weights, 
 from orchestrator.snapshots.resume import ResumeSource, find_resume_source, lost_edits, resume_problems
 from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.process import prepare_for_workers
+from state.error import only_error
 from state.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -325,10 +326,3 @@ def _begin_folder(config: TrainerConfig, folder: Path, resumed: bool) -> None:
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_config(config, folder / "config.toml")
-
-
-def only_error(group: BaseException) -> BaseException:
-    """The one error at the bottom of nested groups, or the group if there are several."""
-    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
-        group = group.exceptions[0]
-    return group

@@ -21,7 +21,8 @@ from orchestrator.hooks.included.wandb_artifacts import WandbCheckpointHook
 from orchestrator.hooks.runner import HookFailed
 from orchestrator.loop.patience import WorkerHangs
 from orchestrator.run import parts_of
-from orchestrator.trainer import Trainer, only_error
+from orchestrator.trainer import Trainer
+from state.error import only_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,13 +15,13 @@ import anyio
 
 from orchestrator.config.paths import PATH
 from orchestrator.loop.devices import resolve_device
-from orchestrator.loop.patience import WorkerHangs
 from orchestrator.loop.ray_connection import CONNECTIONS, REACHED_SECONDS, ClusterError, ray_library, take_signals_back
 from orchestrator.loop.restarts import Restarts
 from orchestrator.loop.rings import EXPERIENCE
 from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.machine import Machine
 from orchestrator.workers.remote import MachineLost, RemoteMachine
+from state.error import only_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -89,14 +89,16 @@ class Cluster:
 
     async def open(self) -> None:
         """Find a place for every cell. Raises ClusterError, and WorkerHangs where the run is to end now and waits."""
-        await self._patience.answer(_NAME, "connect", partial(in_thread, abandon_on_cancel=True), self._join)
+        join = partial(in_thread, self._join, abandon_on_cancel=True)
+        await self._patience.answer(_NAME, "connect", join, late=f"{_NAME} does not answer yet")
         take_signals_back()
         errors: list[Exception] = []
 
         async def place(cell: int) -> None:
+            late = f"{self._name} has no machine for cell {cell} yet"
             try:
-                await self._patience.answer(_NAME, f"find a machine for cell {cell}", self._place, cell)
-            except (ClusterError, WorkerHangs) as error:
+                await self._patience.answer(_NAME, "find a machine", self._place, cell, late=late)
+            except Exception as error:
                 errors.append(error)
                 tasks.cancel_scope.cancel()
 
@@ -104,7 +106,7 @@ class Cluster:
             for cell in range(1, self._config.cells):
                 tasks.start_soon(place, cell)
         if errors:
-            raise errors[0]
+            raise only_error(errors[0])
         self._interrupt.when_set.append(self._notice_interrupt)
         threading.Thread(target=self._pass_on_interrupts, name="orchestrator-interrupts", daemon=True).start()
 
@@ -232,7 +234,10 @@ class Cluster:
             except ray.exceptions.RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
             except ray.exceptions.GetTimeoutError as error:
-                place.lost = place.lost or f"it has not answered {method!r} within {within:g} s"
+                late = f"it has not answered {method!r} within {within:g} s"
+                if method == "read":  # a note, which has little time: a machine that is only busy is not lost
+                    raise MachineLost(f"{place.machine.name} may be gone: {late}") from error
+                place.lost = place.lost or late
                 raise MachineLost(f"{place.machine.name} is gone: {place.lost}") from error
             except ray.exceptions.RayError as error:
                 if getattr(error, "actor_init_failed", False):

@@ -55,10 +55,13 @@ class Patience:
     def _seconds_for(self, worker: str) -> float:
         return max(self._seconds or 0.0, _STEPS * self._longest_steps.get(worker, 0.0))
 
-    async def answer(self, worker: str, what: str, ask: Callable[..., Awaitable[Answer]], *args: object) -> Answer:
-        """The result of `await ask(*args)`; raises WorkerHangs where it takes too long."""
+    async def answer(
+        self, worker: str, what: str, ask: Callable[..., Awaitable[Answer]], *args: object, late: str = ""
+    ) -> Answer:
+        """The result of `await ask(*args)`; raises WorkerHangs where it takes too long. `late` is what is said then
+        of what is no worker, and not ended by force."""
         if worker in self.hanging:
-            raise WorkerHangs(f"worker {worker!r} hangs; it is not asked to {what!r}")
+            raise WorkerHangs(late or f"worker {worker!r} hangs; it is not asked to {what!r}")
         with anyio.CancelScope() as scope:
             if self._seconds is not None:
                 scope.deadline = anyio.current_time() + self._seconds_for(worker)
@@ -68,6 +71,9 @@ class Patience:
             finally:
                 del self._scopes[scope]
         self.hanging.add(worker)
+        if late:
+            _log.error("%s; the run ends without it", late)
+            raise WorkerHangs(late)
         seconds = self._seconds_for(worker)
         message = f"worker {worker!r} has not answered {what!r} within {seconds:.3g} s after the run was to end now"
         if worker in self.waits_for and (other := await in_thread(self.waits_for[worker], abandon_on_cancel=True)):

@@ -25,7 +25,7 @@ class Note:
         self._memory[:_BYTES] = data.ljust(_BYTES, b"\0")
 
     def read(self, elsewhere: Callable[[int, int], bytes] | None = None) -> str:
-        """Its text; `elsewhere` reads the begin of memory by its name on another machine, where the worker is there."""
+        """Its text; where the worker is on another machine, `elsewhere` reads the beginning of memory by its name."""
         data = self._memory[:_BYTES] if elsewhere is None else elsewhere(os.fstat(self._buffer.fd).st_ino, _BYTES)
         return data.rstrip(b"\0").decode(errors="replace")
 

@@ -65,7 +65,7 @@ class RemoteMachine:
         self.ahead = min(readings)[1]
 
     def read(self, name: int, nbytes: int) -> bytes:
-        """The begin of memory of this name there. Blocks for some seconds at most; raises MachineLost."""
+        """The beginning of memory of this name there. Blocks for some seconds at most; raises MachineLost."""
         memory: bytes = self.call("read", name, nbytes, within=_NOTE_SECONDS)
         return memory
 

@@ -22,6 +22,8 @@ from orchestrator import CheckpointsConfig, Trainer, TrainerConfig
 from orchestrator.checkpoints import CheckpointFolder
 from orchestrator.loop.cluster import ClusterError
 from orchestrator.loop.patience import WorkerHangs
+from orchestrator.run import parts_of
+from orchestrator.workers.machine import Machine
 from orchestrator.workers.remote import Call, RemoteMachine
 from tests.machines import Machines
 from tests.orchestrator.test_cells import assert_same, trained
@@ -190,7 +192,9 @@ async def test_an_environment_worker_that_hangs_on_another_machine_is_named(
         async with Trainer(dataclasses.replace(config, collection=collection)).start() as run:
             while not marker.exists():
                 await anyio.sleep(0.05)
-            await anyio.sleep(2)  # until the collector notices that it waits
+            waits_for = parts_of(run).patience.waits_for["collector-1"]
+            while not await anyio.to_thread.run_sync(waits_for):
+                await anyio.sleep(0.05)
             run.stop_now()
             await run.result()
     assert "worker 'collector-1' has not answered 'collect'" in caplog.text
@@ -204,7 +208,7 @@ async def test_stopping_does_not_wait_for_a_machine_without_room(
 ) -> None:
     config = config_for(machines, epochs=10**6)
     collection = dataclasses.replace(config.collection, collectors=8)
-    with anyio.fail_after(100), pytest.raises(WorkerHangs, match="'find a machine for cell 1' within"):
+    with anyio.fail_after(100), pytest.raises(WorkerHangs, match="has no machine for cell 1 yet"):
         async with Trainer(dataclasses.replace(config, collection=collection)).start() as run:
             while not ray_is_connected():
                 await anyio.sleep(0.05)
@@ -268,3 +272,31 @@ async def test_several_cells_without_room_are_one_error(machines: Machines) -> N
             finally:
                 assert isinstance(run.error, ClusterError)
     await machines.assert_nothing_left()
+
+
+class UnableToBegin(Machine):
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("no module that the run needs")
+
+    def whereabouts(self) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_several_cells_that_cannot_begin_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.loop.cluster._Actor", UnableToBegin)
+    machines = Machines(3)
+    try:
+        trainer = Trainer(config_for(machines, cells=4))
+        with (
+            anyio.fail_after(100),
+            pytest.raises(ClusterError, match=r"(?s)cell \d can't begin on a machine .* no module"),
+        ):
+            async with trainer.start() as run:
+                try:
+                    await run.result()
+                finally:
+                    assert isinstance(run.error, ClusterError)
+        await machines.assert_nothing_left()
+    finally:
+        machines.close()
