@@ -66,7 +66,7 @@ class StatsTracker:
     """
 
     rollout: Mapping[str, tuple[float, ...]] = _NO_STATS
-    """The latest rollout: for each key, the values of the episodes that ended in it."""
+    """The latest rollout: for each key its values, most often one of each episode that ended in it."""
     recent_returns: tuple[float, ...] = ()
     """Returns of the last `window` episodes, oldest first."""
     recent_lengths: tuple[float, ...] = ()
@@ -103,7 +103,7 @@ class StatsTracker:
         )
 
     def means(self) -> Mapping[str, float]:
-        """For each key of the latest rollout that has a value, the mean over its episodes."""
+        """For each key of the latest rollout that has a value, the mean over its values."""
         return FrozenMapping({key: _mean(values) for key, values in self.rollout.items() if values})
 
     def recent_mean(self, key: str) -> float | None:

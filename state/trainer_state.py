@@ -37,7 +37,8 @@ class TrainerState:
     (versions are counted; 0 is the policy before training)."""
 
     rollout_stats: Mapping[str, tuple[float, ...]] | None = None
-    """One value per episode that ended in the epoch; known before `on_rollout_end`."""
+    """The epoch's values under each name: of the episodes that ended in it, of an environment's logs, or of collectors;
+    known before `on_rollout_end`."""
     loss_stats: Mapping[str, float] | None = None
     """Means over the epoch's minibatches; known before `on_epoch_end`."""
     eval_scores: EvalRewardSummary | None = None

@@ -99,7 +99,8 @@ class CollectReport(NamedTuple):
     agent_steps: int
     """Transitions; steps that only reset a copy are not counted."""
     rollout_stats: dict[str, list[float]]
-    """Of the episodes that ended, in that order: "episode_return", "episode_length" and their infos' numbers."""
+    """Of the episodes that ended, in that order: "episode_return", "episode_length" and their infos' numbers; also
+    what environments log, and "replayed_steps"."""
     began: float
     """`time.monotonic()`, one clock for all processes of a machine; `ended` too."""
     ended: float
@@ -318,10 +319,8 @@ class Collector:
             )
 
     def _reset(self) -> ObservationArrays:
-        return self._environment.reset(self._environment_seed())
-
-    def _environment_seed(self) -> int:
-        return derived_seed(self._plan.seed, 1 + self._rollouts)
+        with self._environment.warnings_noted():
+            return self._environment.reset(derived_seed(self._plan.seed, 1 + self._rollouts))
 
     def _set_current(self, observation: ObservationArrays) -> None:
         for key, array in arrays_of(observation).items():

@@ -105,10 +105,12 @@ class MettaGridVector(VectorEnv[Any, Any, Any]):
     def close_extras(self, **kwargs: Any) -> None:
         for simulation in self._simulations:
             simulation.close()
+        self._steps.clear()
 
     def _begin(self, game: int) -> None:
         if self._simulations[game] is not None:
             self._simulations[game].close()
+            self._steps[game] = None  # which would keep the simulator in C++
         config = self._config
         map_seed, seed = (int(number) for number in self.np_random.integers(_SEEDS, size=2))
         if self._own_map:

@@ -121,7 +121,8 @@ class EnvironmentShard:
         """Returns warnings."""
         warnings: dict[str, str] = {}
         for share in self._shares:
-            share.write_observation(arrays_of(share.environment.reset(seed)))
+            with share.environment.warnings_noted():
+                share.write_observation(arrays_of(share.environment.reset(seed)))
             warnings |= share.environment.take_warnings()
         return warnings
 
@@ -133,12 +134,14 @@ class EnvironmentShard:
     def begin_step(self, group: int) -> None:
         share = self._shares[group]
         share.read_mask()
-        share.environment.send(share.action.copy())  # an environment may keep its action
+        with share.environment.warnings_noted():
+            share.environment.send(share.action.copy())  # an environment may keep its action
 
     def end_step(self, group: int) -> StepReply:
         """Wait for what has been begun."""
         share = self._shares[group]
-        step = share.environment.recv()
+        with share.environment.warnings_noted():
+            step = share.environment.recv()
         share.write(step)
         return StepReply(step.final_observation is not None, step.stats, share.environment.take_warnings())
 

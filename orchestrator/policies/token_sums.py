@@ -94,17 +94,22 @@ class TokenTable:
         """By their places."""
         self._end = 1
         """Of the places of tokens that are known."""
+        self._too_many = False
+        """Whether there was no room for a batch's: what follows is likely to be no different."""
 
     def begin(self, write: Callable[[Array, Array], object]) -> None:
         """From now on, `write` computes the rows of codes `[k]`, into the array `[k, columns]` that it is given."""
-        self._write, self.longest = write, 0
+        self._write, self.longest, self._too_many = write, 0, False
         if self._end > _KEPT:
             self._forget()
         self._compute(1)
 
     def places(self, sets: TokenSets) -> Array | None:
-        """The rows of the tokens; None where more of them are different than there is room for."""
+        """The rows of the tokens; None where more of them are different than there is room for, and from then on until
+        `begin`."""
         self.longest, codes = sets.longest, sets.codes
+        if self._too_many:
+            return None
         places = self._places.take(codes)
         if not places.all():
             missing = places == 0
@@ -112,7 +117,8 @@ class TokenTable:
             if self._end + len(new) > len(self._codes):
                 self._forget()
                 new, missing = np.unique(codes), slice(None)
-                if self._end + len(new) > len(self._codes):
+                self._too_many = self._end + len(new) > len(self._codes)
+                if self._too_many:
                     return None
             first, self._end = self._end, self._end + len(new)
             self._codes[first : self._end] = new

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,12 @@ def test_each_agent_is_a_row_that_the_simulator_writes() -> None:
     assert set(step.stats["action.noop.success"]) == {5.0}
     assert (np.array(environment.reset(1)) == first).all()
     assert (np.array(environment.reset(2)) != first).any()
+    simulators = [weakref.ref(simulation._c_sim) for simulation in simulations]
+    environment.reset(3)
+    simulators += [weakref.ref(simulation._c_sim) for simulation in simulations]
+    assert [simulator() is None for simulator in simulators] == [True, True, False, False]
     environment.close()
+    assert all(simulator() is None for simulator in simulators), "which have much memory"
 
 
 def test_a_function_may_return_the_config_of_a_game() -> None:

@@ -12,7 +12,8 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
 from orchestrator import Trainer
-from orchestrator.environments import EnvironmentFailed, native
+from orchestrator.environments import EnvironmentFailed, make_vector, native
+from orchestrator.environments.native import halves_of_step
 from tests.orchestrator.training import small_config
 
 if TYPE_CHECKING:
@@ -73,6 +74,30 @@ def test_one_group_steps_while_the_policy_acts_for_the_other(monkeypatch: pytest
     rollout = [f"begin {one}", *[f"begin {other}", f"end {one}", f"begin {one}", f"end {other}"] * 15]
     rollout += [f"begin {other}", f"end {one}", f"end {other}"]
     assert calls[: len(rollout)] == rollout
+
+
+@pytest.mark.parametrize(
+    ("environment", "library", "begin", "end"),
+    [
+        (f"{__name__}:in_processes", "gymnasium", "step_async", "step_wait"),
+        ("envpool/CartPole-v1", "envpool", "send", "recv"),
+        ("ALE/Pong-v5", "ale_py", "send", "recv"),
+    ],
+)
+def test_these_step_by_themselves(
+    environment: str, library: str, begin: str, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(library)
+    found: list[bool] = []
+
+    def looked_at(vector: Any) -> Any:
+        halves = halves_of_step(vector)
+        found.append(halves == (getattr(vector, begin), getattr(vector, end)))
+        return halves
+
+    monkeypatch.setattr(native, "halves_of_step", looked_at)
+    make_vector(environment, 2).close()
+    assert found == [True]
 
 
 @pytest.mark.parametrize("groups", [1, 2])

@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 
 from orchestrator.policies.network import NetworkError, Spaces
-from orchestrator.policies.token_sums import sums_of_rows
+from orchestrator.policies.token_sums import TokenSets, TokenTable, sums_of_rows
 from orchestrator.policies.tokens import TokenEncoder, Tokens
 
 SPACES = Spaces(spaces.Box(0, 255, (40, 3), np.uint8), spaces.Discrete(5))
@@ -119,6 +119,21 @@ def test_while_weights_are_fixed_bits_do_not_depend_on_what_was_seen_before() ->
         with encoder.fixed():
             assert torch.equal(encoder(tokens)[60:], first)
     assert not torch.allclose(other[60:], first)
+
+
+def test_after_more_tokens_than_there_is_room_for_none_are_looked_up_until_the_next_beginning() -> None:
+    random = np.random.default_rng(8)
+    many = TokenSets.of(random.integers(0, 255, (100, 500, 3), np.uint8))
+    few = TokenSets.of(random.integers(0, 255, (2, 500, 3), np.uint8))
+    computed: list[int] = []
+    table = TokenTable(1)
+    for _ in range(2):
+        table.begin(lambda codes, rows: computed.append(len(codes)))
+        assert table.places(few) is not None
+        assert table.places(many) is None
+        before = len(computed)
+        assert table.places(few) is None
+        assert len(computed) == before
 
 
 def test_tokens_may_be_more_than_are_remembered() -> None:
