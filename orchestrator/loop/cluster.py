@@ -21,7 +21,6 @@ from orchestrator.loop.rings import EXPERIENCE
 from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.machine import Machine
 from orchestrator.workers.remote import MachineLost, RemoteMachine
-from state.error import only_error
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -92,21 +91,22 @@ class Cluster:
         join = partial(in_thread, self._join, abandon_on_cancel=True)
         await self._patience.answer(_NAME, "connect", join, late=f"{_NAME} does not answer yet")
         take_signals_back()
-        errors: list[Exception] = []
+        error: BaseException | None = None
 
         async def place(cell: int) -> None:
             late = f"{self._name} has no machine for cell {cell} yet"
-            try:
-                await self._patience.answer(_NAME, "find a machine", self._place, cell, late=late)
-            except Exception as error:
-                errors.append(error)
-                tasks.cancel_scope.cancel()
+            await self._patience.answer(_NAME, "find a machine", self._place, cell, late=late)
 
-        async with anyio.create_task_group() as tasks:
-            for cell in range(1, self._config.cells):
-                tasks.start_soon(place, cell)
-        if errors:
-            raise only_error(errors[0])
+        try:
+            async with anyio.create_task_group() as tasks:
+                for cell in range(1, self._config.cells):
+                    tasks.start_soon(place, cell)
+        except Exception as group:  # of all cells that had an error before the first has ended the others
+            error = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+        if error is not None:  # outside of the handler, which would change the error's cause or context
+            raise error
         self._interrupt.when_set.append(self._notice_interrupt)
         threading.Thread(target=self._pass_on_interrupts, name="orchestrator-interrupts", daemon=True).start()
 

@@ -20,9 +20,10 @@ import pytest
 from losses import Loss
 from orchestrator import CheckpointsConfig, Trainer, TrainerConfig
 from orchestrator.checkpoints import CheckpointFolder
-from orchestrator.loop.cluster import ClusterError
-from orchestrator.loop.patience import WorkerHangs
+from orchestrator.loop.cluster import Cluster, ClusterError
+from orchestrator.loop.patience import Patience, WorkerHangs
 from orchestrator.run import parts_of
+from orchestrator.workers.interrupt import Interrupt
 from orchestrator.workers.machine import Machine
 from orchestrator.workers.remote import Call, RemoteMachine
 from tests.machines import Machines
@@ -300,3 +301,21 @@ async def test_several_cells_that_cannot_begin_are_one_error(monkeypatch: pytest
         await machines.assert_nothing_left()
     finally:
         machines.close()
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_several_cells_that_fail_at_once_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Ray, so that they do it at the same time."""
+    at_once = threading.Barrier(3)
+
+    def join(self: Cluster) -> None: ...
+
+    def start(self: Cluster, cell: int, needed: dict[str, float]) -> None:
+        at_once.wait()
+        raise ClusterError(f"cell {cell} can't begin")
+
+    monkeypatch.setattr(Cluster, "_join", join)
+    monkeypatch.setattr(Cluster, "_start", start)
+    for _ in range(20):
+        with pytest.raises(ClusterError, match=r"cell \d can't begin"):
+            await Cluster(config_for(None, cells=4), Interrupt(), Patience()).open()
