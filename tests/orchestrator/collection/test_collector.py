@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.collection.collector import Collector, CollectorPlan, CollectReport
+from orchestrator.collection.collector import Collector, CollectorPlan, CollectReport, derived_seed
 from orchestrator.collection.experience_fields import experience_fields
 from orchestrator.config.settings import CollectionConfig, PolicyConfig, TrainerConfig
 from orchestrator.environments import EnvironmentFailed
@@ -90,7 +90,7 @@ class Reference:
         self.weights: dict[str, Any] = {}
         self.recurrent = False
         self.next_step = plan.config.environment == NEXT_STEP
-        seed = Collector(plan)._environment_seed()  # pyright: ignore[reportPrivateUsage]
+        seed = derived_seed(plan.seed, 1)
         seeds = copy_seeds(seed, count) if plan.config.collection.mode == "sync" else range(seed, seed + count)
         self.environments = [single() for _ in range(count)]
         self.observations = [
