@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import uuid
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import psutil
 
-from tests.orchestrator.training import worker_processes
+from tests.orchestrator.training import small_config, worker_processes
+
+if TYPE_CHECKING:
+    from orchestrator import TrainerConfig
 
 MARK = "ORCHESTRATOR_TEST_CLUSTER"
 CORES = 2
@@ -84,3 +88,15 @@ class Machines:
         self._cluster.shutdown()
         os.environ.pop(MARK, None)
         os.environ.pop(NICENESS, None)
+
+
+def config_on(machines: Machines | None, *, cells: int, shards: int, collectors: int, **settings: Any) -> TrainerConfig:
+    """A small run, whose cells are on the machines where there are several."""
+    settings = {"epochs": 6, "num_environments": 8} | settings
+    config = small_config(backend="process", collectors=collectors, **settings)
+    return dataclasses.replace(
+        config,
+        cells=cells,
+        cluster=None if machines is None or cells == 1 else machines.address,
+        learning=dataclasses.replace(config.learning, shards=shards),
+    )

@@ -30,9 +30,9 @@ from orchestrator import (
 )
 from orchestrator.loop.cluster import ClusterError
 from orchestrator.workers.remote import Call, RemoteMachine
-from tests.machines import Machines
+from tests.machines import Machines, config_on
 from tests.orchestrator.test_cells import Deadly, assert_same, trained
-from tests.orchestrator.training import losses_with, small_config
+from tests.orchestrator.training import losses_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -65,13 +65,9 @@ def own_machines() -> Iterator[Machines]:
     made.close()
 
 
-def config_for(cells: int, machines: Machines | None = None, *, epochs: int = 6, **settings: Any) -> TrainerConfig:
-    config = small_config(epochs=epochs, num_environments=8, backend="process", collectors=4, **settings)
-    learning = dataclasses.replace(config.learning, shards=4)
-    cluster = None if machines is None or cells == 1 else machines.address
-    if cells == 2:  # with a core each
-        config = dataclasses.replace(config, collection=dataclasses.replace(config.collection, collectors=2))
-    return dataclasses.replace(config, cells=cells, cluster=cluster, learning=learning)
+def config_for(cells: int, machines: Machines | None = None, **settings: Any) -> TrainerConfig:
+    # Two cells have a core each.
+    return config_on(machines, cells=cells, shards=4, collectors=2 if cells == 2 else 4, **settings)
 
 
 # The same bits.

@@ -26,9 +26,9 @@ from orchestrator.run import parts_of
 from orchestrator.workers.interrupt import Interrupt
 from orchestrator.workers.machine import Machine
 from orchestrator.workers.remote import Call, RemoteMachine
-from tests.machines import Machines
+from tests.machines import Machines, config_on
 from tests.orchestrator.test_cells import assert_same, trained
-from tests.orchestrator.training import losses_with, small_config
+from tests.orchestrator.training import losses_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,12 +60,8 @@ def own_machines() -> Iterator[Machines]:
     made.close()
 
 
-def config_for(machines: Machines | None, *, cells: int = 2, epochs: int = 6, **settings: Any) -> TrainerConfig:
-    config = small_config(epochs=epochs, num_environments=8, backend="process", collectors=cells, **settings)
-    learning = dataclasses.replace(config.learning, shards=cells)
-    return dataclasses.replace(
-        config, cells=cells, cluster=None if machines is None else machines.address, learning=learning
-    )
+def config_for(machines: Machines | None, *, cells: int = 2, **settings: Any) -> TrainerConfig:
+    return config_on(machines, cells=cells, shards=cells, collectors=cells, **settings)
 
 
 class DyingWhileSaved(Loss):
@@ -264,14 +260,18 @@ async def test_a_timeout_that_is_too_short_for_a_cell_to_start_is_named(machines
     await machines.assert_nothing_left()
 
 
-async def test_several_cells_without_room_are_one_error(machines: Machines) -> None:
-    trainer = Trainer(config_for(machines, cells=8, cell_timeout=3.0))
-    with anyio.fail_after(100), pytest.raises(ClusterError, match=r"no machine for cell \d after cell_timeout = 3 s"):
-        async with trainer.start() as run:
+async def assert_one_error(config: TrainerConfig, message: str) -> None:
+    with anyio.fail_after(100), pytest.raises(ClusterError, match=message):
+        async with Trainer(config).start() as run:
             try:
                 await run.result()
             finally:
                 assert isinstance(run.error, ClusterError)
+
+
+async def test_several_cells_without_room_are_one_error(machines: Machines) -> None:
+    config = config_for(machines, cells=8, cell_timeout=3.0)
+    await assert_one_error(config, r"no machine for cell \d after cell_timeout = 3 s")
     await machines.assert_nothing_left()
 
 
@@ -288,16 +288,7 @@ async def test_several_cells_that_cannot_begin_are_one_error(monkeypatch: pytest
     monkeypatch.setattr("orchestrator.loop.cluster._Actor", UnableToBegin)
     machines = Machines(3)
     try:
-        trainer = Trainer(config_for(machines, cells=4))
-        with (
-            anyio.fail_after(100),
-            pytest.raises(ClusterError, match=r"(?s)cell \d can't begin on a machine .* no module"),
-        ):
-            async with trainer.start() as run:
-                try:
-                    await run.result()
-                finally:
-                    assert isinstance(run.error, ClusterError)
+        await assert_one_error(config_for(machines, cells=4), r"(?s)cell \d can't begin on a machine .* no module")
         await machines.assert_nothing_left()
     finally:
         machines.close()

@@ -3,7 +3,6 @@ raylets on one machine."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,8 @@ from orchestrator import (
     TrainerConfig,
     TypePolicy,
 )
-from tests.machines import Machines
+from tests.machines import Machines, config_on
 from tests.orchestrator.test_cells import assert_same, trained
-from tests.orchestrator.training import small_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,10 +43,7 @@ def machines() -> Iterator[Machines]:
 def config_for(
     cells: int, machines: Machines, *, shards: int = 2, collectors: int = 2, **settings: Any
 ) -> TrainerConfig:
-    settings = {"epochs": 4, "num_environments": 8} | settings
-    config = small_config(backend="process", collectors=collectors, **settings)
-    learning = dataclasses.replace(config.learning, shards=shards)
-    return dataclasses.replace(config, cells=cells, cluster=machines.address if cells > 1 else None, learning=learning)
+    return config_on(machines, cells=cells, shards=shards, collectors=collectors, **{"epochs": 4} | settings)
 
 
 KINDS: dict[str, dict[str, Any]] = {
