@@ -40,8 +40,8 @@ class _Kind(Repeated):
             None if draw.weight is None else draw.weight.clone(),
         )
 
-    def put(self, draw: Draw) -> Draw:
-        """The minibatch, in the places that a recording reads."""
+    def put(self, draw: Draw) -> None:
+        """Bring the minibatch to the places that a recording reads."""
         for own, given in (
             (self.draw.fields.index, draw.fields.index),
             (self.draw.valid, draw.valid),
@@ -49,8 +49,11 @@ class _Kind(Repeated):
         ):
             if own is not None and given is not None:
                 own.copy_(given)
-        # Others than before, since what has been taken of a minibatch is kept with it.
-        return replace(self.draw, fields=self.draw.fields.at(self.draw.fields.index))
+
+    def drawn(self) -> Draw:
+        """The minibatch that was put there. Each time it is learned from, it has to be another one: what has been taken
+        of it is kept with it, and what a recording takes is nothing until it is replayed."""
+        return replace(self.draw, fields=self.draw.fields.again())
 
 
 class _Effects:
@@ -158,11 +161,11 @@ class MinibatchGraphs:
         kind = self._kinds.get(key)
         if kind is None:
             kind = self._kinds[key] = _Kind(draw)
-        own = kind.put(draw)
+        kind.put(draw)
 
         def eagerly() -> None:
             with self._optimization.at_fixed_place(place):
-                learn(own)
+                learn(kind.drawn())
 
         if self._replays.works and self._as_it_was():
             self._look_for_changes()

@@ -1,7 +1,8 @@
 """What a CUDA graph does, without the hardware: the operations of a function are recorded, and replayed on the same
 memory, without Python's control flow, and without what the host reads.
 
-Recording has nothing done: what an operation changes of the memory that was there before is put back at the end.
+Recording has nothing done: what an operation changes of the memory that was there before is put back at the end, and
+what comes about on the way holds nothing of use then.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from orchestrator.policies import Spaces
+
+_NOTHING = 0xFF
+"""A byte; four of them are NaN."""
 
 
 class RecordedOperations:
@@ -87,6 +91,8 @@ class _Recording(TorchDispatchMode):
         return result
 
     def undo(self) -> None:
+        for made in self._made.values():
+            _whole(made).fill_(_NOTHING)
         for memory, content in self._before.values():
             memory.copy_(content)
 
