@@ -18,7 +18,7 @@ Parts (all, if none is named; `--list` prints them), each in a process of its ow
   are replayed from CUDA graphs in `cartpole_64_graphs`, `pong_64_graphs`, `memory_64_graphs`; steps of the policy in
   `pong_64_acting_graphs`, `memory_64_acting_graphs`.
 - `peers_cartpole_64`, `peers_pong_64`: agent steps per second of stable-baselines3 and, where `--leanrl` names its
-  script (see pong.py), LeanRL.
+  script (see leanrl.py), LeanRL.
 
 Each part prints a line of JSON, into `--output` too; a table follows. `--small` is for trying the script where there is
 no GPU: little work, on the CPU unless `--device` says otherwise. Horizon 128, 4 minibatches, 4 update epochs.
@@ -112,7 +112,7 @@ def peers(name: str, options: argparse.Namespace) -> dict[str, Any]:
     per_epoch = pong.stable_baselines3(1, environments, options.device)
     rates["stable_baselines3"] = steps / statistics.median(per_epoch)
     if options.leanrl is not None:
-        rates["leanrl"] = steps / statistics.median(pong.leanrl(str(options.leanrl), 1, environments))
+        rates["leanrl"] = steps / statistics.median(pong.leanrl_seconds(options.leanrl, 1, environments))
     return rates
 
 
@@ -170,7 +170,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=6.0, help="for all parts together (default: %(default)g)")
     parser.add_argument("--output", type=Path, help="file of JSON lines to add the results to")
     parser.add_argument("--small", action="store_true", help="little work, to try this script")
-    parser.add_argument("--leanrl", type=Path, help="its script, see pong.py")
+    parser.add_argument("--leanrl", type=Path, help="its script, see leanrl.py")
     parser.add_argument("--list", action="store_true", help="print the parts")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -3,31 +3,23 @@ Nature CNN, environments and hyperparameters, all in one run and in turn.
 
     python scripts/bench/pong.py [--repeats 3] [--leanrl LeanRL/leanrl/ppo_atari_envpool_torchcompile.py]
 
-Needs the `atari` extra and the `bench` dependency group. `--leanrl` names that script of a checkout of
-github.com/meta-pytorch/LeanRL; it runs as it is, without torch.compile, which gains nothing on a CPU, on the same
-environments instead of envpool's, and with the two changes that newer versions of torch and tensordict ask for. It
-needs the package tensordict. Peers get the number of threads with which they
-are fastest.
+Needs the `atari` extra and the `bench` dependency group. `--leanrl` names LeanRL's script, see leanrl.py. Peers get the
+number of threads with which they are fastest.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import statistics
 import sys
 import time
-import types
-from importlib.machinery import ModuleSpec
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+import leanrl
 from measure import arguments, describe_machine, epoch_seconds, in_subprocess, spread
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ENVIRONMENTS, HORIZON, MINIBATCHES, UPDATE_EPOCHS, LEARNING_RATE = 8, 128, 4, 4, 2.5e-4
 STEPS = ENVIRONMENTS * HORIZON
@@ -85,93 +77,11 @@ def stable_baselines3(threads: int, environments: int = ENVIRONMENTS, device: st
     return [after - before for before, after in pairwise(starts[WARM_UP:])]
 
 
-def leanrl(script: str, threads: int, environments: int = ENVIRONMENTS) -> list[float]:
-    """Seconds of each iteration of LeanRL's script, which finds stand-ins for what it imports beside torch."""
-    import torch
-
-    torch.set_num_threads(threads)
-    starts: list[float] = []
-
-    class Progress:
-        """In place of tqdm: the loop that the script iterates over."""
-
-        def __init__(self, iterations: range) -> None:
-            self._iterations = iterations
-
-        def __iter__(self) -> Iterator[int]:
-            for iteration in self._iterations:
-                starts.append(time.perf_counter())
-                yield iteration
-
-        def set_description(self, text: str) -> None: ...
-
-    import gymnasium
-
-    sys.modules["envpool"] = _module("envpool", make=lambda *_, num_envs, **__: _EnvpoolLike(num_envs))
-    sys.modules["gym"] = _module("gym", Wrapper=_GymWrapper, spaces=gymnasium.spaces)
-    sys.modules["tqdm"] = _module("tqdm", tqdm=Progress)
-    sys.modules["wandb"] = _module("wandb", init=lambda **_: None, log=lambda *_, **__: None)
-    options = {
-        "num-envs": environments,
-        "num-steps": HORIZON,
-        "total-timesteps": environments * HORIZON * (WARM_UP + EPOCHS + 1),
-    }
-    options |= {"num-minibatches": MINIBATCHES, "update-epochs": UPDATE_EPOCHS, "learning-rate": LEARNING_RATE}
-    sys.argv = [script, *(word for name, value in options.items() for word in (f"--{name}", str(value)))]
-    source = Path(script).read_text(encoding="utf-8")
-    source = re.sub(r"^Categorical\.(logits|probs) = .*$", "", source, flags=re.MULTILINE)
-    source = re.sub(r"= (agent_inference\.get_\w+)$", r"= torch.no_grad()(\1)", source, flags=re.MULTILINE)
-    exec(compile(source, script, "exec"), {"__name__": "__main__", "__file__": script})
-    return [after - before for before, after in pairwise(starts[WARM_UP:])]
-
-
-class _EnvpoolLike:
-    """Our environments one after another, with the interface of envpool's that LeanRL uses."""
-
-    def __init__(self, count: int) -> None:
-        from orchestrator.environments import make_vector
-
-        self._environments = make_vector(ENVIRONMENT, count)
-        self.action_space = self._environments.action_space
-        self.observation_space = self._environments.observation_space
-
-    def reset(self) -> Any:
-        return self._images(self._environments.reset(1))
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, dict[str, Any]]:
-        import numpy as np
-
-        step = self._environments.step(actions)
-        ended = step.terminated | step.truncated
-        infos = {"reward": step.reward, "terminated": ended, "lives": np.zeros(len(ended), np.int32)}
-        return self._images(step.observation), step.reward.copy(), ended, infos
-
-    def close(self) -> None:
-        self._environments.close()
-
-    def _images(self, observation: Any) -> Any:
-        return observation.transpose(0, 3, 1, 2).copy()
-
-
-class _GymWrapper:
-    def __init__(self, env: Any) -> None:
-        self.env = env
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.env, name)
-
-    def reset(self, **options: Any) -> Any:
-        return self.env.reset(**options)
-
-    def step(self, action: Any) -> Any:
-        return self.env.step(action)
-
-
-def _module(name: str, **contents: Any) -> types.ModuleType:
-    module = types.ModuleType(name)
-    module.__spec__ = ModuleSpec(name, None)  # torch asks whether tqdm could be imported
-    vars(module).update(contents)
-    return module
+def leanrl_seconds(script: Path, threads: int, environments: int = ENVIRONMENTS) -> list[float]:
+    """Seconds of each iteration."""
+    return leanrl.iteration_seconds(
+        script, ENVIRONMENT, environments, threads, EPOCHS, warm_up=WARM_UP, learning_rate=LEARNING_RATE
+    )
 
 
 def main() -> None:
@@ -182,7 +92,7 @@ def main() -> None:
     if chosen.one:
         who, *rest = chosen.one
         if who == "leanrl":
-            seconds = leanrl(rest[0], int(rest[1]))
+            seconds = leanrl_seconds(Path(rest[0]), int(rest[1]))
         else:
             measured: dict[str, Any] = {"ours": ours, "sb3": stable_baselines3}
             seconds = measured[who](*map(int, rest))

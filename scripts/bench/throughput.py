@@ -1,9 +1,12 @@
-"""Agent steps per second of the whole training loop, beside stable-baselines3's PPO: the same network, environments
-and hyperparameters, both in one run and in turn.
+"""Agent steps per second of the whole training loop, beside stable-baselines3's PPO and, where they are given, LeanRL's
+and PufferLib's: networks of the same size, CartPole, and as many environments, steps, minibatches and update epochs,
+all in one run and in turn.
 
     python scripts/bench/throughput.py [--environments 8 64 512] [--repeats 5]
+        [--leanrl LeanRL/leanrl/ppo_atari_envpool_torchcompile.py] [--pufferlib pufferlib-3.0.0]
 
-Needs the `bench` dependency group. stable-baselines3 gets the number of torch threads with which it is fastest.
+Needs the `bench` dependency group; for the other peers, see leanrl.py and puffer.py. LeanRL steps our environments, and
+PufferLib its own, which are in C. Peers get the number of torch threads with which they are fastest.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import leanrl
+import puffer
 from measure import describe_machine, in_subprocess, spread
 
 HORIZON, MINIBATCHES, UPDATE_EPOCHS = 128, 4, 4
@@ -90,31 +95,56 @@ def stable_baselines3(environments: int, threads: int, device: str = "cpu") -> l
     return [(after - before) / steps for before, after in itertools.pairwise(starts[1:])]
 
 
+def seconds_per_step(who: str, environments: int, variant: int, arguments: argparse.Namespace) -> list[float]:
+    """Of each epoch; `variant` is the staleness of ours, and the number of threads of a peer."""
+    if who == "ours":
+        return ours(environments, variant)
+    if who == "stable-baselines3":
+        return stable_baselines3(environments, variant)
+    iterations = max(4, epochs_for(environments) // 3)
+    if who == "LeanRL":
+        seconds = leanrl.iteration_seconds(
+            arguments.leanrl,
+            "CartPole-v1",
+            environments,
+            variant,
+            iterations,
+            warm_up=WARM_UP,
+            horizon=HORIZON,
+            network=leanrl.mlp(),
+        )
+    else:
+        seconds = puffer.iteration_seconds(
+            arguments.pufferlib, environments, variant, iterations, warm_up=WARM_UP, horizon=HORIZON
+        )
+    return [one / (environments * HORIZON) for one in seconds]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environments", type=int, nargs="+", default=[8, 64, 512])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--leanrl", type=Path, help="its script")
+    parser.add_argument("--pufferlib", type=Path, help="its folder")
     parser.add_argument("--one", nargs=3, metavar=("WHO", "ENVIRONMENTS", "VARIANT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         who, environments, variant = arguments.one
-        seconds = (ours if who == "ours" else stable_baselines3)(int(environments), int(variant))
-        print(json.dumps(1.0 / statistics.median(seconds)))
+        print(json.dumps(1.0 / statistics.median(seconds_per_step(who, int(environments), int(variant), arguments))))
         return
     print(describe_machine())
     print(f"CartPole-v1, MLP 64-64, horizon {HORIZON}, {MINIBATCHES} minibatches, {UPDATE_EPOCHS} update epochs")
+    given = {"LeanRL": arguments.leanrl, "PufferLib": arguments.pufferlib}
+    places = [word for name, path in given.items() if path for word in (f"--{name.lower()}", path)]
+    peers = ["stable-baselines3", *(name for name, path in given.items() if path)]
     for environments in arguments.environments:
-        contenders = {
-            "ours, staleness 1": ("ours", environments, 1),
-            "ours, staleness 0": ("ours", environments, 0),
-            "stable-baselines3, 1 thread": ("sb3", environments, 1),
-            "stable-baselines3, 2 threads": ("sb3", environments, 2),
-        }
+        contenders = {f"ours, staleness {staleness}": ("ours", staleness) for staleness in (1, 0)}
+        contenders |= {f"{peer}, {threads} threads": (peer, threads) for peer in peers for threads in (1, 2)}
         rates: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(arguments.repeats):
-            for name, contender in contenders.items():
-                rates[name].append(in_subprocess(__file__, "--one", *contender))
-        peer = max(statistics.median(values) for name, values in rates.items() if "sb3" in name or "stable" in name)
+            for name, (who, variant) in contenders.items():
+                rates[name].append(in_subprocess(__file__, *places, "--one", who, environments, variant))
+        peer = max(statistics.median(values) for name, values in rates.items() if contenders[name][0] != "ours")
         for name, values in rates.items():
             ratio = statistics.median(values) / peer
             print(f"{environments:4} environments  {name:28}  {spread(values)} steps/s  {ratio:.2f} x", flush=True)
