@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import select
 import weakref
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,6 +25,8 @@ _ALIGNED = 64
 """Bytes that the place of a tensor is a multiple of."""
 _LONGEST_POLL = 2**31 - 1
 """Milliseconds."""
+_HERE, _GONE = b".", b"x"
+"""What goes through the pipes. A child that a cell has forked keeps them open when the cell closes them."""
 
 
 class _File(NamedTuple):
@@ -109,10 +111,10 @@ class SharedSums:
 
     def meet(self, partner: int) -> None:
         """Returns when the partner has called this, too. Raises OSError where it is gone, or takes too long."""
-        self._tells[partner].write(b".")
+        self._tells[partner].write(_HERE)
         ready = select.poll()
         ready.register(self._hears[partner], select.POLLIN)
-        if not ready.poll(min(1000 * self._timeout, _LONGEST_POLL)) or not self._hears[partner].read(1):
+        if not ready.poll(min(1000 * self._timeout, _LONGEST_POLL)) or self._hears[partner].read(1) != _HERE:
             raise ConnectionError(f"cell {partner} is gone, or does not come")
 
     def add(self, tensors: Sequence[Tensor]) -> None:
@@ -122,7 +124,11 @@ class SharedSums:
             tensor.copy_(tree(0, len(of_cells), of_cells.__getitem__, torch.add))
 
     def close(self) -> None:
-        """Those that wait for this cell are told that it is gone."""
+        """Those that wait for this cell are told that it is gone. Idempotent."""
+        if self._closed.alive:
+            for tells in self._tells.values():
+                with suppress(OSError):  # the partner is gone, too
+                    tells.write(_GONE)
         self._closed()
 
     def _of_cell(self, cell: int, tensor: Tensor, begin: int) -> Tensor:

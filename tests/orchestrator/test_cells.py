@@ -1,14 +1,12 @@
-"""Several learners that share each batch: the same bits for any number of them, and what happens when one is lost."""
+"""Several learners that share each batch: the same bits for any number of them, and what is refused."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
-import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +24,6 @@ from orchestrator import (
     LearningConfig,
     LossesConfig,
     PolicyConfig,
-    Run,
     Trainer,
     TrainerConfig,
     TypePolicy,
@@ -162,47 +159,7 @@ async def test_another_number_of_shards_is_refused_on_resume(tmp_path: Path) -> 
         await trained(more, resume=tmp_path / "run")
 
 
-# Faults.
-
-
-class Deadly(Loss):
-    """In one cell's learner and once, at an epoch: is killed, stopped, or raises."""
-
-    def __init__(self, folder: Path, how: str = "", epoch: int = 2) -> None:
-        super().__init__()
-        self._folder, self._how, self._epoch = folder, how, epoch
-
-    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> Tensor:
-        marker = self._folder / "done"
-        if self._how and minibatch.epoch == self._epoch and minibatch.update_epoch == 1:
-            with contextlib.suppress(FileExistsError):  # by the first cell that comes here, and by that one alone
-                marker.touch(exist_ok=False)
-                if self._how == "raise":
-                    raise ValueError("by one cell alone")
-                os.kill(os.getpid(), getattr(signal, self._how))
-        return 0.01 * evaluation.value.square().mean()
-
-
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
-async def test_when_a_learner_dies_or_hangs_all_are_replaced_and_learn_the_same_bits(
-    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    undisturbed = await trained(config_for(1), losses_with(Deadly(tmp_path)))
-    config = dataclasses.replace(config_for(2), cell_timeout=600.0 if how == "SIGKILL" else 3.0)
-    replaced = await trained(config, losses_with(Deadly(tmp_path, how)))
-    assert (tmp_path / "done").exists()
-    assert_same(undisturbed, replaced)
-    said = "died during 'learn': killed by SIGKILL" if how == "SIGKILL" else "does not answer 'learn'"
-    assert any(f"worker 'learner-{cell}' {said}" in caplog.text for cell in (0, 1))
-    assert "starting it again (1 of 3) within an hour: it continues with the policy of epoch 2" in caplog.text
-    assert not worker_processes()
-
-
-async def test_an_error_in_one_cell_is_the_runs_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="by one cell alone") as caught:
-        await trained(config_for(2), losses_with(Deadly(tmp_path, "raise")))
-    assert any("the loss 'deadly' in epoch 3" in note for note in caught.value.__notes__)
-    assert not worker_processes()
+# What differs between cells.
 
 
 class Counting(nn.Module):
@@ -283,27 +240,6 @@ async def test_a_loss_that_is_not_finite_is_named() -> None:
         await trained(config_for(2), losses_with(NotFinite()))
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-@pytest.mark.parametrize("how", ["cancel", "stop", "stop_now", "abort"])
-async def test_however_a_run_ends_every_learner_ends(how: str) -> None:
-    trainer = Trainer(config_for(2, epochs=100_000))
-    started: list[Run] = []
-    with anyio.fail_after(200), anyio.CancelScope() as scope, contextlib.suppress(ZeroDivisionError):
-        async with trainer.start() as run:
-            started.append(run)
-            await run.next_state(None)
-            assert {"learner-0", "learner-1"} <= run.statistics().workers.keys()
-            if how == "cancel":
-                scope.cancel()
-                await anyio.sleep_forever()
-            if how == "abort":
-                raise ZeroDivisionError
-            getattr(run, how)()
-            await run.result()
-    assert started
-    assert not worker_processes()
-
-
 # What is refused.
 
 
@@ -375,8 +311,6 @@ def test_a_killed_command_leaves_no_learner_behind(tmp_path: Path) -> None:
 
 
 def until(true: Any) -> None:
-    import time
-
     deadline = time.monotonic() + 120
     while not true():
         assert time.monotonic() < deadline

@@ -31,7 +31,8 @@ from orchestrator import (
 from orchestrator.loop.cluster import ClusterError
 from orchestrator.workers.remote import Call, RemoteMachine
 from tests.machines import Machines, config_on
-from tests.orchestrator.test_cells import Deadly, assert_same, trained
+from tests.orchestrator.test_cells import assert_same, trained
+from tests.orchestrator.test_cells_faults import Deadly
 from tests.orchestrator.training import losses_with
 
 if TYPE_CHECKING:
