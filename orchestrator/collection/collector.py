@@ -137,7 +137,8 @@ class Collector:
         self._rows = np.arange(self._count)
         self._network = f"the network {plan.config.policy.network!r}"
         # What is acted on next lives in arrays that stay, so that their tensors do too.
-        self._current = {key: _staged(array, self._device) for key, array in arrays_of(self._reset()).items()}
+        with self._environment.closed_on_failure():
+            self._current = {key: _staged(array, self._device) for key, array in arrays_of(self._reset()).items()}
         self._episode_start = _staged(~self._environment.idle, self._device)
         self._episodes = EpisodeCounter(plan.games, self._environment.agents)
 

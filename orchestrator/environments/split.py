@@ -123,7 +123,8 @@ class SplitEnvironment(VectorEnvironment):
         buffer = SharedBuffer.create(self._spec.nbytes, "environments")
         self._arrays = self._spec.arrays(buffer.map_shared())
         self.idle = self._arrays["idle"]
-        self._ask("share_memory", self._spec, buffer)
+        with self.closed_on_failure():
+            self._ask("share_memory", self._spec, buffer)
         self._record_arrays: dict[str, Array] = {}
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -254,6 +254,16 @@ class VectorEnvironment(ABC):
         except Exception as error:
             for text in self.take_warnings().values():
                 error.add_note(text)
+            raise
+
+    @contextmanager
+    def closed_on_failure(self) -> Generator[None]:
+        """What fails within closes the copies, of which nobody else knows yet; that they fail to close is not told."""
+        try:
+            yield
+        except BaseException:
+            with suppress(Exception):
+                self.close()
             raise
 
     def _seeds_of_copies(self, seed: int) -> list[int]:

@@ -10,7 +10,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anyio
 import gymnasium
@@ -288,6 +288,44 @@ def test_no_process_is_left_of_a_command_that_a_signal_ends(number: signal.Signa
     finally:
         process.kill()
         process.wait()
+
+
+class Surplus(gymnasium.Env[Any, Any]):
+    """Its observations have a key too many, of which there is a warning, and a wrong shape: of resets, or of steps."""
+
+    observation_space = gymnasium.spaces.Dict({"near": gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)})
+    action_space = gymnasium.spaces.Discrete(2)
+    opened: ClassVar[set[gymnasium.Env[Any, Any]]] = set()
+
+    def __init__(self, at: str) -> None:
+        self._wrong_reset = at == "reset"
+        self.opened.add(self)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return self._near(self._wrong_reset), {}
+
+    def step(self, action: Any) -> Any:
+        return self._near(True), 1.0, False, False, {}
+
+    def close(self) -> None:
+        self.opened.discard(self)
+
+    def _near(self, wrong: bool) -> Any:
+        near = np.zeros(2, np.float32)
+        return {"near": np.zeros(3, np.float32), "far": near} if wrong else {"near": near}
+
+
+@pytest.mark.parametrize("split", [(0, 1), (1, 1), (0, 2)])
+@pytest.mark.parametrize("at", ["reset", "step"])
+async def test_an_environment_that_fails_is_closed_and_its_error_notes_what_there_was_to_warn_of(
+    at: str, split: tuple[int, int]
+) -> None:
+    Surplus.opened.clear()
+    config = config_of(*split, environment=f"{__name__}:Surplus", environment_options={"at": at})
+    with pytest.raises(EnvironmentFailed, match=f"{at}.* returned") as raised:
+        await Trainer(config).run()
+    assert "returns observations with the keys ['far']" in "".join(raised.value.__notes__)
+    assert not Surplus.opened
 
 
 def _wait_until(there: Any) -> None:
