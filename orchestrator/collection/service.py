@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from orchestrator.collection.collector import Collector, CollectorPlan, CollectReport
+from orchestrator.workers.current_device import make_current
 from orchestrator.workers.global_generators import global_generators, seed_global_generators, set_global_generators
 from orchestrator.workers.note import Note
 from orchestrator.workers.slots import SlotMemory, SlotRef
@@ -32,6 +33,7 @@ class CollectorService:
         self._device = plan.device
         self._own_process = plan.config.collection.backend == "process"
         if self._own_process:
+            make_current(plan.device)
             seed_global_generators(plan.seed)
         self._collector = Collector(plan, (waits_for or Note()).set)
         self._interrupt = interrupt

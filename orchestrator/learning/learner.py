@@ -37,6 +37,7 @@ from orchestrator.learning.statistics import batch_statistics, loss_statistics, 
 from orchestrator.learning.threads import threads_for
 from orchestrator.learning.unsaved_attributes import UnsavedAttributes
 from orchestrator.policies import build_policy, check_gradients
+from orchestrator.workers.current_device import make_current
 from orchestrator.workers.global_generators import seed_global_generators
 from orchestrator.workers.interrupt import InterruptChecks
 from orchestrator.workers.slots import SlotMemory, SlotRef
@@ -72,6 +73,7 @@ class Learner:
         own_process = run.collection.backend == "process"
         self._device = torch.device(plan.device)
         if own_process:
+            make_current(plan.device)
             seed_global_generators(run.seed)
         self.policy: Policy = build_policy(run.policy, plan.spaces, run.seed, config.discount)
         self._losses = LossSet(losses_of(plan.losses, self.policy.names))
@@ -253,13 +255,12 @@ class Learner:
         spans = Spans(self._plan.config.metrics.trace)
         config = self._plan.config.learning
         state = request.state
+        assert self._spec is not None, "prepare() comes before learn()"
         if any(self._losses.overriding(name) for name in CALLBACKS):
-            assert self._spec is not None
             view = self._lender.view(self._slots.buffer(request.experience))
             state = with_experience(request, self._plan.config, self._exchange.cell, self._spec, view)
         epoch = state.epoch
         losses = self._losses.active(epoch)
-        assert self._spec is not None, "prepare() comes before learn()"
         arrays = self._share.cut(self._spec.arrays(self._slots.memory(request.experience)))
         stale = request.behavior < PolicyPoint(epoch)
         try:
@@ -285,7 +286,6 @@ class Learner:
         finished, interrupted = not losses, False
         checks = InterruptChecks(self._plan.interrupt.is_set)
         while passes < config.update_epochs and not finished:
-            mb_idx = 0
             for mb_idx, together in enumerate(drawn_together(draws, of_run=self._share.shards)):
                 stopped, ended = self._step.learn(together, epoch, passes, mb_idx, first=not done)
                 done += 1
