@@ -22,8 +22,13 @@ from state.user_code import described, is_signal
 EnvironmentFunction = Callable[..., object]
 """A user's own function (or class) that makes one gymnasium environment from the options as keywords."""
 
-# Packages that register their environments only when imported, by the namespace of the ids.
-_NAMESPACES = {"ALE": "ale_py"}
+_NAMESPACES = {
+    "ALE/": "ale_py",
+    "MiniGrid-": "minigrid",
+    "BabyAI-": "minigrid",
+    "MinAtar/": "minatar.gym:register_envs",
+}
+"""What registers the ids that begin so: a package when it is imported, or a function of it."""
 _EXTRAS = {
     "Box2D": "box2d",
     "box2d": "box2d",
@@ -33,6 +38,8 @@ _EXTRAS = {
     "envpool": "envpool",
     "mettagrid": "mettagrid",
 }
+_WITHOUT_EXTRA = ("minatar",)
+"""Packages, named as pip knows them, that no extra brings."""
 _LIBRARIES = {"envpool": find_task, "pufferlib": find_ocean, "mettagrid": find_game}
 """What finds the environment "library/name"."""
 _DISTRIBUTION = "async-rl-orchestrator"
@@ -90,8 +97,8 @@ def extra_of(environment: str) -> str | None:
     """
     spec = gymnasium.registry.get(environment)
     if spec is None:
-        namespace = environment.partition("/")[0]
-        home = _NAMESPACES.get(namespace, namespace if namespace in _LIBRARIES else environment.rpartition(":")[0])
+        library = environment.partition("/")[0]
+        home = _registered_by(environment) or (library if library in _LIBRARIES else environment.rpartition(":")[0])
     else:
         home = str(spec.entry_point)
     return next((extra for package, extra in _EXTRAS.items() if package in home), None)
@@ -99,12 +106,14 @@ def extra_of(environment: str) -> str | None:
 
 def missing_package(environment: str, error: ImportError | gymnasium.error.DependencyNotInstalled) -> str:
     """The message for an environment whose package is not installed."""
-    extra = next((extra for package, extra in _EXTRAS.items() if package in f"{error}"), None)
-    missing = isinstance(error, (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled))
-    if not extra and not missing:
-        return f"environment {environment!r}: {described(error)} at {place_of(error)}; correct that import"
-    cure = f"pip install '{_DISTRIBUTION}[{extra}]' installs it" if extra else "install it, or correct the import"
+    if not isinstance(error, (ModuleNotFoundError, gymnasium.error.DependencyNotInstalled)):
+        # gymnasium, too, says so of old versions that it does not have any more.
+        cure = "correct that import, or name another environment"
+        return f"environment {environment!r}: {described(error)} at {place_of(error)}; {cure}"
     why = f"{error}"
+    extra = next((extra for package, extra in _EXTRAS.items() if package in why), None)
+    package = f"'{_DISTRIBUTION}[{extra}]'" if extra else next((one for one in _WITHOUT_EXTRA if one in why), None)
+    cure = f"pip install {package} installs it" if package else "install it, or correct the import"
     if extra:  # of two commands, ours suffices
         why = re.split(", (?:run|you can install it)", why)[0]
     return f"environment {environment!r} needs a package that is not installed: {why}; {cure}"
@@ -116,18 +125,26 @@ def _registered(name: str, environment: str) -> EnvSpec:
         known = [*plugin_names("environments"), *gymnasium.registry]
         raise InvalidEnvironment(
             f"environment {environment!r} is not registered with gymnasium: {nearest(name, known)}"
-            " (an environment of your own is named 'package.module:function')"
+            " (an environment of your own is named 'package.module:function', and one that a package registers when it"
+            " is imported, 'package:id')"
         )
     return spec
 
 
+def _registered_by(environment: str) -> str | None:
+    return next((by for beginning, by in _NAMESPACES.items() if environment.startswith(beginning)), None)
+
+
 def _import_namespace(environment: str) -> None:
-    package = _NAMESPACES.get(environment.partition("/")[0])
-    if package is not None and environment not in gymnasium.registry:
+    by = _registered_by(environment)
+    if by is not None and environment not in gymnasium.registry:
+        package, _, function = by.partition(":")
         try:
-            importlib.import_module(package)
+            module = importlib.import_module(package)
         except ImportError as error:
             raise InvalidEnvironment(missing_package(environment, error)) from error
+        if function:
+            getattr(module, function)()
 
 
 def _load(spec: EnvSpec, environment: str) -> None:

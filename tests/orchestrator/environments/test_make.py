@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import sys
 from typing import Any, ClassVar
 
 import gymnasium
@@ -73,10 +73,55 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it() -> None:
         del gymnasium.registry["NeedsBox2D-v0"]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("minigrid") is not None, reason="minigrid is installed")
-def test_a_missing_module_is_named_with_the_extra_that_brings_it() -> None:
-    problem = check_environment("minigrid:MiniGrid-DoorKey-6x6-v0")[0]
-    assert "not installed: no module minigrid; pip install 'async-rl-orchestrator[minigrid]'" in problem
+def test_what_is_not_there_any_more_is_told_as_gymnasium_does() -> None:
+    def entry_point(**_: Any) -> Any:
+        raise ImportError("The mujoco v2 and v3 based environments have been moved to gymnasium-robotics")
+
+    gymnasium.register("Moved-v0", entry_point)
+    try:
+        with pytest.raises(InvalidEnvironment, match=r"have been moved to .*name another environment$"):
+            make_vector("Moved-v0", 1)
+    finally:
+        del gymnasium.registry["Moved-v0"]
+
+
+def _forget(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it had not been imported yet."""
+    for name, spec in list(gymnasium.registry.items()):
+        if str(spec.entry_point).startswith(f"{package}."):
+            monkeypatch.delitem(gymnasium.registry, name)
+    for name in list(sys.modules):
+        if name.partition(".")[0] == package:
+            monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "installed_by"),
+    [
+        ("MiniGrid-Empty-5x5-v0", "minigrid", "'async-rl-orchestrator[minigrid]'"),
+        ("BabyAI-GoToRedBall-v0", "minigrid", "'async-rl-orchestrator[minigrid]'"),
+        ("minigrid:MiniGrid-DoorKey-6x6-v0", "minigrid", "'async-rl-orchestrator[minigrid]'"),
+        ("ALE/Pong-v5", "ale_py", "'async-rl-orchestrator[atari]'"),
+        ("MinAtar/Breakout-v1", "minatar", "minatar"),
+    ],
+)
+def test_a_name_whose_package_is_missing_is_told_what_brings_it(
+    name: str, package: str, installed_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _forget(package, monkeypatch)
+    monkeypatch.setitem(sys.modules, package, None)
+    (problem,) = check_environment(name)
+    assert problem.startswith(f"environment {name!r} needs a package that is not installed: ")
+    assert problem.endswith(f"; pip install {installed_by} installs it")
+
+
+def test_names_that_a_package_registers_when_it_is_imported_need_no_module_before_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("minigrid")
+    _forget("minigrid", monkeypatch)
+    assert check_environment("MiniGrid-Empty-5x5-v0") == []
+    assert "did you mean MiniGrid-Empty-5x5-v0" in check_environment("MiniGrid-Emty-5x5-v0")[0]
 
 
 def test_a_missing_module_of_a_registered_environment_is_found_without_making_it() -> None:
