@@ -37,6 +37,8 @@ def memory_needed(config: TrainerConfig, spec: ExperienceSpec, learner: LearnerD
     ]
     held = f"and at most {config.collection.held_epochs} more of both while hooks hold them"
     text = f"memory: in shared memory {', '.join(needs)}, {held} ({PATH.collection.held_epochs})"
+    if config.cells > 1 and config.cluster is None:  # as `SharedSums` has it
+        text += f", and 2 gradients of {_size(learner.layout.learned_nbytes)} for each of {config.cells} cells"
     if learner.device_nbytes is not None:
         text += f"; on {learner.device} the learner has {_size(learner.device_nbytes)} before its first minibatch"
     return text

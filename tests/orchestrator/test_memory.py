@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import mmap
+import re
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from losses import Loss
-from orchestrator import PolicyConfig, Trainer
+from orchestrator import Hook, PolicyConfig, Trainer
 from orchestrator.loop.memory import OutOfMemory
 from tests.orchestrator.training import losses_with, small_config
 from tests.small_networks import Shared
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 
     from losses import Minibatch, PolicyEvaluation
     from orchestrator.policies.network import Spaces
+    from state import TrainerState
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
@@ -135,6 +140,31 @@ async def test_what_a_run_allocates_is_said_at_its_start(caplog: pytest.LogCaptu
         assert f"{of_one / 1000:.3g} kB" in line
     assert "2 epochs of experience" in line
     assert "on cpu" not in line
+    assert "gradients" not in line
+
+
+class Mapped(Hook):
+    """The bytes of each of a process's mappings of memory in which cells add up."""
+
+    def __init__(self) -> None:
+        self.nbytes: list[int] = []
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        lines = (await anyio.Path("/proc/self/maps").read_text()).splitlines()
+        ranges = [line.split()[0].split("-") for line in lines if "memfd:orchestrator-exchange" in line]
+        self.nbytes = [int(end, 16) - int(begin, 16) for begin, end in ranges]
+
+
+async def test_what_several_cells_add_up_in_is_said_too(caplog: pytest.LogCaptureFixture) -> None:
+    mapped = Mapped()
+    config = dataclasses.replace(small_config(epochs=1, policy=PolicyConfig(hidden_sizes=(64, 64))), cells=2)
+    with caplog.at_level(logging.INFO, "orchestrator"):
+        await Trainer(config, hooks=[mapped]).run()
+    (line,) = [record.message for record in caplog.records if record.message.startswith("memory: ")]
+    found = re.search(r"and 2 gradients of ([\d.]+) kB for each of 2 cells", line)
+    assert found
+    # Which each of two threads has opened of both.
+    assert mapped.nbytes == pytest.approx([2 * 1000 * float(found[1])] * 4, abs=2 * mmap.PAGESIZE)
 
 
 def _three_megabytes(device: torch.device) -> int:
