@@ -91,22 +91,21 @@ class Cluster:
         join = partial(in_thread, self._join, abandon_on_cancel=True)
         await self._patience.answer(_NAME, "connect", join, late=f"{_NAME} does not answer yet")
         take_signals_back()
-        error: BaseException | None = None
+        errors: list[Exception] = []
 
         async def place(cell: int) -> None:
             late = f"{self._name} has no machine for cell {cell} yet"
-            await self._patience.answer(_NAME, "find a machine", self._place, cell, late=late)
+            try:
+                await self._patience.answer(_NAME, "find a machine", self._place, cell, late=late)
+            except Exception as error:
+                errors.append(error)
+                tasks.cancel_scope.cancel()
 
-        try:
-            async with anyio.create_task_group() as tasks:
-                for cell in range(1, self._config.cells):
-                    tasks.start_soon(place, cell)
-        except Exception as group:  # of all cells that had an error before the first has ended the others
-            error = group
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-        if error is not None:  # outside of the handler, which would change the error's cause or context
-            raise error
+        async with anyio.create_task_group() as tasks:
+            for cell in range(1, self._config.cells):
+                tasks.start_soon(place, cell)
+        if errors:  # of all cells that had one before the first has ended the others
+            raise errors[0]
         self._interrupt.when_set.append(self._notice_interrupt)
         threading.Thread(target=self._pass_on_interrupts, name="orchestrator-interrupts", daemon=True).start()
 
@@ -145,25 +144,33 @@ class Cluster:
         """Wait until Ray has a place for a cell."""
         needed = self._needed
         place: list[_Place] = []
+        errors: list[Exception] = []
 
         async def wait() -> None:
-            while not place:
-                # Ray may still take a machine that is gone for one that is there.
-                with suppress(MachineLost):
-                    place.append(await in_thread(self._start, cell, needed, abandon_on_cancel=True))
+            try:
+                while not place:
+                    # Ray may still take a machine that is gone for one that is there.
+                    with suppress(MachineLost):
+                        place.append(await in_thread(self._start, cell, needed, abandon_on_cancel=True))
+            except Exception as error:
+                errors.append(error)
             tasks.cancel_scope.cancel()
 
         with anyio.move_on_after(self._config.cell_timeout):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(wait)
-                while True:
-                    await anyio.sleep(_SAID_SECONDS)
-                    if not await self._answers():
-                        raise ClusterError(
-                            f"there is no machine for cell {cell}: Ray does not answer on this one, or is gone; start"
-                            " it again, and resume the run"
-                        )
+                await anyio.sleep(_SAID_SECONDS)
+                while await self._answers():
                     _log.info("cell %d waits for a machine of %s with %s", cell, self._name, _described(needed))
+                    await anyio.sleep(_SAID_SECONDS)
+                message = (
+                    f"there is no machine for cell {cell}: Ray does not answer on this one, or is gone; start it again,"
+                    " and resume the run"
+                )
+                errors.append(ClusterError(message))
+                tasks.cancel_scope.cancel()
+        if errors:
+            raise errors[0]
         if not place:
             raise ClusterError(
                 f"{self._name} has no machine for cell {cell} after {PATH.cell_timeout} = {self._config.cell_timeout:g}"

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -311,3 +312,26 @@ async def test_several_cells_that_fail_at_once_are_one_error(monkeypatch: pytest
     for _ in range(20):
         with pytest.raises(ClusterError, match=r"cell \d can't begin"):
             await Cluster(config_for(None, cells=4), Interrupt(), Patience()).open()
+
+
+async def test_a_lost_machine_without_a_successor_is_an_error_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def join(self: Cluster) -> None: ...
+
+    def start(self: Cluster, cell: int, needed: dict[str, float]) -> Any:
+        if started:
+            raise ClusterError("the successor can't begin")
+        started.append(SimpleNamespace(machine=SimpleNamespace(name="the first"), lost=""))
+        return started[0]
+
+    started: list[Any] = []
+    monkeypatch.setattr(Cluster, "_join", join)
+    monkeypatch.setattr(Cluster, "_start", start)
+    monkeypatch.setattr("orchestrator.loop.cluster._kill", lambda place: None)
+    cluster = Cluster(config_for(None), Interrupt(), Patience())
+    await cluster.open()
+    try:
+        started[0].lost = "by a test"
+        with pytest.raises(ClusterError, match="the successor can't begin"):
+            await cluster.machine(1)
+    finally:
+        await cluster.close()
