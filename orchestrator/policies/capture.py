@@ -22,19 +22,25 @@ READS = frozenset(
     f"aten::{name}"
     for name in (
         "_local_scalar_dense",
+        "_unique",
         "_unique2",
         "allclose",
         "argwhere",
+        "bincount",
         "equal",
         "is_nonzero",
         "item",
         "masked_select",
         "nonzero",
+        "unique_consecutive",
         "unique_dim",
+        "unique_dim_consecutive",
     )
 )
 """Operations for which the host waits for the device: what it does next may depend on what it reads. Some are seen as
 others in inference mode."""
+_INDEXING = frozenset(("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"))
+_MASKS = (torch.bool, torch.uint8)
 
 
 class GraphsError(OrchestratorError, ValueError):
@@ -148,6 +154,8 @@ class Inputs(TorchDispatchMode):
         name = func.name().partition(".")[0]
         if name in READS:
             raise CannotCapture(f"{name} reads from the device, which a graph can't")
+        if name in _INDEXING and any(one.dtype in _MASKS for one in tensors_in(args[1])):
+            raise CannotCapture(f"{name} has a boolean mask, of which the host counts what it picks: use torch.where")
         used = tensors_in((args, kwargs))
         if len({tensor.device for tensor in used}) > 1:
             raise CannotCapture(

@@ -212,6 +212,13 @@ class Reading(Undeclared):
         return size * 1e-3 if size.item() < 1e9 else size * 0.0
 
 
+class Picking(Undeclared):
+    capturable = True
+
+    def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> torch.Tensor:
+        return evaluation.value[evaluation.value > 0.0].sum() * 1e-3
+
+
 class Inheriting(Reading):
     def compute(self, minibatch: Minibatch, evaluation: PolicyEvaluation) -> torch.Tensor:
         return super().compute(minibatch, evaluation)
@@ -227,6 +234,7 @@ class Watching(LearnerCallback):
     [
         (Undeclared, "the loss 'undeclared' does not say"),
         (Inheriting, "the loss 'inheriting' does not say"),
+        (Picking, "aten::index has a boolean mask, of which the host counts what it picks: use torch.where (raised"),
         (Reading, "reads from the device, which a graph can't (raised by the loss 'reading' in epoch 1"),
         (Watching, "observe of 'watching'"),
         (UpdateEpochsTuner, "observe of 'update_epochs_tuner'"),

@@ -120,6 +120,10 @@ def test_the_host_reads_nothing_in_a_recording_and_what_it_uses_stays() -> None:
             float(total)
         with pytest.raises(CannotCapture, match="aten::nonzero reads"):
             one.nonzero()
+        with pytest.raises(CannotCapture, match="aten::index has a boolean mask"):
+            one[one > 0.0].sum()
+        with pytest.raises(CannotCapture, match="aten::index_put_ has a boolean mask"):
+            one[one > 0.0] = unused
     kept = {tensor.untyped_storage().data_ptr() for tensor in inputs.tensors}
     assert one.untyped_storage().data_ptr() in kept
     assert not {tensor.untyped_storage().data_ptr() for tensor in (unused, total)} & kept
