@@ -46,6 +46,8 @@ def enter(described: dict[str, Any]) -> None:
         spawn.prepare(described)
     except BaseException as error:
         main = described.get("init_main_from_name") or described.get("init_main_from_path")
+        if isinstance(error, _StartedByImport):  # all of whose traceback says no more
+            raise RuntimeError(f"{main} {error}") from None
         raise RuntimeError(
             f"workers import the program's main module, {main}, and that failed with {type(error).__name__}: {error} "
             "(what it is to do only as a program belongs under `if __name__ == '__main__':`)"
@@ -54,12 +56,16 @@ def enter(described: dict[str, Any]) -> None:
         _entering = False
 
 
+class _StartedByImport(RuntimeError):
+    """What the program's main module does."""
+
+
 def check_not_entering() -> None:
-    """Raises RuntimeError in a worker that is importing the host's main module, which would start workers again."""
+    """Raises an error in a worker that is importing the host's main module, which would start workers again."""
     if _entering:
-        raise RuntimeError(
-            "the program's main module starts a training while a worker imports it: a script must start its training "
-            "under `if __name__ == '__main__':`, since workers import the script"
+        raise _StartedByImport(
+            "starts a training when it is imported, and workers import it: a script must start its training under"
+            " `if __name__ == '__main__':`"
         )
 
 
