@@ -60,7 +60,7 @@ def evaluate_checkpoint(
     for plan in plans:
         checkpoint.load_into(policy)  # for each: a network may change its buffers by acting
         with seeded_global_generators(plan.seed), _one_thread():
-            scores = plan.play_episodes(policy)
+            scores = plan.play_episodes(policy, _log.warning)
         reports.append(_report(plan, scores))
     if len(reports) == 1:
         return {"checkpoint": str(checkpoint.path), **counters, **reports[0]}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from orchestrator.config.paths import PATH
 from orchestrator.environments import VectorEnvironment
 from orchestrator.environments.agents import SINGLE_AGENT, agent_type
 from orchestrator.environments.spaces import Array, arrays_of, observation_of
@@ -18,6 +19,11 @@ from state.user_code import raise_failure
 
 EPISODE_LIMIT = 108_000
 """Agent steps after which an episode is cut: half an hour of an Atari game."""
+LONG_EPISODES = 10_000
+"""Steps without the end of any episode after which whoever waits is told why."""
+CUT = "cut episodes"
+"""What the warning of episodes that were cut is about."""
+_CURE = f"set {PATH.max_episode_steps} where episodes need not end, or end without being terminated or truncated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +62,15 @@ def evaluate(
     deterministic: bool = True,
     *,
     stop: Callable[[], bool] = lambda: False,
+    tell: Callable[[str], object] = lambda text: None,
     limit: int = EPISODE_LIMIT,
 ) -> list[EpisodeScores]:
     """Play exactly `episodes` episodes in each environment, each environment reset with its seed; where it has many
     agents, so many whole games.
 
     How many episodes a copy plays is fixed before the first step, so that short episodes are not counted more
-    often than long ones. `deterministic` takes the most likely action, else actions are sampled. The same seed
+    often than long ones. Those that do not end are cut at the `limit`, of which the scores have a warning; `tell` is
+    told long before. `deterministic` takes the most likely action, else actions are sampled. The same seed
     gives the same scores. Raises EvaluationInterrupted when `stop`, asked before every step, says so, and PolicyFailed
     when the policy's numbers make no distribution.
     """
@@ -71,7 +79,7 @@ def evaluate(
     policy.eval()
     with torch.inference_mode(), policy.fixed():
         return [
-            _play(policy, environment, episodes, seed, deterministic, stop, limit)
+            _play(policy, environment, episodes, seed, deterministic, stop, tell, limit)
             for environment, seed in zip(environments, seeds, strict=True)
         ]
 
@@ -83,6 +91,7 @@ def _play(
     seed: int,
     deterministic: bool,
     stop: Callable[[], bool],
+    tell: Callable[[str], object],
     limit: int,
 ) -> EpisodeScores:
     count, games, agents = environment.count, environment.games, len(environment.agents)
@@ -147,6 +156,18 @@ def _play(
         running_length[ended] = 0
         team_return[game_ended] = 0.0
         game_length[game_ended] = 0
+        if steps == LONG_EPISODES and not any(team_returns):
+            tell(
+                f"environment {environment.name!r} has not ended any episode of the evaluation in {steps:,} steps; they"
+                f" are cut after {limit:,}: {_CURE}"
+            )
+    if cut:
+        played = sum(map(len, team_returns))
+        environment.warn(
+            CUT,
+            f"had not ended {cut} episodes of the evaluation after {limit:,} agent steps: they count with their returns"
+            f" so far, and only {played} of {episodes} episodes were played; {_CURE}",
+        )
     return EpisodeScores(
         environment=environment.name,
         returns=tuple(value for played in returns for value in played),

@@ -16,7 +16,7 @@ from orchestrator.policies import Spaces
 from state.user_code import user_code
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping
 
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.policies import Policy
@@ -62,8 +62,9 @@ class EvaluationPlan:
         """Category and name."""
         return self.category, self.name or self.environment
 
-    def play_episodes(self, policy: Policy) -> EpisodeScores:
-        """Play the episodes, with the environment's own rewards and the policy's normalization as it is.
+    def play_episodes(self, policy: Policy, tell: Callable[[str], object] = lambda text: None) -> EpisodeScores:
+        """Play the episodes, with the environment's own rewards and the policy's normalization as it is; `tell` is told
+        where they do not end.
 
         Blocks, and computes. Raises InvalidEnvironment where the policy was made for other spaces.
         """
@@ -72,7 +73,7 @@ class EvaluationPlan:
         environment = make_vector(self.environment, copies, self.options, "sync", self.adaptation)
         with closed_in_any_case(self.environment, environment):
             check_spaces(policy.spaces, environment)
-            return evaluate(policy, [environment], self.episodes, [self.seed], self.deterministic)[0]
+            return evaluate(policy, [environment], self.episodes, [self.seed], self.deterministic, tell=tell)[0]
 
     def on(self, environment: str | None) -> EvaluationPlan:
         """The same in another environment, to which the options do not apply; None: in this one."""

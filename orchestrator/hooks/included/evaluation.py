@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from orchestrator.evaluation.evaluator import CUT
 from orchestrator.evaluation.service import EvaluatorService
 from orchestrator.hooks.hook import Hook, StateUpdate
 from orchestrator.workers.worker import WorkerCrashed
@@ -35,7 +36,8 @@ class EvaluationHook(Hook):
     reported; the training does not notice. The first evaluation in every `video_every` epochs (0: none) also
     records an episode of each plan, as `videos/<epoch>-<name>.mp4` in the run's folder; the paths are the result
     `videos`, by `category/name`. A recording that fails is reported and changes no score. What there is to warn of
-    an environment is logged once; not of the one that is `trained_on`, of which the collectors tell.
+    an environment is logged once; of the one that is `trained_on`, of which the collectors tell, only that its episodes
+    were cut.
     """
 
     name = "evaluation"
@@ -76,7 +78,8 @@ class EvaluationHook(Hook):
     async def _warn(self) -> None:
         warnings: dict[tuple[str, str], str] = await self._call("warnings")
         for (environment, about), text in warnings.items():
-            if environment != self._trained_on and (environment, about) not in self._warned:
+            told = environment == self._trained_on and about != CUT
+            if not told and (environment, about) not in self._warned:
                 self._warned.add((environment, about))
                 _log.warning("%s", text)
 

@@ -23,6 +23,7 @@ from orchestrator.config.error import ConfigurationError
 from orchestrator.config.settings import CollectionConfig, MetricsConfig
 from orchestrator.environments import InvalidEnvironment
 from orchestrator.environments.compatibility import space_differences
+from orchestrator.evaluation import evaluator
 from orchestrator.evaluation.plan import EvaluationPlan, evaluation_plans, spaces_of
 from orchestrator.evaluation.video import video_names
 from orchestrator.hooks.included.evaluation import EvaluationHook
@@ -413,3 +414,22 @@ async def test_scores_and_videos_outlive_an_environment_that_fails_to_close_and_
     assert reports[0] == reports[1]
     assert "failed to close" in caplog.text
     assert json.loads(reports[0])["return_mean"] == scores[0]
+
+
+@pytest.mark.anyio
+async def test_an_environment_that_never_ends_an_episode_is_told_of_with_the_cure(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = evaluator.evaluate.__kwdefaults__ or {}
+    monkeypatch.setattr(evaluator.evaluate, "__kwdefaults__", {**defaults, "limit": 30})
+    monkeypatch.setattr(evaluator, "LONG_EPISODES", 20)
+    config = evaluating(environment=COUNTING, environment_options={"lengths": [10**6]}, run_dir=tmp_path)
+    await Trainer(config).run()
+    cut = "had not ended 2 episodes of the evaluation after 30 agent steps"
+    assert caplog.text.count(cut) == 1
+    caplog.clear()
+    assert main(["eval", str(tmp_path), "--episodes", "3"]) == 0
+    assert "has not ended any episode of the evaluation in 20 steps; they are cut after 30: set max_episode_steps" in (
+        caplog.text
+    )
+    assert cut in caplog.text

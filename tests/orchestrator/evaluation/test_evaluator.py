@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from orchestrator.config.settings import PolicyConfig
 from orchestrator.environments import VectorEnvironment, make_vector
-from orchestrator.evaluation.evaluator import EvaluationInterrupted, evaluate
+from orchestrator.evaluation.evaluator import CUT, EvaluationInterrupted, evaluate
 from orchestrator.policies.network import Spaces
 from orchestrator.policies.policy import Policy, build_policy
 from tests.small_networks import make_separate, make_shared
@@ -105,7 +105,11 @@ def test_memory_is_forgotten_exactly_at_the_first_observation_of_an_episode(name
 
 def test_episodes_that_do_not_end_are_cut_and_reported() -> None:
     environment = make_vector(COUNTING, 2, {"lengths": (3, 1000)})
-    (scores,) = evaluate(policy_for(environment), [environment], 8, [0], limit=10)
+    told: list[str] = []
+    (scores,) = evaluate(policy_for(environment), [environment], 8, [0], tell=told.append, limit=10)
+    assert not told
+    assert "had not ended 2 episodes of the evaluation after 10 agent steps" in scores.warnings[CUT]
+    assert "and only 4 of 8 episodes were played; set max_episode_steps where" in scores.warnings[CUT]
     assert scores.lengths == (3, 10, 3, 10)
     assert scores.returns == (6.0, 55.0, 6.0, 55.0)
     assert scores.cut == 2
