@@ -40,6 +40,8 @@ class BlockingWorker:
         self.name = name
         self.unanswered = 0
         self._method = CONSTRUCT
+        self._how_ended = ""
+        """What its keeper says only once."""
         mine, theirs = socket.socketpair()
         self._channel = Channel(mine)
         self._leash: socket.socket | None = None
@@ -115,9 +117,11 @@ class BlockingWorker:
         self._channel.socket.close()
 
     def _crashed(self) -> WorkerCrashed:
-        ended = self._leash is not None and self.wait(CLOSE_GRACE)
-        how = describe_end(exit_code(self._leash)) if ended and self._leash is not None else "its connection broke"
-        return WorkerCrashed(f"worker {self.name!r} died during {self._method!r}: {how}")
+        if not self._how_ended:
+            ended = self._leash is not None and self.wait(CLOSE_GRACE)
+            code = exit_code(self._leash) if ended and self._leash is not None else None
+            self._how_ended = describe_end(code) if ended else "its connection broke"
+        return WorkerCrashed(f"worker {self.name!r} died during {self._method!r}: {self._how_ended}")
 
 
 def close_workers(workers: Iterable[BlockingWorker], grace: float = CLOSE_GRACE) -> None:
