@@ -79,7 +79,9 @@ def _push(repository: str, policy: LoadedPolicy, to: str, exported: Exported, *,
     from orchestrator.deployment.model_card import hub_head
 
     page = hub_head(policy, to) + exported.card.read_text(encoding="utf-8")
-    files: dict[str, Path | bytes] = {"README.md": page.encode(), exported.file.name: exported.file}
+    # The card also by its own name, which stays when another format becomes the README.
+    files: dict[str, Path | bytes] = {"README.md": page.encode()}
+    files |= {file.name: file for file in (exported.file, exported.card)}
     if exported.picture is not None:
         files[exported.picture.name] = exported.picture
     message = f"The policy after {policy.manifest['agent_step']:,} agent steps"

@@ -54,7 +54,7 @@ def test_the_command_uploads_the_policy_its_card_and_its_curve(run: Path, server
     assert server.visibility == {"alice/cartpole": "private"}
     (message,) = server.messages
     assert message.endswith("agent steps")
-    assert files.keys() - {".gitattributes"} == {"README.md", "policy.pt2", "policy.pt2.svg"}
+    assert files.keys() - {".gitattributes"} == {"README.md", "policy.pt2", "policy.pt2.md", "policy.pt2.svg"}
     assert files["policy.pt2"] == (run / "policy.pt2").read_bytes()
     card = files["README.md"].decode()
     assert card.endswith((run / "policy.pt2.md").read_text())
@@ -74,6 +74,16 @@ def test_uploading_again_replaces_what_is_there(run: Path, server: HubServer) ->
     assert server.files["alice/again"]["policy.pt2.svg"] == (run / "policy.pt2.svg").read_bytes()
     assert server.visibility == {"alice/again": "public"}
     assert len(server.messages) == 2
+
+
+def test_another_format_leaves_the_first_ones_card(run: Path, server: HubServer, tmp_path: Path) -> None:
+    assert push(run, "alice/both") == 0
+    card = (run / "policy.pt2.md").read_bytes()
+    words = ["export", str(run), "--to", "onnx", "--output", str(tmp_path / "policy.onnx")]
+    assert main([*words, "--push-to-hub", "alice/both"]) == 0
+    files = server.files["alice/both"]
+    assert files["policy.pt2.md"] == card
+    assert files["README.md"].endswith((tmp_path / "policy.onnx.md").read_bytes())
 
 
 def test_without_a_token_nothing_is_exported(
