@@ -33,6 +33,11 @@ def epochs_for(environments: int) -> int:
     return {8: 60, 64: 30}.get(environments, 10) + WARM_UP
 
 
+def iterations_for(environments: int) -> int:
+    """Of a peer, which takes longer."""
+    return max(4, epochs_for(environments) // 3)
+
+
 def ours(environments: int, staleness: int) -> list[float]:
     """Seconds of each epoch."""
     import anyio
@@ -91,7 +96,7 @@ def stable_baselines3(environments: int, threads: int, device: str = "cpu") -> l
         device=device,
         seed=1,
     )
-    model.learn(steps * max(4, epochs_for(environments) // 3), callback=Clock())
+    model.learn(steps * iterations_for(environments), callback=Clock())
     return [(after - before) / steps for before, after in itertools.pairwise(starts[1:])]
 
 
@@ -101,23 +106,21 @@ def seconds_per_step(who: str, environments: int, variant: int, arguments: argpa
         return ours(environments, variant)
     if who == "stable-baselines3":
         return stable_baselines3(environments, variant)
-    iterations = max(4, epochs_for(environments) // 3)
     if who == "LeanRL":
-        seconds = leanrl.iteration_seconds(
-            arguments.leanrl,
-            "CartPole-v1",
-            environments,
-            variant,
-            iterations,
-            warm_up=WARM_UP,
-            horizon=HORIZON,
-            network=leanrl.mlp(),
-        )
+        seconds = leanrl_seconds(arguments.leanrl, variant, environments)
     else:
         seconds = puffer.iteration_seconds(
-            arguments.pufferlib, environments, variant, iterations, warm_up=WARM_UP, horizon=HORIZON
+            arguments.pufferlib, environments, variant, iterations_for(environments), warm_up=WARM_UP, horizon=HORIZON
         )
     return [one / (environments * HORIZON) for one in seconds]
+
+
+def leanrl_seconds(script: Path, threads: int, environments: int) -> list[float]:
+    """Of each iteration."""
+    iterations = iterations_for(environments)
+    return leanrl.iteration_seconds(
+        script, "CartPole-v1", environments, threads, iterations, warm_up=WARM_UP, horizon=HORIZON, network=leanrl.mlp()
+    )
 
 
 def main() -> None:
