@@ -30,9 +30,12 @@ _PRELOAD = [
     "orchestrator.workers.serve",
 ]
 _ENVIRONMENT = {
-    # Threads of one computation wait for each other by spinning unless OpenMP is set otherwise when it is loaded; on
-    # a machine whose cores are all busy, spinning makes the computation many times slower.
+    # Threads of one computation wait for each other by spinning for long unless OpenMP is set otherwise when it is
+    # loaded; on a machine whose cores are all busy, that makes the computation many times slower. But a thread that
+    # sleeps at once takes longer to wake than a small operation takes: so they spin for some microseconds. (The
+    # number is GNU's; others know the policy only.)
     "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "1000",
     # By default glibc gives the memory of each large tensor back to the system, which must then zero its pages anew
     # for the next one: thousands of page faults per minibatch.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
@@ -111,7 +114,10 @@ def describe_end(code: int | None) -> str:
 
 def environment() -> dict[str, str]:
     """The environment of workers that are started now."""
-    return _ENVIRONMENT | {name: value for name, value in os.environ.items() if value or name not in _ENVIRONMENT}
+    found = _ENVIRONMENT | {name: value for name, value in os.environ.items() if value or name not in _ENVIRONMENT}
+    if found["OMP_WAIT_POLICY"] != _ENVIRONMENT["OMP_WAIT_POLICY"] and not os.environ.get("GOMP_SPINCOUNT"):
+        del found["GOMP_SPINCOUNT"]  # which would count for more than the policy that the user has set
+    return found
 
 
 def search_path() -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from orchestrator.workers.fork_server import environment
 from orchestrator.workers.interrupt import Interrupt
 from orchestrator.workers.worker import WorkerCrashed, open_worker, start_worker
 from state.shared_memory import SharedBuffer
@@ -242,10 +243,23 @@ async def test_a_worker_can_be_closed_while_a_call_waits_for_it_to_die(closers: 
 async def test_workers_have_the_programs_present_environment_and_what_openmp_must_know_from_the_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("SET_BY_THE_PROGRAM", "late")
+    async with start_worker("process", "first", Accumulator):
+        monkeypatch.setenv("SET_BY_THE_PROGRAM", "late")  # what workers are forked from is there
     async with start_worker("process", "sum", Accumulator) as worker:
         assert await worker.call("variable", "SET_BY_THE_PROGRAM") == ("late", False)
         assert await worker.call("variable", "OMP_WAIT_POLICY") == ("PASSIVE", True)
+        assert await worker.call("variable", "GOMP_SPINCOUNT") == ("1000", True)
+
+
+@pytest.mark.parametrize("own", [{"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "7"}])
+def test_what_the_user_has_set_of_how_threads_wait_is_not_overruled(
+    own: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    assert environment().get("GOMP_SPINCOUNT") == own.get("GOMP_SPINCOUNT")
 
 
 async def test_memory_for_which_a_worker_has_no_descriptor_left_is_an_error_that_names_the_limit() -> None:
