@@ -323,6 +323,8 @@ class CheckpointFolder:
             with contextlib.suppress(OSError):
                 if (unfinished or uncommitted) and not path.is_symlink() and path.stat().st_mtime <= oldest:
                     if path.is_dir():
+                        # A manifest that was deleted must not come back by a power failure when the rest is gone.
+                        self._files.sync(path)
                         remove_tree(self._files, path)
                     else:
                         self._files.unlink(path)

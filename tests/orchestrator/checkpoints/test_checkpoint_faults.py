@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orchestrator.checkpoints import CheckpointError, CheckpointFolder, KeepAny, KeepBest, KeepEvery, KeepLast
+from orchestrator.checkpoints.checkpoint import open_checkpoint
 from tests.orchestrator.checkpoints.faulty_filesystem import MEMORY, FaultyFileSystem, Stop
 
 if TYPE_CHECKING:
@@ -172,6 +173,19 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def what_was_announced_can_be_restored(self) -> None:
         assert restored(self.disk) >= self.announced
+
+
+def test_a_deletion_that_failed_half_way_is_finished_in_an_order_that_a_power_failure_respects() -> None:
+    """The files of a checkpoint are gone only when it is certain that its manifest is."""
+    for fail_after in range(1, 30):
+        for seed in range(20):
+            history = Histories()
+            history.commit(None, 0, 0.0)
+            history.commit_with_an_error(fail_after)
+            history.lose_power_between_commits(seed)
+            for checkpoint in history.folder.list():
+                open_checkpoint(checkpoint).verify()
+            history.teardown()
 
 
 Histories.TestCase.settings = settings(
