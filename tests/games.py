@@ -176,6 +176,19 @@ class Doubled:
         return observed, {agent: 2 * reward for agent, reward in rewards.items()}, *rest
 
 
+class Emptying(Matching):
+    """Takes the actions out of the dict that it is given, and returns dicts that it keeps."""
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        taken = {agent: actions.pop(agent) for agent in list(actions)}
+        parts = super().step(taken)
+        self.kept: tuple[dict[str, Any], ...] = getattr(self, "kept", tuple({} for _ in parts))
+        for kept, part in zip(self.kept, parts, strict=True):
+            kept.clear()
+            kept.update(part)
+        return self.kept
+
+
 def spread(**options: Any) -> Any:
     """Cooperative: agents cover landmarks."""
     from mpe2 import simple_spread_v3

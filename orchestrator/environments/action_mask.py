@@ -45,6 +45,7 @@ class ActionMask:
                     f"environment {environment!r} observes {size} numbers as {where!r}, which action_mask names;"
                     f" expected {choices}, one for each choice of its action space {action}"
                 )
+            self._check_parts(where, environment, [math.prod(specs[key].shape) for key in self.keys], action)
             if len(self.keys) == len(specs):
                 raise InvalidEnvironment(
                     f"environment {environment!r} observes nothing besides {where!r}, which action_mask names; expected"
@@ -62,6 +63,19 @@ class ActionMask:
         """Why there is no mask of a copy in what was written last."""
         self._begins = np.cumsum([0, *self._sizes[:-1]])
         self._rows = np.arange(count)[:, None]
+
+    def _check_parts(self, where: str, environment: str, sizes: list[int], action: Space) -> None:
+        """Raises InvalidEnvironment for parts of the observation whose order does not say which axis they are of."""
+        if len(sizes) > 1 and not all(key.removeprefix(f"{where}/").isdecimal() for key in self.keys):
+            raise InvalidEnvironment(
+                f"environment {environment!r} observes the parts {list(self.keys)} as {where!r}, which action_mask"
+                " names; expected one array, or a Tuple of one for each axis, since keys of a Dict have no order"
+            )
+        if len(sizes) == len(self._sizes) and tuple(sizes) != self._sizes:
+            raise InvalidEnvironment(
+                f"environment {environment!r} observes parts of {sizes} numbers as {where!r}, which action_mask names;"
+                f" expected {list(self._sizes)}, those of the axes of its action space {action} in their order"
+            )
 
     def write(self, index: int, value: object, info: Mapping[str, object]) -> None:
         """Take the `value` of an `info` of the copy `index`; what is wrong with it matters once it is needed."""
@@ -85,6 +99,14 @@ class ActionMask:
                 f" {_CURE}"
             )
             return
+        if len(parts) == len(self._sizes) > 1:
+            sizes = [np.size(cast("Any", part)) for part in parts]
+            if tuple(sizes) != self._sizes:
+                self._unread[index] = (
+                    f"as the action mask {self.key_of_info!r} of the info parts of {sizes} numbers, expected"
+                    f" {list(self._sizes)}, one array for each axis in their order; {_CURE}"
+                )
+                return
         self._unread.pop(index, None)
         self._given[index] = given
 

@@ -15,10 +15,10 @@ from orchestrator.environments.capture import EnvironmentState
 from orchestrator.environments.envpool import EnvPoolVector
 from orchestrator.environments.observations import ObservationReader
 from orchestrator.environments.returned import (
-    OutOfRange,
     WrongEntry,
     WrongReturn,
     check_info,
+    described_value,
     flags_of,
     reset_parts,
     rewards_of,
@@ -135,23 +135,20 @@ class NativeEnvironment(VectorEnvironment):
         any_ended = np.count_nonzero(ended) > 0
         final_observation: ObservationArrays | None = None
         stats: dict[str, list[float]] = {}
-        if any_ended:
-            if self._same_step:
-                final_observation = self._final_observation(infos, observation, ended)
-            accumulate_rollout_stats(self._episode_infos(infos, ended), stats)
-        accumulate_rollout_stats(infos.get(LOGS, ()), stats)
-        if not self._same_step:
-            self._set_resetting(ended if any_ended else None)
         try:
+            if any_ended:
+                if self._same_step:
+                    final_observation = self._final_observation(raw, infos, observation, ended)
+                accumulate_rollout_stats(self._episode_infos(infos, ended), stats)
+            accumulate_rollout_stats(infos.get(LOGS, ()), stats)
+            if not self._same_step:
+                self._set_resetting(ended if any_ended else None)
             self._read_mask(observation, infos, self._resetting)
+            if self._fields:
+                self._read_fields(infos, valid, ended)
+                self._finish_fields()
         except WrongReturn as error:
             raise self._failed("step", error) from error
-        if self._fields:
-            self._read_fields(infos, valid, ended)
-            try:
-                self._finish_fields()
-            except OutOfRange as error:
-                raise self._failed("step", error) from None
         return Step(
             self._without_mask(observation),
             reward,
@@ -192,18 +189,24 @@ class NativeEnvironment(VectorEnvironment):
         self.idle[...] = False if copies is None else copies
 
     def _final_observation(
-        self, infos: Mapping[str, Any], observation: ObservationArrays, ended: Array
+        self, raw: Any, infos: Mapping[str, Any], observation: ObservationArrays, ended: Array
     ) -> ObservationArrays:
+        """Of the episodes that `ended`; `raw` are the observations as they were given. Raises WrongReturn."""
         given: Any = infos.get("final_obs")
         if given is None:
             raise EnvironmentFailed(
                 f"environment {self.name!r} resets in the step that ends an episode, so its infos must hold the"
                 f" episode's last observation as 'final_obs'; they hold {sorted(map(str, infos))}"
             )
+        check_final_memory(given, raw)
         finals = {key: array.copy() for key, array in arrays_of(observation).items()}
         for index in np.flatnonzero(ended):
             try:
                 final = self._reader.read(entry_of(given, int(index)))
+            except (IndexError, TypeError, KeyError):
+                raise WrongReturn(
+                    f"{described_value(given)} as the final_obs of its infos, expected those of its {self.count} copies"
+                ) from None
             except WrongReturn as error:
                 whose = self.row_name(int(index))
                 raise EnvironmentFailed(
@@ -220,23 +223,36 @@ class NativeEnvironment(VectorEnvironment):
             return
         if mask.key_of_info is not None:
             for index in range(self.count):
-                mask.write(index, _row_at(infos, mask.key_of_info, index), infos)
+                mask.write(index, _row_at(infos, mask.key_of_info, index, self.count), infos)
         mask.finish(arrays_of(observation), idle)
 
     def _last_infos(self, infos: Mapping[str, Any]) -> Mapping[str, Any]:
         """The infos that belong to the last step of the episodes that ended in it."""
-        return infos.get("final_info", {}) if self._same_step else infos
+        if not self._same_step:
+            return infos
+        last = infos.get("final_info")
+        if last is not None and not isinstance(last, Mapping):
+            raise WrongReturn(
+                f"{described_value(last)} as 'final_info' of the infos, expected a dict of arrays, which have a value"
+                " for each copy"
+            )
+        return last or {}
 
     def _episode_infos(self, infos: Mapping[str, Any], ended: Array) -> list[Mapping[str, object]]:
         last = self._last_infos(infos)
-        return [info_of(last, int(index)) for index in np.flatnonzero(ended)] if last else []
+        return (
+            [info_of(last, int(index), self.count, self._left_out) for index in np.flatnonzero(ended)] if last else []
+        )
+
+    def _left_out(self, why: str) -> None:
+        self.warn("infos", f"gives {why}; it is left out of the statistics")
 
     def _read_fields(self, infos: Mapping[str, Any], valid: Array, ended: Array) -> None:
         for name, array in self._given_fields.items():
             array.fill(0)
             for index in np.flatnonzero(valid):
                 given = self._last_infos(infos) if ended[index] else infos
-                array[index] = self._field(name, _row_at(given, name, int(index)), given)
+                array[index] = self._field(name, _row_at(given, name, int(index), self.count), given)
 
     def _failed(self, what: str, error: BaseException) -> EnvironmentFailed:
         when = f" {self._steps}" if what == "step" else f" after step {self._steps}" if self._steps else ""
@@ -285,26 +301,64 @@ def entry_of(batch: Any, index: int) -> Any:
     return tuple(entry_of(part, index) for part in batch) if isinstance(batch, tuple) else batch[index]
 
 
-def info_of(infos: Mapping[str, Any], index: int) -> dict[str, object]:
-    """The info of the copy `index` out of gymnasium's batched infos: "_key" tells which copies gave "key"."""
+def check_final_memory(final: Any, observation: Any) -> None:
+    """Raises WrongReturn for last observations of episodes in the memory of those after the reset."""
+    if _share_memory(final, observation):
+        raise WrongReturn(
+            "a final_obs in the memory of its observations, where the first ones of the next episodes have overwritten"
+            " it; copy it before the reset"
+        )
+
+
+def _share_memory(one: Any, other: Any) -> bool:
+    """Whether observations, or parts of them, are arrays in the same memory."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return any(_share_memory(one[key], other[key]) for key in one.keys() & other.keys())
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return any(map(_share_memory, one, other))
+    return isinstance(one, np.ndarray) and isinstance(other, np.ndarray) and np.shares_memory(one, other)
+
+
+def info_of(
+    infos: Mapping[str, Any], index: int, count: int, left_out: Callable[[str], object] = len
+) -> dict[str, object]:
+    """The info of the copy `index` of `count` out of gymnasium's batched infos: "_key" tells which copies gave "key".
+
+    What has no value for each copy is left out, which `left_out` is told.
+    """
     row: dict[str, object] = {}
     for key in infos:
-        value = None if key.startswith("_") else _given(infos, key, index)
-        if isinstance(value, Mapping):
-            row[key] = info_of(cast("Mapping[str, Any]", value), index)
-        elif value is not None:
-            row[key] = value[index]
+        try:
+            value = None if str(key).startswith("_") else _given(infos, key, index, count)
+            if isinstance(value, Mapping):
+                row[key] = info_of(cast("Mapping[str, Any]", value), index, count, left_out)
+            elif value is not None:
+                row[key] = _entry(key, value, index, count)
+        except WrongReturn as error:
+            left_out(str(error))
     return row
 
 
-def _row_at(infos: Mapping[str, Any], name: str, index: int) -> Any:
-    """What `info_of` would have as `name` ("a/b" is "b" in "a"); None without it."""
+def _row_at(infos: Mapping[str, Any], name: str, index: int, count: int) -> Any:
+    """What `info_of` would have as `name` ("a/b" is "b" in "a"); None without it. Raises WrongReturn."""
     value: Any = infos
     for key in name.split("/"):
-        value = _given(value, key, index) if isinstance(value, Mapping) else None
-    return None if value is None or isinstance(value, Mapping) else value[index]
+        value = _given(value, key, index, count) if isinstance(value, Mapping) else None
+    return None if value is None or isinstance(value, Mapping) else _entry(name, value, index, count)
 
 
-def _given(infos: Mapping[str, Any], key: str, index: int) -> Any:
+def _given(infos: Mapping[str, Any], key: str, index: int, count: int) -> Any:
     mask = infos.get(f"_{key}")
-    return infos.get(key) if mask is None or mask[index] else None
+    return infos.get(key) if mask is None or _entry(f"_{key}", mask, index, count) else None
+
+
+def _entry(key: object, values: Any, index: int, count: int) -> Any:
+    try:
+        if len(values) == count:
+            return values[index]
+    except (TypeError, KeyError, IndexError):
+        pass
+    raise WrongReturn(
+        f"{described_value(values)} as {key!r} of the infos, expected an array with a value for each of its {count}"
+        " copies"
+    )

@@ -186,6 +186,7 @@ class PettingZooEnvironment(VectorEnvironment):
         acting = {agent: converted[row] for agent, row in rows.items() if not idle[row]}
         if self._joint is not None:
             acting = {agent: self._joint.action_of(agent, action) for agent, action in acting.items()}
+        acted = tuple(acting)  # the game may do with its dict what it likes
         row = -1
         try:
             observed, rewards, terminations, truncations, infos = step_parts(environment.step(acting))
@@ -195,7 +196,7 @@ class PettingZooEnvironment(VectorEnvironment):
             self._elapsed[game] += 1
             over_limit = self._limit is not None and self._elapsed[game] >= self._limit
             left = self._left(game)
-            for agent in acting:
+            for agent in acted:
                 row = rows[agent]
                 gain, done, cut = _given(agent, rewards, terminations, _of_agents("truncations", truncations))
                 info: Mapping[str, Any] = infos.get(agent) or {}

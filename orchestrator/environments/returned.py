@@ -78,7 +78,7 @@ def check_info(info: object) -> None:
     """Raises WrongReturn for what is no mapping."""
     if type(info) is not dict and not isinstance(info, Mapping):
         raise WrongReturn(
-            f"{_described(info)} as the info, expected a dict; return an empty one if there is nothing to say"
+            f"{described_value(info)} as the info, expected a dict; return an empty one if there is nothing to say"
         )
 
 
@@ -97,7 +97,7 @@ def reward_of(value: object, warn: Warn) -> float:
         return number
     array = _array(value)
     if array is None or array.dtype.kind not in _NUMBERS or array.size != 1:
-        raise WrongReturn(f"{_described(value)} as the reward, expected one number; return float(reward)")
+        raise WrongReturn(f"{described_value(value)} as the reward, expected one number; return float(reward)")
     if array.ndim:
         warn(
             "reward", f"returns rewards of shape {list(array.shape)}, which are taken for numbers; return float(reward)"
@@ -111,8 +111,8 @@ def flag_of(name: str, value: object, warn: Warn) -> bool:
         return bool(value)
     array = _array(value)
     if array is None or array.dtype.kind not in _NUMBERS or array.size != 1 or array.item() not in (0, 1):
-        raise WrongReturn(f"{_described(value)} as {name}, expected True or False; return bool({name})")
-    warn(name, f"returns {_described(value)} as {name}, which is taken for True or False; return bool({name})")
+        raise WrongReturn(f"{described_value(value)} as {name}, expected True or False; return bool({name})")
+    warn(name, f"returns {described_value(value)} as {name}, which is taken for True or False; return bool({name})")
     return bool(array.item())
 
 
@@ -143,7 +143,7 @@ def exact(value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """
     array = _array(value)
     if array is None or array.dtype.kind not in _NUMBERS:
-        raise WrongReturn(f"{_described(value)}, expected {dtype} of shape {list(shape)}")
+        raise WrongReturn(f"{described_value(value)}, expected {dtype} of shape {list(shape)}")
     if array.shape != shape:
         raise WrongReturn(f"an array of shape {list(array.shape)}, expected {list(shape)}")
     if array.dtype == dtype or array.dtype.kind == dtype.kind == "f":
@@ -188,7 +188,7 @@ def narrowed(array: Array, dtype: np.dtype[Any], about: str) -> Array:
 def _column(name: str, value: object, count: int, warn: Warn) -> Array:
     array = _array(value)
     if array is None or array.dtype.kind not in _NUMBERS:
-        raise WrongReturn(f"{_described(value)} as {name}, expected an array of shape [{count}]")
+        raise WrongReturn(f"{described_value(value)} as {name}, expected an array of shape [{count}]")
     if array.shape == (count, 1):
         warn(
             name, f"returns {name} of shape [{count}, 1], which are taken for [{count}]; return them without that axis"
@@ -208,7 +208,7 @@ def _array(value: object) -> Array | None:
         return None
 
 
-def _described(value: object) -> str:
+def described_value(value: object) -> str:
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)
     if isinstance(value, str):

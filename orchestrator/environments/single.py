@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from orchestrator.environments.native import entry_of, info_of, resets_in_same_step
+from orchestrator.environments.native import check_final_memory, entry_of, info_of, resets_in_same_step
 from orchestrator.environments.returned import WrongReturn, reset_parts, step_parts
 from orchestrator.environments.vector import LOGS
 
@@ -30,7 +30,7 @@ class SingleGame(gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, infos = reset_parts(self._vector.reset(seed=seed, options=options))
-        return copy.deepcopy(entry_of(observation, 0)), info_of(infos, 0)
+        return copy.deepcopy(entry_of(observation, 0)), info_of(infos, 0, 1)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, infos = step_parts(self._vector.step(np.asarray(action)[None]))
@@ -41,8 +41,9 @@ class SingleGame(gymnasium.Env[Any, Any]):
                     "no 'final_obs' in its infos, expected the last observation of the episode, since it resets in"
                     " the step that ends one"
                 )
+            check_final_memory(infos["final_obs"], observation)
             observation, infos = infos["final_obs"], infos.get("final_info", {})
-        info = info_of(infos, 0)
+        info = info_of(infos, 0, 1)
         if logs:
             info[LOGS] = logs
         # Its own memory, which the next step may write to.

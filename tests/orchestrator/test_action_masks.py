@@ -506,6 +506,44 @@ def test_a_mask_that_the_environment_uses_again_is_recorded_as_it_was() -> None:
     assert all(np.array_equal(first, second) for first, second in zip(one.masks, other.masks, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        ("turned", r"observes parts of \[3, 2\] numbers as 'turned'.*expected \[2, 3\], those of the axes"),
+        ("named", r"observes the parts \['named/attack', 'named/move'\] as 'named'.*keys of a Dict have no order"),
+        (
+            "info/turned",
+            r"the action mask 'turned' of the info parts of \[3, 2\] numbers, expected \[2, 3\], one array for",
+        ),
+    ],
+)
+def test_parts_of_a_mask_that_are_not_those_of_the_axes_in_their_order_are_refused(mask: str, expected: str) -> None:
+    with pytest.raises((InvalidEnvironment, EnvironmentFailed), match=expected):
+        anyio.run(Trainer(small_config(environment=f"{HERE}:Turned", action_mask=mask)).run)
+
+
+class Turned(gymnasium.Env[Any, Any]):
+    """Has as many numbers in its masks as there are choices, though not in the order of the axes."""
+
+    def __init__(self) -> None:
+        self.action_space = spaces.MultiDiscrete([2, 3])
+        parts = [spaces.MultiBinary(3), spaces.MultiBinary(2)]
+        named = spaces.Dict({"move": spaces.MultiBinary(2), "attack": spaces.MultiBinary(3)})
+        self.observation_space = spaces.Dict(
+            {"x": spaces.Box(-1.0, 1.0, (2,)), "turned": spaces.Tuple(parts), "named": named}
+        )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        two, three = np.ones(2, np.int8), np.ones(3, np.int8)
+        observation = {"x": np.zeros(2, np.float32), "turned": (three, two), "named": {"move": two, "attack": three}}
+        return observation, {"turned": (three, two)}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, info = self.reset()
+        return observation, 0.0, False, False, info
+
+
 class Wide(gymnasium.Env[Any, Any]):
     """More axes than there are digits, each with one choice that is possible."""
 

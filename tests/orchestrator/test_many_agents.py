@@ -220,6 +220,16 @@ async def test_what_a_game_does_wrong_is_named_with_agent_copy_and_step(fault: s
         await Trainer(config_of(DYING, options={"fault": fault})).run()
 
 
+async def test_a_game_may_do_what_it_likes_with_the_dict_of_actions_and_use_its_own_again() -> None:
+    plain, emptying = Keep(), Keep()
+    await Trainer(config_of(MATCHING, steps=100), hooks=[plain]).run()
+    await Trainer(config_of("tests.games:Emptying", steps=100), hooks=[emptying]).run()
+    for one, other in zip(plain.experience, emptying.experience, strict=True):
+        assert one["reward"].any()
+        for name, array in one.items():
+            np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

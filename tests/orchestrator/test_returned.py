@@ -262,9 +262,11 @@ def make(space: str, wrong: str = "", where: str = "observation") -> Returning:
 class Look(Hook):
     def __init__(self) -> None:
         self.experience: list[dict[str, np.ndarray[Any, Any]]] = []
+        self.stats: list[Any] = []
 
     async def on_rollout_end(self, state: TrainerState) -> None:
         assert state.experience is not None
+        self.stats.append(state.rollout_stats)
         self.experience.append({name: np.array(array) for name, array in state.experience.items()})
 
 
@@ -479,6 +481,71 @@ def test_what_a_vector_environment_returns_is_converted_with_one_warning(
     (warning,) = warnings_about(VECTOR, caplog)
     assert re.search(VECTOR_CONVERTED[name][2], warning), warning
     assert (look.experience[0]["reward"] == 1.0).all()
+
+
+class Informing(VectorEnv[Any, Any, Any]):
+    """Episodes of 3 steps, all at once, with infos and last observations in odd forms."""
+
+    def __init__(self, num_envs: int, wrong: str, mode: str) -> None:
+        self.num_envs, self._wrong = num_envs, wrong
+        self.metadata = {"autoreset_mode": AutoresetMode(mode)}
+        self._mode = AutoresetMode(mode)
+        self.single_observation_space, self.single_action_space = SPACES["vector"], spaces.Discrete(2)
+        self._observation, self._steps = np.zeros((num_envs, 4), np.float32), 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self._observation[:], self._steps = 0, 0
+        return self._observation, {}
+
+    def step(self, actions: Any) -> Any:
+        resets = self._steps == 3
+        self._steps = 0 if resets else self._steps + 1
+        self._observation[:] = self._steps
+        ends = np.full(self.num_envs, self._steps == 3)
+        infos: dict[Any, Any] = {"score": np.arange(self.num_envs), "time": 0.5, 7: np.ones(self.num_envs)}
+        if self._wrong == "a list":
+            infos = {"final_info": [infos] * self.num_envs}
+        elif self._mode is AutoresetMode.SAME_STEP:
+            infos = {"final_info": infos}
+        if ends.any() and self._mode is AutoresetMode.SAME_STEP:
+            infos["final_obs"] = self._observation if self._wrong == "memory" else self._observation.copy()
+            if self._wrong == "few":
+                infos["final_obs"] = infos["final_obs"][:1]
+            self._observation[:], self._steps = 0, 0
+        return self._observation, np.ones(self.num_envs), ends, np.zeros(self.num_envs, np.bool_), infos
+
+
+def informing(num_envs: int, wrong: str = "", mode: str = "SameStep") -> VectorEnv[Any, Any, Any]:
+    return Informing(num_envs, wrong, mode)
+
+
+INFORMING = "tests.orchestrator.test_returned:informing"
+
+
+@pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
+def test_what_infos_of_a_vector_say_of_no_copy_is_left_out_with_a_warning(
+    mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        look, _ = train({"mode": mode}, INFORMING)
+    (warning,) = warnings_about(INFORMING, caplog)
+    assert "gives 0.5 as 'time' of the infos, expected an array with a value for each of its 2 copies" in warning
+    assert look.stats[0]["score"][:2] == (0.0, 1.0)
+    assert look.stats[0]["7"][:2] == (1.0, 1.0)
+    assert "time" not in look.stats[0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("a list", r"a list of dict as 'final_info' of the infos, expected a dict of arrays"),
+        ("few", r"float32 of shape \[1, 4\] as the final_obs of its infos, expected those of its 2 copies"),
+        ("memory", r"a final_obs in the memory of its observations, where .* overwritten it; copy it"),
+    ],
+)
+def test_what_a_vector_environment_must_not_say_of_an_end_is_refused(wrong: str, message: str) -> None:
+    with pytest.raises(EnvironmentFailed, match=f"'{INFORMING}': step 3 of its 2 copies returned {message}"):
+        train({"wrong": wrong}, INFORMING)
 
 
 def test_a_dict_space_with_numbers_as_keys_is_trained_saved_and_evaluated(tmp_path: Path) -> None:
