@@ -21,8 +21,9 @@ from orchestrator.environments.mettagrid import MettaGridVector, is_config
 from orchestrator.environments.native import NativeEnvironment, agents_of
 from orchestrator.environments.options import parameters_of
 from orchestrator.environments.pettingzoo import Game, PettingZooEnvironment, as_game, is_of_agents
-from orchestrator.environments.pufferlib import PufferEnv, PufferVector
+from orchestrator.environments.pufferlib import PufferEnv, PufferVector, out_of_emulation
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
+from orchestrator.environments.returned import WrongReturn
 from orchestrator.environments.serial import SerialEnvironment, close_all
 from orchestrator.environments.single import SingleGame
 from orchestrator.environments.spaces import InvalidEnvironment
@@ -277,6 +278,11 @@ def _called(environment: str, function: EnvironmentFunction, options: dict[str, 
         if is_signal(error):
             raise
         raise _cannot_make(environment, function, options, error) from error
+    try:
+        made = out_of_emulation(made)
+    except WrongReturn as error:
+        cast("Game", made).close()
+        raise InvalidEnvironment(f"environment {environment!r} returned {error}") from None
     if not isinstance(made, (gymnasium.Env, VectorEnv, type)) and isinstance(made, PufferEnv):
         return PufferVector(made, games)
     return made

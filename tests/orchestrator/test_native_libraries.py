@@ -37,6 +37,7 @@ pytestmark = pytest.mark.slow
 HERE = "tests.orchestrator.test_native_libraries"
 ENVPOOL = "envpool/CartPole-v1"
 PUFFER = f"{HERE}:PufferCartPole"
+SERIAL = f"{HERE}:puffer_serial"
 __all__ = ["Tenfold"]
 
 
@@ -86,10 +87,18 @@ class PufferCartPole:
         self.observations[:] = self._state
 
 
-@pytest.fixture(params=[ENVPOOL, PUFFER])
+def puffer_serial(num_envs: int) -> object:
+    """PufferLib's own vector of Gymnasium's environments."""
+    from pufferlib import emulation, vector  # type: ignore[import-not-found]
+
+    creator = {"env_creator": gymnasium.make, "env_args": ["CartPole-v1"]}
+    return vector.make(emulation.GymnasiumPufferEnv, env_kwargs=creator, num_envs=num_envs, backend=vector.Serial)
+
+
+@pytest.fixture(params=[ENVPOOL, PUFFER, SERIAL])
 def name(request: pytest.FixtureRequest) -> str:
-    if request.param == ENVPOOL:
-        pytest.importorskip("envpool")
+    if needed := {ENVPOOL: "envpool", SERIAL: "pufferlib"}.get(request.param):
+        pytest.importorskip(needed)
     return str(request.param)
 
 
@@ -123,7 +132,7 @@ def test_a_resumed_run_begins_new_episodes_where_a_simulator_keeps_its_state_and
     resumed = anyio.run(Trainer(branch, resume=tmp_path / "run" / "checkpoints" / "00000002").run)
     assert resumed.epoch == whole.epoch
     assert ("the environment can't give its state" in caplog.text) == (name == ENVPOOL)
-    if name == PUFFER:
+    if name != ENVPOOL:
         assert_same(weights(whole), weights(resumed))
     assert evaluate_checkpoint(tmp_path / "run", episodes=2)["episodes"] == 2
 
@@ -186,6 +195,67 @@ def test_of_a_truncated_episode_the_observation_before_its_last_step_is_valued()
     np.testing.assert_array_equal(step.final_observation, observations[2])
     assert (observations[3] != observations[2]).all(), "which is the next episode's"
     assert step.stats["score"] == [3.0]
+
+
+class Emulated(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """As PufferLib's emulation: others' observations in arrays of its own, with an axis for the agents."""
+
+    def __init__(self) -> None:
+        super().__init__(gymnasium.make("CartPole-v1"))
+        self.emulated = {"observation_dtype": np.dtype(np.float32)}
+        self.num_agents, self.is_obs_emulated, self.is_atn_emulated = 1, False, False
+        self.single_observation_space, self.single_action_space = self.observation_space, self.action_space
+        self.done = True
+
+    def reset(self, **kwargs: Any) -> Any:
+        self.done = False
+        observation, info = super().reset(**kwargs)
+        return observation[None], info
+
+
+class EmulatedVector(PufferCartPole):
+    """As PufferLib's `Serial` vector of emulated environments: copies begin anew in the step after an episode's end."""
+
+    def __init__(self, num_envs: int = 1, *, agents: int = 1, flat: bool = False) -> None:
+        super().__init__(num_envs)
+        self.driver_env = Emulated()
+        self.driver_env.num_agents, self.driver_env.is_obs_emulated = agents, flat
+        self.emulated = self.driver_env.emulated
+        self._ended = np.zeros(num_envs, bool)
+
+    def reset(self, seed: int | None = None) -> Any:
+        given = super().reset(seed)
+        super()._begin(np.ones(self.num_agents, bool))
+        return given
+
+    def step(self, actions: Any) -> Any:
+        given, begin = super().step(actions), self._ended
+        super()._begin(begin)
+        self.rewards[begin], self.terminals[begin], self.truncations[begin] = 0.0, False, False
+        self._ended = self.terminals | self.truncations
+        return *given[:4], []
+
+    def _begin(self, copies: Any) -> None:
+        self.observations[:] = self._state
+
+
+def test_what_is_in_pufferlib_emulation_is_taken_out_of_it() -> None:
+    emulated = small_config(environment=f"{HERE}:Emulated")
+    itself = replace(emulated, environment="CartPole-v1", collection=replace(emulated.collection, mode="sync"))
+    assert trained(emulated)[0].lengths == trained(itself)[0].lengths
+
+
+def test_the_step_in_which_a_vector_of_pufferlib_begins_an_episode_is_not_learned_from() -> None:
+    look, _ = trained(small_config(environment=f"{HERE}:EmulatedVector"))
+    assert look.lengths
+    assert look.returns == look.lengths
+    assert len(look.lengths) - 4 <= look.invalid <= len(look.lengths)
+
+
+@pytest.mark.parametrize("options", [{"agents": 2}, {"flat": True}])
+def test_a_vector_of_pufferlib_whose_emulation_changes_what_is_learned_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidEnvironment, match=r"emulation.*return a single environment, without pufferlib\.vector"):
+        make_vector(f"{HERE}:EmulatedVector", 2, options)
 
 
 class Silent(PufferCartPole):
