@@ -115,6 +115,8 @@ class Dying(Matching):
             observed["a_1"] = np.full(3, np.nan, np.float32)
         elif fault == "raises":
             raise OSError("the simulator is gone")
+        elif fault == "infos":
+            infos["a_1"] = [1.0]  # type: ignore[assignment]
         elif fault == "shape":
             observed["a_1"] = np.zeros(4, np.float32)
         return observed, rewards, terminated, truncated, infos
@@ -155,6 +157,15 @@ class Nobody(Matching):
 
     def __init__(self) -> None:
         pass
+
+
+class Named(Matching):
+    """Says in some way or other who may take part."""
+
+    def __init__(self, form: str = "array") -> None:
+        names = ("a_0", "a_1", "a_0") if form == "twice" else ("a_0", "a_1")
+        super().__init__(names)
+        self.possible_agents: Any = {"array": np.array, "set": set, "twice": list}[form](names)
 
 
 class Doubled:

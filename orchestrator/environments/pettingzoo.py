@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, ClassVar, Protocol, cast
 
 import gymnasium
@@ -18,6 +18,7 @@ from orchestrator.environments.observations import ObservationReader, Observatio
 from orchestrator.environments.returned import (
     WrongEntry,
     WrongReturn,
+    check_info,
     flag_of,
     narrow,
     reset_parts,
@@ -74,11 +75,19 @@ def as_game(environment: str, made: Any) -> Game:
                 " set that entry where each agent acts once before anything changes"
             )
         made = importlib.import_module("pettingzoo.utils.conversions").aec_to_parallel(made)
-    if not getattr(made, "possible_agents", None):
+    agents = getattr(made, "possible_agents", None)
+    names: list[Any] = [] if agents is None else list(agents)
+    kind = type(made).__name__
+    if not names:
         raise InvalidEnvironment(
-            f"environment {environment!r} returned a {type(made).__name__} without possible_agents; expected the names"
-            " of all agents that may ever take part, each of which is a row of the experience: assign them in its"
-            " constructor"
+            f"environment {environment!r} returned a {kind} without possible_agents; expected the names of all agents"
+            " that may ever take part, each of which is a row of the experience: assign them in its constructor"
+        )
+    if isinstance(agents, Set) or len(set(names)) < len(names):
+        wrong = "with an order that is another in each process" if isinstance(agents, Set) else "with a name twice"
+        raise InvalidEnvironment(
+            f"environment {environment!r} returned a {kind} whose possible_agents are {agents!r}, {wrong}; expected a"
+            " list of different names"
         )
     return made
 
@@ -200,6 +209,7 @@ class PettingZooEnvironment(VectorEnvironment):
                 row = rows[agent]
                 gain, done, cut = _given(agent, rewards, terminations, _of_agents("truncations", truncations))
                 info: Mapping[str, Any] = infos.get(agent) or {}
+                check_info(info)
                 self._given_reward[row] = reward_of(gain, self.warn)
                 for name, array in self._given_fields.items():
                     array[row] = self._field(name, looked_up(info, name), info)

@@ -209,6 +209,7 @@ async def test_minibatches_divide_the_rows_of_all_agents() -> None:
         ("unpaid", r"step 2 of agent 'a_1' of copy 0 of 2 returned no reward of it, though it has acted"),
         ("nan", r"gave nan in the observation of agent 'a_1' of copy 0, step 2 of the rollout; expected finite"),
         ("raises", r"step 2 of copy 0 of 2 failed with OSError: the simulator is gone"),
+        ("infos", r"step 2 of agent 'a_1' of copy 0 of 2 returned a list of float as the info, expected a dict"),
         (
             "shape",
             r"step 2 of agent 'a_1' of copy 0 of 2 returned as the observation an array of shape \[4\], expected \[3\]",
@@ -241,6 +242,25 @@ async def test_a_game_may_do_what_it_likes_with_the_dict_of_actions_and_use_its_
 async def test_games_that_cannot_be_played_are_refused_with_the_cure(name: str, message: str) -> None:
     with pytest.raises(InvalidEnvironment, match=message):
         await Trainer(config_of(f"tests.games:{name}")).run()
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (
+            "set",
+            r"possible_agents are \{'a_[01]', 'a_[01]'\}, with an order that is another in each process; expected a",
+        ),
+        (
+            "twice",
+            r"possible_agents are \['a_0', 'a_1', 'a_0'\], with a name twice; expected a list of different names",
+        ),
+    ],
+)
+async def test_agents_have_different_names_in_an_order(form: str, message: str) -> None:
+    assert make_vector("tests.games:Named", 2).agents == ("a_0", "a_1")
+    with pytest.raises(InvalidEnvironment, match=message):
+        await Trainer(config_of("tests.games:Named", options={"form": form})).run()
 
 
 async def test_wrappers_and_a_time_limit_hold_for_games() -> None:
