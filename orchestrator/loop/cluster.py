@@ -229,6 +229,8 @@ class Cluster:
                 return called(method, args, within)
 
         def called(method: str, args: tuple[object, ...], within: float) -> Any:
+            if place.lost:  # whoever asks next need not wait as long as the first did
+                raise MachineLost(f"{place.machine.name} is gone: {place.lost}")
             of_actor = getattr(actor, method)
             if method != "ask":
                 of_actor = of_actor.options(concurrency_group="control")
