@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 
 MARK = "ORCHESTRATOR_TEST_CLUSTER"
 CORES = 2
-NICENESS = "RAY_worker_niceness"
+RAYS = {
+    "RAY_worker_niceness": "0",  # otherwise 15: whatever else the machine does comes first
+    # A raylet that is gone refuses to answer, and is missed after 5 times; one that is only slow has 10 s each time.
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "10000",
+}
+"""What Ray's processes are told."""
 
 
 class Machines:
@@ -27,17 +34,25 @@ class Machines:
     def __init__(self, count: int, cores: int = CORES) -> None:
         from ray.cluster_utils import Cluster
 
-        self.mark = os.environ[MARK] = uuid.uuid4().hex
-        os.environ[NICENESS] = "0"  # otherwise 15: whatever else the machine does comes first
-        self._cluster: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self.mark = uuid.uuid4().hex
+        os.environ.update(RAYS | {MARK: self.mark})
+        # Nobody adds machines by themselves here, or reads what the others print.
+        head = {"num_cpus": 0, "no_monitor": True, "include_log_monitor": False}
+        self._cluster: Any = Cluster(initialize_head=True, head_node_args=head)
         self.address: str = self._cluster.address
         self._cores = cores
         for _ in range(count):
             self.add()
 
     def add(self) -> None:
-        os.environ[MARK] = self.mark
+        os.environ.update(RAYS | {MARK: self.mark})
         self._cluster.add_node(num_cpus=self._cores)
+
+    def replace_lost(self) -> None:
+        """Have as many machines as before some were lost."""
+        for node in [node for node in self._cluster.worker_nodes if node.dead_processes()]:
+            self._cluster.remove_node(node)
+            self.add()
 
     def processes(self) -> set[int]:
         """Workers on these machines, and what they come from."""
@@ -86,8 +101,8 @@ class Machines:
 
     def close(self) -> None:
         self._cluster.shutdown()
-        os.environ.pop(MARK, None)
-        os.environ.pop(NICENESS, None)
+        for name in (MARK, *RAYS):
+            os.environ.pop(name, None)
 
 
 def config_on(machines: Machines | None, *, cells: int, shards: int, collectors: int, **settings: Any) -> TrainerConfig:

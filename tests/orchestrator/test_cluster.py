@@ -7,10 +7,7 @@ import contextlib
 import dataclasses
 import os
 import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,11 +56,10 @@ def machines() -> Iterator[Machines]:
 
 
 @pytest.fixture
-def own_machines() -> Iterator[Machines]:
-    """For those that break them."""
-    made = Machines(2)
-    yield made
-    made.close()
+def machines_to_lose(machines: Machines) -> Iterator[Machines]:
+    """For those that break some."""
+    yield machines
+    machines.replace_lost()
 
 
 def config_for(cells: int, machines: Machines | None = None, **settings: Any) -> TrainerConfig:
@@ -75,12 +71,11 @@ def config_for(cells: int, machines: Machines | None = None, **settings: Any) ->
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "in turn": {"staleness": 0},
     "half an epoch, normalized": {
         "staleness": 0.5,
         "policy": PolicyConfig(hidden_sizes=(8,), normalize_observations=True, normalize_rewards=True),
     },
-    "lstm": {"policy": PolicyConfig(network="lstm", lstm_size=4)},
+    "in turn, lstm": {"staleness": 0, "policy": PolicyConfig(network="lstm", lstm_size=4)},
 }
 
 
@@ -240,11 +235,16 @@ def _number(descriptor: Path) -> int:
 
 @pytest.mark.parametrize("on_cell_lost", ["replace", "shrink"])
 async def test_a_run_whose_machine_is_lost_goes_on(
-    on_cell_lost: Any, own_machines: Machines, caplog: pytest.LogCaptureFixture, tmp_path: Path, sent: dict[str, int]
+    on_cell_lost: Any,
+    machines_to_lose: Machines,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    sent: dict[str, int],
 ) -> None:
     """Ray takes some seconds to find out; until then the machine's processes may go on without their raylet."""
-    config = config_for(2, own_machines, epochs=10**6, run_dir=tmp_path / "run", staleness=0.5)
-    hook = Breaking(own_machines)
+    machines = machines_to_lose
+    config = config_for(2, machines, epochs=10**6, run_dir=tmp_path / "run", staleness=0.5)
+    hook = Breaking(machines)
     with anyio.fail_after(200):
         async with Trainer(dataclasses.replace(config, on_cell_lost=on_cell_lost), hooks=[hook]).start() as run:
             lost = 0
@@ -253,7 +253,7 @@ async def test_a_run_whose_machine_is_lost_goes_on(
                     lost = state.epoch
                 if lost and state.epoch > lost + 5:
                     break
-            there = own_machines.raylets_with_workers()
+            there = machines.raylets_with_workers()
             run.stop()
             await run.result()
     assert ("another is looked for" if on_cell_lost == "replace" else "run with those of cell 0") in caplog.text
@@ -262,15 +262,16 @@ async def test_a_run_whose_machine_is_lost_goes_on(
     if on_cell_lost == "replace":
         assert any(size for name, size in sent.items() if "policy" in name), "weights are, to the new machine"
     assert hook.epochs == sorted(set(hook.epochs)), "none is repeated"
-    await own_machines.assert_nothing_left()
+    await machines.assert_nothing_left()
 
 
-async def test_a_run_fails_with_its_machine_where_it_is_to(own_machines: Machines, tmp_path: Path) -> None:
-    config = config_for(2, own_machines, epochs=10**6, run_dir=tmp_path / "run")
+async def test_a_run_fails_with_its_machine_where_it_is_to(machines_to_lose: Machines, tmp_path: Path) -> None:
+    machines = machines_to_lose
+    config = config_for(2, machines, epochs=10**6, run_dir=tmp_path / "run")
     config = dataclasses.replace(config, on_cell_lost="fail", checkpoints=CheckpointsConfig(every=1))
     with anyio.fail_after(200), pytest.raises(ClusterError, match=r"cell 1 has lost its machine, .*on_cell_lost is"):
-        await Trainer(config, hooks=[Breaking(own_machines)]).run()
-    await own_machines.assert_nothing_left()
+        await Trainer(config, hooks=[Breaking(machines)]).run()
+    await machines.assert_nothing_left()
     assert any((tmp_path / "run" / "checkpoints").iterdir()), "what was committed stays"
 
 
@@ -289,8 +290,9 @@ class Stopping(Hook):
 
 
 async def test_a_machine_that_hangs_is_replaced_after_the_cells_timeout(
-    machines: Machines, caplog: pytest.LogCaptureFixture
+    machines: Machines, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("orchestrator.loop.cluster._LOOKED_SECONDS", 1.0)
     with anyio.fail_after(200):
         final = await Trainer(config_for(2, machines, epochs=20, cell_timeout=20.0), hooks=[Stopping(machines)]).run()
     assert final.epoch == 20
@@ -338,11 +340,18 @@ class BreakingOwn(Breaking):
             await anyio.to_thread.run_sync(raylet.wait)
 
 
-async def test_a_run_fails_where_ray_is_gone_from_its_own_machine(own_machines: Machines, tmp_path: Path) -> None:
-    config = config_for(2, own_machines, epochs=10**6, run_dir=tmp_path / "run")
-    with anyio.fail_after(200), pytest.raises(ClusterError, match="Ray does not answer on this one, or is gone"):
-        await Trainer(config, hooks=[BreakingOwn(own_machines)]).run()
-    await own_machines.assert_nothing_left()
+async def test_a_run_fails_where_ray_is_gone_from_its_own_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.loop.cluster._SAID_SECONDS", 1.0)
+    own = Machines(1)
+    try:
+        config = config_for(2, own, epochs=10**6, run_dir=tmp_path / "run")
+        with anyio.fail_after(200), pytest.raises(ClusterError, match="Ray does not answer on this one, or is gone"):
+            await Trainer(config, hooks=[BreakingOwn(own)]).run()
+        await own.assert_nothing_left()
+    finally:
+        own.close()
     assert any((tmp_path / "run" / "checkpoints").iterdir()), "what has been learned is saved"
 
 
@@ -360,25 +369,6 @@ async def test_however_a_run_ends_nothing_of_it_is_left_on_any_machine(how: str,
             run.stop_now()
             await run.result()
     await machines.assert_nothing_left()
-
-
-# The command.
-
-
-def test_the_command_trains_on_a_cluster_and_leaves_nothing_there_when_it_is_killed(
-    machines: Machines, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-m", "orchestrator", "train", "--cells", "2", "--cluster", machines.address]
-    command += ["--collection.collectors", "2", "--collection.num-environments", "8"]
-    subprocess.run([*command, "--run-dir", tmp_path / "a", "--total-agent-steps", "1024"], check=True, timeout=200)
-    endless = subprocess.Popen([*command, "--run-dir", tmp_path / "b", "--total-agent-steps", "100000000"])
-    deadline = time.monotonic() + 100
-    while not (tmp_path / "b" / "metrics.jsonl").exists() or not machines.processes():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    endless.kill()
-    endless.wait()
-    anyio.run(machines.assert_nothing_left)
 
 
 # What is refused.

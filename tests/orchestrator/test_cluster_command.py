@@ -71,13 +71,17 @@ def test_a_signal_ends_the_run_in_order_and_leaves_nothing_anywhere(
     anyio.run(machines.assert_nothing_left)
 
 
-def test_a_run_whose_command_was_killed_resumes_from_its_newest_checkpoint(machines: Machines, tmp_path: Path) -> None:
+def test_a_run_whose_command_was_killed_leaves_nothing_there_and_resumes_from_its_newest_checkpoint(
+    machines: Machines, tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     with started(command(machines, folder)) as process:
         try:
             until(lambda: len(checkpoints(folder)) > 2)
+            assert machines.processes()
         finally:
             process.kill()
+    anyio.run(machines.assert_nothing_left)
     newest = int(checkpoints(folder)[-1])
     resume = [sys.executable, "-m", "orchestrator", "train", "--resume", str(folder)]
     steps = ["--total-agent-steps", str((newest + 2) * 8 * 32)]

@@ -48,17 +48,16 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
-    made = Machines(2)
+    made = Machines(2, cores=4)  # with room for three cells
     yield made
     made.close()
 
 
 @pytest.fixture
-def own_machines() -> Iterator[Machines]:
-    """For those that break them."""
-    made = Machines(2)
-    yield made
-    made.close()
+def machines_to_lose(machines: Machines) -> Iterator[Machines]:
+    """For those that break some."""
+    yield machines
+    machines.replace_lost()
 
 
 def config_for(machines: Machines | None, *, cells: int = 2, **settings: Any) -> TrainerConfig:
@@ -106,9 +105,10 @@ async def test_a_learner_that_dies_while_a_checkpoint_is_taken_is_replaced_with_
 
 @pytest.mark.parametrize("what", ["workers", "machine"])
 async def test_what_dies_while_a_run_is_paused_is_replaced(
-    what: str, own_machines: Machines, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    what: str, machines_to_lose: Machines, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = config_for(own_machines, epochs=10**6, run_dir=tmp_path / "run")
+    machines = machines_to_lose
+    config = config_for(machines, epochs=10**6, run_dir=tmp_path / "run")
     config = dataclasses.replace(config, checkpoints=CheckpointsConfig(every=10**6))
     folder = tmp_path / "run" / "checkpoints"
     expected = "cell 1 has lost its machine" if what == "machine" else "worker 'learner-1' died during"
@@ -119,12 +119,12 @@ async def test_what_dies_while_a_run_is_paused_is_replaced(
             run.request_checkpoint()
             while not list(folder.glob("[0-9]*/manifest.json")):
                 await anyio.sleep(0.05)
-            raylet = own_machines.raylets_with_workers()[0]
+            raylet = machines.raylets_with_workers()[0]
             if what == "machine":
                 raylet.kill()
                 await anyio.to_thread.run_sync(raylet.wait)
             else:
-                for worker in workers_of(own_machines):
+                for worker in workers_of(machines):
                     worker.kill()
             run.request_checkpoint()
             run.resume()
@@ -135,7 +135,7 @@ async def test_what_dies_while_a_run_is_paused_is_replaced(
                 await run.next_state(run.state)
             run.stop()
             await run.result()
-    await own_machines.assert_nothing_left()
+    await machines.assert_nothing_left()
 
 
 async def test_workers_are_started_again_where_what_they_are_forked_from_has_been_killed(
@@ -286,14 +286,13 @@ class UnableToBegin(Machine):
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
-async def test_several_cells_that_cannot_begin_are_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_several_cells_that_cannot_begin_are_one_error(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("orchestrator.loop.cluster._Actor", UnableToBegin)
-    machines = Machines(3)
-    try:
-        await assert_one_error(config_for(machines, cells=4), r"(?s)cell \d can't begin on a machine .* no module")
-        await machines.assert_nothing_left()
-    finally:
-        machines.close()
+    config = config_for(machines, cells=4)
+    await assert_one_error(config, r"(?s)cell \d can't begin on a machine .* no module")
+    await machines.assert_nothing_left()
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
