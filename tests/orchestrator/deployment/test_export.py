@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-COPIES, STEPS = 100, 100
+COPIES, STEPS = 40, 50
+"""Of episodes side by side, each of which ends several times."""
+IN_OTHERS = ("vector", "number", "normalized", "image", "memory of images")
+"""Cases whose parts are exported to ONNX in others."""
 Outputs = dict[str, Any]
 
 
@@ -136,11 +139,11 @@ def inputs_of(policy: LoadedPolicy, about: Outputs, batch: Any, state: Any, mask
 @pytest.mark.parametrize(
     ("case", "to"),
     [
-        *((case, "onnx") for case in CASES if case not in ("vector", "number", "memory of images", "bits")),
+        *((case, "onnx") for case in CASES if case not in IN_OTHERS),
         *((case, "torch") for case in ("normalized", "nested", "image", "memory", "squashed")),
     ],
 )
-def test_what_was_exported_acts_as_the_policy_in_ten_thousand_steps(
+def test_what_was_exported_acts_as_the_policy_in_two_thousand_steps(
     case: str, to: str, runs: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if to == "onnx":
