@@ -41,7 +41,7 @@ def test_a_preset_says_the_score_that_the_readme_has_of_it() -> None:
         if line.startswith("| `")
     ]
     table = {row[0].strip("`"): row for row in rows if len(row) == 7}
-    assert set(table) == set(preset_names()) - {"mettagrid"}
+    assert set(table) == set(preset_names())
     for name, (_, _, at_end, threshold, reached, _, _) in table.items():
         comment = " ".join(line.removeprefix("# ") for line in preset_text(name).splitlines() if line.startswith("#"))
         assert f"a mean return of {threshold} " in comment.replace("A mean", "a mean")

@@ -1,8 +1,6 @@
 """The settings of a run: frozen dataclasses by subject. All that is to be said of a setting stands at its field: type,
-default, meaning and unit, what it may be, whether it may change on resume, whether it names code.
-
-A field that may be `None` has `None` as its default, so that a TOML file, which has no null, can say
-everything by leaving it out.
+default, meaning and unit, what it may be, whether it may change on resume, whether it names code. A field that may be
+`None` has `None` as its default, so that a TOML file, which has no null, can say everything by leaving it out.
 """
 
 from __future__ import annotations
@@ -203,6 +201,8 @@ class PolicyConfig:
     """Nonlinearity between the hidden layers."""
     lstm_size: Count = 64
     """Width of the LSTM's recurrent state."""
+    latents: Count = 8
+    """How many questions the networks tokens and tokens_lstm ask of the tokens."""
     box_actions: Annotated[Literal["clip", "squash"], CalledElsewhere("squash_output")] = "clip"
     """How numbers become actions of a Box: clipped to its bounds, or squashed into them by a tanh or softplus."""
     normalize_observations: bool = True

@@ -55,9 +55,9 @@ def make_network(config: PolicyConfig, spaces: Spaces) -> nn.Module:
         case "lstm":
             return LSTM(spaces, config.hidden_sizes, config.activation, config.lstm_size)
         case "tokens":
-            return Tokens(spaces, config.hidden_sizes, config.activation)
+            return Tokens(spaces, config.hidden_sizes, config.activation, config.latents)
         case "tokens_lstm":
-            return LSTM(spaces, (), config.activation, config.lstm_size, TokenEncoder(spaces))
+            return LSTM(spaces, (), config.activation, config.lstm_size, TokenEncoder(spaces, config.latents))
         case _:
             return _own_network(name, spaces)
 

@@ -33,9 +33,6 @@ _BYTES = 256
 _GLOBAL = 254
 """The coordinate of tokens that are nowhere in particular."""
 _WIDTH = 32
-_LATENTS = 8
-_COLUMNS = (_LATENTS * _WIDTH, _LATENTS)
-"""Of the table's rows: vectors times each of their weights, and the weights."""
 _SMALL, _BUCKETS = 8, 13
 """Values below 8 may be names of things, and have an embedding each; greater ones share one per power of 2."""
 _KINDS = _BYTES * _BUCKETS
@@ -56,15 +53,15 @@ class TokenEncoder(nn.Module):
     to `[n, size]`.
 
     A token is the sum of embeddings: of its feature with its value, of its feature times its value, and a linear map of
-    Fourier features of its coordinate. Learned latents attend to the tokens (Jaegle et al. 2021, "Perceiver"), and what
-    each of them found is joined. Raises NetworkError for other observations.
+    Fourier features of its coordinate. `latents` learned vectors attend to the tokens (Jaegle et al. 2021,
+    "Perceiver"), and what each of them found is joined. Raises NetworkError for other observations.
 
     The latents ask every row the same. So a token has the same weight in each, the exponential of its score, and a
     row's result is a quotient of sums over its tokens: of their vectors times their weights, and of their weights. On a
     CPU, these are computed once for each different token of many rows, or while weights are `fixed`, of all of them.
     """
 
-    def __init__(self, spaces: Spaces) -> None:
+    def __init__(self, spaces: Spaces, latents: int = 8) -> None:
         super().__init__()
         space = spaces.observation
         shape = space.shape if isinstance(space, gymnasium_spaces.Box) and space.dtype == np.uint8 else ()
@@ -73,7 +70,7 @@ class TokenEncoder(nn.Module):
                 "the networks 'tokens' and 'tokens_lstm' need tokens to look at: a Box of uint8 [tokens, 3], as"
                 f" MettaGrid has; the observation space is {space}: use another network for it"
             )
-        self.size = _COLUMNS[0]
+        self.size = latents * _WIDTH
         self._fixed: Tensor | None = None
         """The embeddings while weights stay the same."""
         self._place_of_fixed = _Place()
@@ -84,7 +81,7 @@ class TokenEncoder(nn.Module):
         self.place = nn.Linear(_places().shape[1], _WIDTH)
         self.place.weight = nn.Parameter(orthogonal(*self.place.weight.shape, gain=HIDDEN_GAIN))
         nn.init.zeros_(self.place.bias)
-        self.latents = nn.Parameter(orthogonal(_LATENTS, _WIDTH, gain=1.0))
+        self.latents = nn.Parameter(orthogonal(latents, _WIDTH, gain=1.0))
         self.register_buffer("places", _places(), persistent=False)
         self.register_buffer("buckets", _buckets(), persistent=False)
 
@@ -102,7 +99,7 @@ class TokenEncoder(nn.Module):
         with torch.no_grad():
             embeddings = self._place_of_fixed.put(self._embeddings())
             if embeddings.is_cpu:
-                self._table = self._table or TokenTable(sum(_COLUMNS))
+                self._table = self._table or TokenTable(self.size + len(self.latents))
                 self._table.begin(partial(_write_rows, embeddings.numpy()))
             self._fixed = embeddings
             try:
@@ -131,7 +128,7 @@ class TokenEncoder(nn.Module):
         else:
             rows = table.rows
         sums = sums_of_rows(rows, places, sets.ends)
-        weights = sums.detach()[:, _COLUMNS[0] :]
+        weights = sums.detach()[:, self.size :]
         least, greatest = weights.aminmax()
         if float(least) > _LEAST and float(greatest) < _GREATEST:
             return _quotients(sums)
@@ -164,7 +161,7 @@ class TokenEncoder(nn.Module):
         places = self.place(self.get_buffer("places"))
         latents = self.latents.t() / math.sqrt(_WIDTH)
         # Of the last coordinate, MISSING. Not -inf, which would leave NaN where there is no token at all.
-        scores = torch.cat(((places @ latents)[:MISSING], latents.new_full((1, _LATENTS), _FORBIDDEN)))
+        scores = torch.cat(((places @ latents)[:MISSING], latents.new_full((1, len(self.latents)), _FORBIDDEN)))
         others = torch.cat((self.kinds.weight, self.amounts.weight))
         return torch.cat((torch.cat((others, others @ latents), 1), torch.cat((places, scores), 1)))
 
@@ -185,7 +182,7 @@ class TokenEncoder(nn.Module):
             sums = (F.embedding(parts, embeddings) * weights.unsqueeze(-1)).sum(1)
         else:
             sums = F.embedding_bag(parts, embeddings, mode="sum", per_sample_weights=weights)
-        vectors, scores = sums.split((_WIDTH, _LATENTS), 1)
+        vectors, scores = sums.split((_WIDTH, len(self.latents)), 1)
         return vectors, scores
 
 
@@ -208,9 +205,11 @@ class Tokens(nn.Module):
 
     capturable = True
 
-    def __init__(self, spaces: Spaces, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh") -> None:
+    def __init__(
+        self, spaces: Spaces, hidden_sizes: Sequence[int] = (64, 64), activation: str = "tanh", latents: int = 8
+    ) -> None:
         super().__init__()
-        self.encoder = TokenEncoder(spaces)
+        self.encoder = TokenEncoder(spaces, latents)
         self.layers = Dense((self.encoder.size, *hidden_sizes), activation)
         width = hidden_sizes[-1] if hidden_sizes else self.encoder.size
         self.head = ActionHead(spaces)
@@ -232,9 +231,10 @@ def _write_rows(embeddings: Array, codes: Array, out: Array) -> None:
         parts += embeddings[feature * _BUCKETS + _BUCKET_OF[value]]
         parts += embeddings[_KINDS + _BYTES + coordinate]
         weights = np.exp(parts[:, _WIDTH:].clip(-_STEEPEST, _STEEPEST))
-        products = out[:, : _COLUMNS[0]].reshape(-1, _LATENTS, _WIDTH)
+        latents = weights.shape[1]
+        products = out[:, :-latents].reshape(-1, latents, _WIDTH)
         np.multiply(weights[:, :, None], parts[:, None, :_WIDTH], out=products)
-    out[:, _COLUMNS[0] :] = weights
+    out[:, -latents:] = weights
 
 
 def _kind(tensor: Tensor) -> tuple[object, ...]:
@@ -242,8 +242,9 @@ def _kind(tensor: Tensor) -> tuple[object, ...]:
 
 
 def _quotients(sums: Tensor) -> Tensor:
-    vectors, weights = sums.split(_COLUMNS, 1)
-    return (vectors.unflatten(1, (_LATENTS, _WIDTH)) / weights.unsqueeze(-1)).flatten(1)
+    latents = sums.shape[1] // (_WIDTH + 1)
+    vectors, weights = sums.split((latents * _WIDTH, latents), 1)
+    return (vectors.unflatten(1, (latents, _WIDTH)) / weights.unsqueeze(-1)).flatten(1)
 
 
 def _places() -> Tensor:

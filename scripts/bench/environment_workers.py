@@ -68,7 +68,7 @@ def collecting(
     """A function that collects one rollout, and the rollout's agent steps."""
     import torch
 
-    from orchestrator import CollectionConfig, PolicyConfig, TrainerConfig
+    from orchestrator import CollectionConfig, PolicyConfig, TrainerConfig, read_preset
     from orchestrator.collection.collector import Collector, CollectorPlan
     from orchestrator.collection.experience_fields import experience_fields
     from state.experience import ExperienceSpec
@@ -85,7 +85,7 @@ def collecting(
     config = TrainerConfig(
         environment="mettagrid/arena" if arena else "environment_workers:slow",
         collection=collection,
-        policy=PolicyConfig(network="tokens" if arena else "auto"),
+        policy=read_preset("mettagrid").policy if arena else PolicyConfig(),
         staleness=0,
     )
     collector = Collector(CollectorPlan(config=config))

@@ -84,6 +84,7 @@ TASKS = {
     "bipedal_walker": Task("BipedalWalker-v3", -100.0, 200.0, "bipedal_walker"),
     "door_key": Task("minigrid:MiniGrid-DoorKey-6x6-v0", 0.0, 0.9, "door_key"),
     "frozen_lake": Task("FrozenLake-v1", 0.0, 0.7, "frozen_lake"),
+    "mettagrid": Task("mettagrid/arena", 5.0, 100.0, "mettagrid"),
     "memory": Task(MEMORY, 0.0, 0.9, "memory"),
     # Which no network without memory can solve: its mean return stays at 0 in the long run.
     "memory_mlp": Task(MEMORY, 0.0, 0.9, "memory", network="mlp"),

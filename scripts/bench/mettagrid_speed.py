@@ -136,7 +136,7 @@ def puffer_acting(games: int) -> Callable[[Any], None] | None:
     import torch
     from gymnasium import spaces
 
-    from orchestrator import PolicyConfig
+    from orchestrator import read_preset
     from orchestrator.policies.acting import ActingPolicy
     from orchestrator.policies.network import Spaces
     from orchestrator.policies.policy import build_policy
@@ -148,7 +148,7 @@ def puffer_acting(games: int) -> Callable[[Any], None] | None:
     observed = spaces.Box(0, 255, (500, 3), np.uint8)
     chosen = spaces.Discrete(int(environment.single_action_space.n))
     rows = games * AGENTS
-    acting = ActingPolicy(build_policy(PolicyConfig(network="tokens"), Spaces(observed, chosen), 0, 0.99).eval(), rows)
+    acting = ActingPolicy(build_policy(read_preset("mettagrid").policy, Spaces(observed, chosen), 0, 0.99).eval(), rows)
     distribution, generator = acting.policy.distribution, torch.Generator()
     start, seen = torch.zeros(rows, dtype=torch.bool), environment.reset()[0]
 
@@ -168,14 +168,14 @@ def collection(games: int, steps: int, workers: int = 0) -> float:
 
 
 def training(games: int, steps: int) -> float:
-    from orchestrator import CollectionConfig, PolicyConfig, TrainerConfig
+    from orchestrator import CollectionConfig, TrainerConfig, read_preset
 
     config = TrainerConfig(
         environment="mettagrid/arena",
         total_agent_steps=10**9,
         staleness=1,
         collection=CollectionConfig(num_environments=games, horizon=HORIZON, environment_options=OPTIONS),
-        policy=PolicyConfig(network="tokens"),
+        policy=read_preset("mettagrid").policy,
     )
     return games * AGENTS * HORIZON / statistics.median(epoch_seconds(config, EPOCHS))
 

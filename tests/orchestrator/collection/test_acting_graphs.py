@@ -101,7 +101,7 @@ RECORDED: dict[str, dict[str, Any]] = {
     "cut episodes of an lstm": VARIANTS["cut episodes"] | VARIANTS["lstm"],
     "dict": {"environment": "tests.environments:make_wandering", "environment_options": {"observation": "dict"}},
     "tokens": {"environment": f"{__name__}:Tokens", "policy": PolicyConfig(network="tokens", hidden_sizes=(8,))},
-    "tokens lstm": {"environment": f"{__name__}:Tokens", "policy": PolicyConfig(network="tokens_lstm", lstm_size=4)},
+    "tokens lstm": {"environment": f"{__name__}:Tokens", "policy": PolicyConfig(network="tokens_lstm", latents=3)},
     "types with policies of their own": {
         "environment": "tests.games:HideAndSeek",
         "policy": PolicyConfig(hidden_sizes=(8,), by_type=(TypePolicy(type="seeker"), TypePolicy(type="hider"))),

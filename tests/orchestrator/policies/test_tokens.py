@@ -18,10 +18,10 @@ from orchestrator.policies.tokens import TokenEncoder, Tokens
 SPACES = Spaces(spaces.Box(0, 255, (40, 3), np.uint8), spaces.Discrete(5))
 
 
-def encoder_with(gain: float = 1.0) -> TokenEncoder:
+def encoder_with(gain: float = 1.0, latents: int = 8) -> TokenEncoder:
     """Whose scores are so many times those at first."""
     torch.manual_seed(1)
-    encoder = TokenEncoder(SPACES)
+    encoder = TokenEncoder(SPACES, latents)
     torch.nn.init.normal_(encoder.amounts.weight)
     with torch.no_grad():
         encoder.latents.mul_(gain)
@@ -56,10 +56,10 @@ def attended(encoder: TokenEncoder, tokens: Any) -> Any:
     return (shares @ vectors).flatten()
 
 
-@pytest.mark.parametrize("gain", [1.0, 90.0, 300.0])
+@pytest.mark.parametrize(("gain", "latents"), [(1.0, 8), (90.0, 8), (300.0, 8), (1.0, 1), (1.0, 40)])
 @pytest.mark.parametrize("kinds", [255, 5])
-def test_rows_are_computed_together_as_each_alone(kinds: int, gain: float) -> None:
-    encoder, tokens = encoder_with(gain), tokens_of(40, kinds)
+def test_rows_are_computed_together_as_each_alone(kinds: int, gain: float, latents: int) -> None:
+    encoder, tokens = encoder_with(gain, latents), tokens_of(40, kinds)
     assert set(dict(encoder.named_buffers())) == {"places", "buckets"}, "checkpoints of earlier releases have these"
     expected = torch.stack([attended(encoder, row) for row in tokens])
     found = encoder(torch.from_numpy(tokens))
