@@ -122,12 +122,13 @@ class _Part:
 
     def __init__(self, own: Space, *, squash: bool) -> None:
         self._converter = ActionConverter(own, squash=squash)
+        self._single = isinstance(own, spaces.Discrete)
         self._shape = () if isinstance(own, spaces.Discrete) else tuple(own.shape or ())
 
     def __call__(self, action: Any) -> Any:
         part = np.ravel(action)[: math.prod(self._shape)].reshape(1, *self._shape)
         converted = self._converter(part)[0]
-        return converted if isinstance(converted, np.integer) else np.asarray(converted)
+        return converted if self._single else np.asarray(converted)  # numpy's numbers are no members of a Box
 
 
 def used_parameters(own: Space, joint: Space, *, along_others: int = 1) -> Array:

@@ -48,7 +48,7 @@ _IN_HALVES = (
 class NativeEnvironment(VectorEnvironment):
     """Adapts any gymnasium `VectorEnv` that resets its copies in the same or in the next step.
 
-    One that has `agents`, names of the agents of a game, gives each of them a row: `num_envs` counts rows.
+    One that has `agents`, a tuple of names of the agents of a game, gives each of them a row: `num_envs` counts rows.
 
     Raises InvalidEnvironment for one that leaves the resets to its caller or does not say what it does.
     """
@@ -275,7 +275,10 @@ def halves_of_step(environment: VectorEnv[Any, Any, Any]) -> tuple[Callable[[Any
 
 def agents_of(environment: VectorEnv[Any, Any, Any]) -> tuple[str, ...]:
     """The agents of one game of a vector environment, as `VectorEnvironment` has them."""
-    return getattr(environment, "agents", SINGLE_AGENT)
+    agents = getattr(environment, "agents", None)
+    return (
+        cast("tuple[str, ...]", agents) if isinstance(agents, tuple) else SINGLE_AGENT
+    )  # else it means something else
 
 
 def resets_in_same_step(name: str, environment: VectorEnv[Any, Any, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from torch import nn
 
 from losses import Loss, ppo_losses
@@ -29,6 +30,7 @@ from orchestrator import (
     load_policy,
 )
 from orchestrator.command.evaluation import evaluate_checkpoint
+from orchestrator.environments.joint_spaces import JointSpaces
 from orchestrator.hooks.included.progress import progress
 from orchestrator.learning.learning_rate import LearningRate
 from orchestrator.learning.statistics import with_means_of_policies
@@ -167,6 +169,17 @@ async def test_an_agent_takes_only_actions_of_its_own_and_its_policy_sees_only_i
         sum(int(((one["observation/policy"] == place) & one["valid"]).sum()) for one in learned) for place in (1, 0)
     )
     assert sorted(counts) == sorted([seekers, hiders])
+
+
+@pytest.mark.parametrize("squash", [False, True])
+async def test_the_number_of_a_box_without_axes_is_an_array_as_for_all_environments(squash: bool) -> None:
+    seen = spaces.Box(-1.0, 1.0, (2,))
+    own = {"a_0": spaces.Box(-3, 3, (), np.int8), "b_0": spaces.Box(0.1, 2.0, (2,), np.float64)}
+    joint = JointSpaces("game", {agent: (seen, space) for agent, space in own.items()}, ("a",), squash=squash)
+    for agent, space in own.items():
+        action = joint.action_of(agent, np.array([7.0, 0.0], np.float32))
+        assert isinstance(action, np.ndarray)
+        assert space.contains(action)
 
 
 @pytest.mark.parametrize("staleness", [0, 1])

@@ -86,6 +86,14 @@ def drawn(num_envs: int, kind: str, **options: Any) -> VectorEnv[Any, Any, Any]:
     return form([lambda: Drawn(**options)] * num_envs, autoreset_mode=MODES[mode])
 
 
+class Crowded(SyncVectorEnv):
+    """Means something else by `agents`."""
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__([lambda: gymnasium.make("CartPole-v1")] * num_envs)
+        self.agents = [object(), object()]
+
+
 class Sized(Counting):
     """A single environment, which means something else by `num_envs`."""
 
@@ -185,6 +193,13 @@ def test_a_vector_that_leaves_resets_to_its_caller_is_refused(adaptation: Adapta
 def test_a_single_environment_that_means_something_else_by_num_envs_is_a_single_one() -> None:
     look, _ = trained(small_config(environment=f"{HERE}:Sized"))
     assert set(look.lengths) == {5.0}
+
+
+def test_a_vector_of_ones_own_may_mean_something_else_by_agents() -> None:
+    look, state = trained(small_config(environment=f"{HERE}:Crowded"))
+    other, plain = trained(small_config(environment=f"{HERE}:carts"))
+    assert look.lengths == other.lengths
+    assert_same(weights(state), weights(plain))
 
 
 @pytest.mark.parametrize("kind", KINDS[:3])
