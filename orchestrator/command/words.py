@@ -224,7 +224,7 @@ def _option_table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | No
     return PrimitiveConstructorSpec(
         nargs="*",
         metavar="[KEY=VALUE ...]",
-        instance_from_str=lambda words: dict(map(parse_option, words)),
+        instance_from_str=parse_options,
         is_instance=lambda value: isinstance(value, Mapping),
         str_from_instance=lambda options: (
             [f"{key}={json.dumps(value, default=str)}" for key, value in options.items()] or ["nothing"]
@@ -267,6 +267,21 @@ def parse_task(word: str) -> EvaluationTask:
     except ConfigurationError as error:
         wrong = [f"{name.field.rpartition('.')[2]} ({name.expected}; {name.cure})" for name in error.problems]
         raise ValueError(f"wrong in {word}: {', '.join(wrong)}") from error
+
+
+def parse_options(words: Sequence[str]) -> dict[str, object]:
+    """What each `KEY=VALUE` says, and each inline table of TOML, as a file has it. Raises `ValueError` otherwise."""
+    options: dict[str, object] = {}
+    for word in words:
+        if not word.startswith("{"):
+            key, value = parse_option(word)
+            options[key] = value
+            continue
+        try:
+            options |= tomllib.loads(f"options = {word}")["options"]
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            raise ValueError(f"{word} is no inline table of TOML ({error}); write KEY=VALUE for each option") from error
+    return options
 
 
 def parse_option(word: str) -> tuple[str, object]:

@@ -66,7 +66,8 @@ def with_means_of_policies(stats: Mapping[str, float], policies: Sequence[str]) 
 
 
 def batch_statistics(batch: Mapping[str, torch.Tensor], segments: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """Means over the epoch's valid steps, and the share of the returns' variance that the values explain.
+    """Means over the epoch's valid steps, and the share of the returns' variance that the values explain. Nothing where
+    no step is valid, as in a shard whose machine was lost.
 
     Where types of agents have policies of their own, `segments` are those of each by its name: then also the same of
     each that has any step, as `<name>/<statistic>`, and its share of the steps.
@@ -74,6 +75,8 @@ def batch_statistics(batch: Mapping[str, torch.Tensor], segments: Mapping[str, t
     Of a batch that was evaluated anew, also how far the policy at the start of learning was from the one that acted:
     the KL divergence (estimator k3), and the standard deviation of the ratio of their probabilities, whose mean is 1.
     """
+    if not batch["valid"].any():
+        return {}
     stats = _statistics(batch)
     steps = {policy: int(batch["valid"][own].sum()) for policy, own in segments.items()}
     for policy in (policy for policy in segments if steps[policy]):

@@ -15,6 +15,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
 from torch import nn
 
 from losses import GradientReporter, LearnerCallback, Loss, UpdateEpochsTuner
@@ -49,6 +51,32 @@ def anyio_backend() -> str:
 
 
 EPOCHS = 6
+
+
+class OneStepEpisodes(VectorEnv[Any, Any, Any]):
+    """Every other step of a copy only resets it: the first half of the copies in even steps, the others in odd ones."""
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        self.single_observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self.observation_space = spaces.Box(-1.0, 1.0, (num_envs, 2), np.float32)
+        self.single_action_space = spaces.Discrete(2)
+        self.action_space = spaces.MultiDiscrete([2] * num_envs)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self._step = np.arange(self.num_envs) >= self.num_envs // 2
+        return self._seen(), {}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        ended = ~self._step
+        self._step = ended
+        never = np.zeros(self.num_envs, bool)
+        return self._seen(), np.asarray(actions, np.float64), ended, never, {}
+
+    def _seen(self) -> Any:
+        return np.full((self.num_envs, 2), 0.5, np.float32)
 
 
 def config_for(cells: int, shards: int = 4, *, epochs: int = EPOCHS, **settings: Any) -> TrainerConfig:
@@ -102,6 +130,22 @@ KINDS: dict[str, dict[str, Any]] = {
 async def test_one_two_and_four_cells_learn_the_same_bits(settings: dict[str, Any]) -> None:
     assert_same(*[await trained(config_for(cells, **settings)) for cells in (1, 2, 4)])
     assert not worker_processes()
+
+
+async def test_statistics_are_those_of_the_shards_that_have_any_step() -> None:
+    """As where a machine is lost, and with it what was collected there. Warnings, such as torch's of the deviation of
+    nothing, are errors."""
+    config = config_for(1, 2, backend="inline", environment=f"{__name__}:OneStepEpisodes", horizon=1)
+    valid: list[list[bool]] = []
+    found: list[dict[str, float]] = []
+    async with Trainer(config).start() as run:
+        async for state in run.states():
+            if state.experience is not None and state.loss_stats is not None:
+                valid.append(state.experience["valid"].ravel().tolist())
+                found.append(dict(state.loss_stats))
+    assert any(sum(of_epoch) == 4 for of_epoch in valid), "half of them"
+    for statistics in found:
+        assert np.isfinite([statistics[name] for name in ("value", "return", "reward", "advantage")]).all()
 
 
 async def test_threads_learn_the_same_bits_as_processes() -> None:

@@ -347,6 +347,18 @@ def test_environment_options_are_words_of_key_and_value(calls: Calls) -> None:
     }
 
 
+def test_environment_options_may_be_an_inline_table_as_in_a_file(
+    calls: Calls, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["train", "--collection.environment-options", '{size=5, name="a b"}', "steps=3"])
+    assert calls.config.collection.environment_options == {"size": 5, "name": "a b", "steps": 3}
+    with pytest.raises(SystemExit):
+        main(["train", "--collection.environment-options", "{size=5, name}"])
+    said = capsys.readouterr().err
+    assert "{size=5, name}" in said
+    assert "KEY=VALUE for each option" in " ".join(said.replace("│", " ").split())
+
+
 @pytest.mark.parametrize(
     ("word", "value"),
     [("a=-3", -3), ("a=b=c", None), ("a=./maps/x.txt", "./maps/x.txt"), ("a='1'", "1"), ("a=1e3", 1e3)],
