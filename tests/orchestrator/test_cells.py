@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anyio
 import numpy as np
@@ -56,7 +56,7 @@ EPOCHS = 6
 class OneStepEpisodes(VectorEnv[Any, Any, Any]):
     """Every other step of a copy only resets it: the first half of the copies in even steps, the others in odd ones."""
 
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    metadata: ClassVar[dict[str, Any]] = {"autoreset_mode": AutoresetMode.NEXT_STEP}
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs

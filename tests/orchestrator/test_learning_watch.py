@@ -119,6 +119,29 @@ async def test_rewards_that_are_always_0_are_reported(tmp_path: Path, caplog: py
     assert "Every episode has the same return" in text
 
 
+def with_one_observation(environment: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    return gymnasium.wrappers.TransformObservation(environment, lambda seen: 0 * seen, None)
+
+
+async def test_observations_that_never_change_are_reported_also_where_the_run_was_resumed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(
+        total_agent_steps=22 * 8 * 32,
+        num_environments=8,
+        run_dir=tmp_path / "run",
+        environment_wrappers=(f"{__name__}:{with_one_observation.__name__}",),
+    )
+    with caplog.at_level(logging.WARNING):
+        await Trainer(replace(config, total_agent_steps=15 * 8 * 32)).run()
+        assert warnings(caplog) == []
+        await Trainer(config, resume=tmp_path / "run").run()
+    [text] = [line for line in warnings(caplog) if line.startswith("learning (observations)")]
+    assert "epoch 20: all observations of the first 20 epochs are the same" in text
+    records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["warnings/observations"] == 1.0
+
+
 async def test_a_resumed_run_is_judged_by_its_beginning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = small_config(
         epochs=42,

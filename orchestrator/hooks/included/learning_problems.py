@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from losses.actor import default_entropy_coefficient
 from orchestrator.config.paths import PATH
-from orchestrator.hooks.included.learning_returns import SURE, Returns
+from orchestrator.hooks.included.learning_returns import DOUBTFUL, SURE, Returns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,9 +23,18 @@ if TYPE_CHECKING:
 
 RESULT, VERDICT = "learning_problems", "learning"
 """Names of results in `state.results`: the texts of the problems that there are, by kind; a text whether it learns."""
-KINDS = ("entropy", "policy_change", "value_loss", "explained_variance", "gradient_norm", "return", "episodes")
+KINDS = (
+    "entropy",
+    "policy_change",
+    "value_loss",
+    "explained_variance",
+    "gradient_norm",
+    "observations",
+    "return",
+    "episodes",
+)
 """Names of the problems, `warnings/<kind>` in the metrics."""
-OF_THE_RUN = ("gradient_norm", "episodes")
+OF_THE_RUN = ("gradient_norm", "observations", "episodes")
 """Those that policies of types of agents have together; the others each has for itself."""
 
 RECOVERY = 10
@@ -47,7 +56,14 @@ PART_OF_RUN, ENOUGH_STEPS, ENOUGH_EPOCHS = 0.75, 2_000_000, 20
 these epochs. (A good run of Acrobot has its first success after a third to a half of its steps.)"""
 LONG_EPISODE = 10_000
 """Agent steps of one environment within which some episode should have ended."""
-_PATIENCE = {"entropy": 5, "policy_change": 3, "value_loss": 5, "explained_variance": 10, "gradient_norm": 20}
+_PATIENCE = {
+    "entropy": 5,
+    "policy_change": 3,
+    "value_loss": 5,
+    "explained_variance": 10,
+    "gradient_norm": 20,
+    "observations": 20,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +81,8 @@ class Reading:
     value_loss: float | None = None
     explained_variance: float | None = None
     gradient_norm: float | None = None
+    one_observation: bool = False
+    """Whether nothing else has been observed so far, by any agent in any step."""
     continuous: bool = False
     """Whether actions are numbers, whose entropy has no least value."""
     competing: bool = False
@@ -156,6 +174,7 @@ class ProblemDetector:
             "value_loss": self._value_loss(reading),
             "explained_variance": self._explained_variance(reading),
             "gradient_norm": self._gradient_norm(reading),
+            "observations": self._observations(reading),
         }
         known = {kind: text or None for kind, text in signs.items() if text is not None}
         if self._returns.good:
@@ -243,23 +262,39 @@ class ProblemDetector:
             f"the value loss of large rewards: {cure}"
         )
 
+    def _observations(self, reading: Reading) -> str | None:
+        if not reading.one_observation:
+            return ""
+        return (
+            f"all observations of the first {_PATIENCE['observations']} epochs are the same, so that the policy cannot "
+            "tell one situation from another: check what the environment and its wrappers return, unless the task has "
+            "one situation only"
+        )
+
     def _stuck_return(self, reading: Reading) -> str | None:
         returns = self._returns
-        if not self._fresh or not self._late(reading) or not returns.known or returns.gain > SURE:
+        if not self._fresh or not self._late(reading) or not returns.known or returns.gain > DOUBTFUL:
             return None
         if reading.competing:
             return None
         first, recent = returns.first_mean, returns.recent_mean
         what = "has not moved" if abs(returns.gain) <= SURE else "is worse than at the start"
-        if returns.has_improved:
+        exploring, rate = self._more_exploration(), self._lower_rate()
+        if returns.all_alike:
+            causes = (
+                "Every episode has the same return, so there is nothing to learn from: check that the environment's "
+                f"rewards depend on what is done; if success is only rare, explore more: {exploring}"
+            )
+        elif returns.has_improved:
             what = "has fallen back to what it was at the start"
-        cures = _either([self._more_exploration(), *self._normalize(), self._lower_rate()])
-        causes = (
-            "Every episode has the same return, so there is nothing to learn from: check that the environment's "
-            f"rewards depend on what is done; if success is only rare, explore more: {self._more_exploration()}"
-            if returns.all_alike
-            else f"The likely cause is too little exploration, unsuitable scales, or a wrong step size: {cures}"
-        )
+            cures = _either([rate, exploring])
+            causes = f"The likely cause is updates that are too large, or too little exploration: {cures}"
+        else:
+            cures = _either([exploring, *self._normalize(), rate])
+            causes = (
+                f"The likely cause is too little exploration, unsuitable scales, or a wrong step size: {cures}; or "
+                "rewards that do not depend on what is done, or that observations do not tell of: check the environment"
+            )
         return (
             f"the return {what}: {recent:.4g} over the last {len(returns.recent)} episodes, {first:.4g} in the first "
             f"{returns.first_count}, after {reading.agent_step:,} agent steps. {causes}"

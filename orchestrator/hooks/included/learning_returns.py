@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 FIRST_EPISODES, RECENT_EPISODES, ENOUGH_EPISODES = 32, 100, 20
 SURE = 4.0
 """Standard errors by which the return must exceed that of the first episodes to count as progress."""
+DOUBTFUL = 2.0
+"""Those within which it counts as none; in between, it may or may not have begun."""
 
 
 class Returns:

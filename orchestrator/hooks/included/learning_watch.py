@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from orchestrator.collection.experience_fields import OBSERVATION
 from orchestrator.environments.agents import policies_in
 from orchestrator.hooks.hook import Hook, StateUpdate
 from orchestrator.hooks.included.learning_competition import Competition, returns_by_type
@@ -26,6 +27,8 @@ from state.stats_tracker import EPISODE_RETURN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from orchestrator.config.settings import TrainerConfig
     from state.experience import ExperienceSpec
@@ -55,11 +58,16 @@ class LearningWatch(Hook):
         self._fresh = True
         self._detectors: dict[str, ProblemDetector] = {}
         self._competition = Competition()
+        self._one_observation = True
+        """Nothing else has been observed so far."""
         self._memory: Mapping[str, Any] = {}
 
     def state_dict(self) -> Mapping[str, object]:
         detectors = {name: detector.memory() for name, detector in self._detectors.items()}
-        return {"detectors": detectors, "competition": self._competition.memory()} if detectors else {}
+        if not detectors:
+            return {}
+        memory = {"detectors": detectors, "competition": self._competition.memory()}
+        return memory | {"one_observation": self._one_observation}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         # An earlier release had one detector.
@@ -72,13 +80,17 @@ class LearningWatch(Hook):
         self._competition = Competition()
         if "competition" in self._memory:
             self._competition.recall(self._memory["competition"])
+        self._one_observation = self._memory.get("one_observation", state.epoch == 0)
         self._detector(_RUN)
 
     async def on_epoch_end(self, state: TrainerState) -> StateUpdate | None:
         self._competition.add(state.rollout_stats or {})
         competing = self._competition.found
+        if self._one_observation and state.experience is not None:
+            self._one_observation = has_one_observation(state.experience)
+        of_run = {"competing": competing, "one_observation": self._one_observation}
         for name in (_RUN, *policies_in(state.loss_stats or {})):
-            found = self._detector(name).observe(replace(reading(state, name), competing=competing))
+            found = self._detector(name).observe(replace(reading(state, name), **of_run))
             for kind, text in found.items():
                 _log.warning("learning (%s), epoch %d: %s", kind, state.epoch, _of(name, text))
         current = self._current()
@@ -126,6 +138,20 @@ def reading(state: TrainerState, policy: str = _RUN) -> Reading:
         gradient_norm=stats.get("gradient_norm"),
         continuous=state.experience is not None and _acts_with_numbers(state.experience.spec),
     )
+
+
+def has_one_observation(experience: Mapping[str, NDArray[Any]]) -> bool:
+    """Whether what is observed in all valid steps is the same."""
+    segments, steps = np.nonzero(experience["valid"])
+    for name in experience:
+        if name == OBSERVATION or name.startswith(f"{OBSERVATION}/"):
+            observed, seen, compared = experience[name], 1, 1
+            while seen < len(steps):  # more each time: mostly, the first two differ
+                part = observed[segments[seen : seen + compared], steps[seen : seen + compared]]
+                if (part != observed[segments[0], steps[0]]).any():
+                    return False
+                seen, compared = seen + compared, 2 * compared
+    return True
 
 
 def _returns(state: TrainerState, policy: str) -> Sequence[float]:

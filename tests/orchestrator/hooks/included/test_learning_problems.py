@@ -7,10 +7,12 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from orchestrator import CollectionConfig, LearningConfig, LossesConfig, PolicyConfig, TrainerConfig
 from orchestrator.hooks.included.learning_problems import RECOVERY, ProblemDetector, Reading
+from orchestrator.hooks.included.learning_watch import has_one_observation
 
 STEPS = 8192
 CONFIG = TrainerConfig(total_agent_steps=100 * STEPS)
@@ -92,6 +94,7 @@ def test_what_is_remembered_makes_no_difference(pause: int) -> None:
         ("value_loss", {"value_loss": 1e6, "explained_variance": -0.5}, CONFIG, "learning.learning_rate"),
         ("explained_variance", {"explained_variance": -8.0}, CONFIG, "learning.learning_rate"),
         ("gradient_norm", {"gradient_norm": 300.0}, CONFIG, "losses.value_coefficient"),
+        ("observations", {"one_observation": True}, CONFIG, "what the environment and its wrappers return"),
         (
             "gradient_norm",
             {"gradient_norm": 300.0},
@@ -145,7 +148,17 @@ def test_a_return_that_never_moves_is_reported_late_in_the_run() -> None:
     [(epoch, kind, text)] = found([stuck(epoch) for epoch in range(100)])
     assert (epoch, kind) == (74, "return")
     assert "has not moved" in text
+    assert "rewards that do not depend on what is done" in text
     assert "losses.entropy_coefficient to 0.03 (now 0.01)" in text
+
+
+def test_a_return_that_may_have_begun_to_move_is_no_problem_yet() -> None:
+    """As in FrozenLake, where late in a short run 15 of 100 episodes succeed, of the first 100 one."""
+    first, later = (1.0,) + (0.0,) * 99, (1.0,) * 15 + (0.0,) * 85
+    assert found([stuck(epoch, returns=first if epoch == 0 else later) for epoch in range(100)]) == []
+    never = (1.0,) * 3 + (0.0,) * 97
+    [(_, _, text)] = found([stuck(epoch, returns=first if epoch == 0 else never) for epoch in range(100)])
+    assert "has not moved" in text
 
 
 def test_a_return_that_is_worse_than_at_the_start_is_called_that() -> None:
@@ -171,6 +184,7 @@ def test_late_success_ends_the_problem_and_early_success_that_is_lost_is_called_
     [(_, kind, text)] = found(early)
     assert kind == "return"
     assert "the return has fallen back to what it was at the start: 20.2 over the last 100 episodes" in text
+    assert "updates that are too large, or too little exploration: set learning.learning_rate to 0.0003" in text
 
 
 def test_a_resumed_run_is_not_compared_with_its_first_episodes() -> None:
@@ -186,6 +200,17 @@ def test_a_run_in_which_no_episode_ends_says_so() -> None:
     assert found(readings, one)[0][0] == 1, "10,000 steps of one environment are many"
     late = [replace(healthy(epoch), returns=returns(15 * epoch - 500)) for epoch in range(40, 100)]
     assert found([*readings[:40], *late]) == []
+
+
+def test_observations_are_looked_at_in_valid_steps_until_another_one_comes() -> None:
+    arrays = {"observation/a": np.full((2, 40, 3), 0.5, np.float32), "valid": np.zeros((2, 40), bool)}
+    assert has_one_observation(arrays), "where no step is valid, there is no other"
+    arrays["valid"][:] = True
+    arrays["valid"][0, 0] = False
+    arrays["observation/a"][0, 0] = 7.0
+    assert has_one_observation(arrays)
+    arrays["observation/a"][1, 39, 2] = 0.25
+    assert not has_one_observation(arrays)
 
 
 def test_unknown_numbers_are_no_problem() -> None:
