@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _BOOKKEEPING = ("env_id", "players")
+_OWN_OPTIONS = {"seed": "copies are seeded from the run's", "batch_size": "all copies step together"}
 _catching = threading.Lock()
 
 
@@ -28,6 +29,11 @@ class EnvPoolVector(VectorEnv[Any, Any, Any]):
     """
 
     def __init__(self, task: str, num_envs: int, num_threads: int, options: dict[str, Any]) -> None:
+        for name, cure in _OWN_OPTIONS.items():
+            if name in options:
+                raise ValueError(f"its option {name!r} can't be set: {cure}")
+        if num_threads < 0:
+            raise ValueError(f"num_threads is {num_threads}, expected 0 (one for each core) or more")
         envpool = importlib.import_module("envpool")
         self.num_envs = num_envs
         self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}

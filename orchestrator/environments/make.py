@@ -240,6 +240,10 @@ def _returned(
         made.close()
         made = _called(environment, function, options | {_COUNT: count}, count)
     if isinstance(made, VectorEnv):
+        if _COUNT in options:
+            made.close()
+            cure = f"leave {_COUNT} out of its options: for vectors, it is {PATH.collection.num_environments}"
+            raise InvalidEnvironment(f"environment {environment!r} returned {_kind_of(made)}; {cure}")
         if _copies_in(made) != count:
             cure = "make as many as num_envs says" if of_vectors or takes_any else "let it take num_envs as a keyword"
             made.close()
@@ -384,9 +388,7 @@ def _cannot_make(
     if isinstance(error, (ImportError, gymnasium.error.DependencyNotInstalled)):
         return InvalidEnvironment(missing_package(environment, error))
     given = ", ".join(f"{key}={shown(value)}" for key, value in options.items()) or "none"
-    text = described(error).partition(" was raised from the environment creator for ")[
-        0
-    ]  # gymnasium says the rest again
+    text, *_ = described(error).partition(" was raised from the environment creator for ")  # gymnasium repeats the rest
     if isinstance(found, EnvSpec):
         expected = "what gymnasium.make makes with them"
     else:

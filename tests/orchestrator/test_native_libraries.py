@@ -390,3 +390,18 @@ def test_names_that_the_libraries_do_not_have_and_libraries_that_are_missing_are
     assert "did you mean CartPole-v1 or" in problem
     with pytest.raises(InvalidEnvironment, match=r"'envpool/CartPole-v1' could not be made with .*colour"):
         make_vector(ENVPOOL, 1, {"colour": "red"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 3}, "its option 'seed' can't be set: copies are seeded from the run's"),
+        ({"batch_size": 2}, "its option 'batch_size' can't be set: all copies step together"),
+        ({"num_threads": -1}, "num_threads is -1, expected 0 .* or more"),
+        ({"num_envs": 7}, "leave num_envs out of its options: for vectors, it is collection.num_environments"),
+    ],
+)
+def test_options_of_envpool_that_the_run_decides_on_are_refused(options: dict[str, Any], message: str) -> None:
+    pytest.importorskip("envpool")
+    with pytest.raises(InvalidEnvironment, match=message):
+        make_vector(ENVPOOL, 2, options)

@@ -184,6 +184,14 @@ def test_a_vector_that_does_not_fit_is_refused_with_what_it_has_and_what_is_need
         anyio.run(Trainer(small_config(environment=f"{HERE}:{function}")).run)
 
 
+@pytest.mark.parametrize("function", ["made_by_gymnasium", "of_any_options"])
+def test_the_number_of_copies_is_no_option_of_a_vector(function: str) -> None:
+    with pytest.raises(
+        InvalidEnvironment, match=r"VectorEnv; leave num_envs out of its options: for vectors, it is coll"
+    ):
+        make_vector(f"{HERE}:{function}", 2, {"num_envs": 7})
+
+
 @pytest.mark.parametrize("adaptation", [Adaptation(), Adaptation(max_episode_steps=5)])
 def test_a_vector_that_leaves_resets_to_its_caller_is_refused(adaptation: Adaptation) -> None:
     with pytest.raises(InvalidEnvironment, match="AutoresetMode.DISABLED.*; supported are"):
