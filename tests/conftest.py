@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import tempfile
@@ -22,6 +23,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # trackio reads this once, at its import; without it, tests would write into the user's folder.
 _of_trackio = tempfile.TemporaryDirectory(prefix="of-trackio-")
 os.environ["TRACKIO_DIR"] = _of_trackio.name
+atexit.register(_of_trackio.cleanup)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
