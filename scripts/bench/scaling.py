@@ -1,13 +1,13 @@
 """How several cells scale: agent steps per second with the same work for each, what they send, how soon a learner that
 died learns again, and what to expect of more cells than there are here.
 
-    python scripts/bench/scaling.py [--cells 1 2] [--repeats 3] [--hidden 256] [--network-latency 50] [--gigabits 25]
-        [--machines]
+    python scripts/bench/scaling.py [--cells 1 2] [--repeats 3] [--environments 64] [--hidden 256]
+        [--network-latency 50] [--gigabits 25] [--machines]
 
 `--machines` measures, instead, how soon a run trains again that has lost a machine of a Ray cluster (the extra
 `cluster`), which is several raylets on this machine: one is killed with everything that runs on it.
 
-Every cell has 64 environments, a collector and a learner; they take turns (staleness 0), so that each cell needs one
+Every cell has `--environments`, a collector and a learner; they take turns (staleness 0), so that each cell needs one
 core. The rate of n cells is compared with n times that of one, in turn, in processes of their own, and with the sum of
 n runs of one cell side by side, which have nothing to do with each other, each on a core of its own (as far as there
 are n cores): what these lose, the machine does; what is left is the orchestrator's. Processor time is that of all
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from orchestrator import TrainerConfig
 
-ENVIRONMENTS, HORIZON, EPOCHS = 64, 128, 12
+HORIZON, EPOCHS = 128, 12
 AFTERWARDS = 3
 """Epochs that follow those measured, so that of runs side by side none is measured without the others."""
 SIMULATED = [2**power for power in range(11)]
@@ -52,14 +52,14 @@ STEPS = 400
 GOAL = 0.9
 
 
-def configured(cells: int, hidden: int, folder: Path | None = None) -> TrainerConfig:
+def configured(cells: int, hidden: int, environments: int, folder: Path | None = None) -> TrainerConfig:
     from orchestrator import CollectionConfig, LearningConfig, MetricsConfig, PolicyConfig, TrainerConfig
 
     config = TrainerConfig(
         total_agent_steps=10**9,
         staleness=0,
         cells=cells,
-        collection=CollectionConfig(num_environments=ENVIRONMENTS * cells, horizon=HORIZON, collectors=cells),
+        collection=CollectionConfig(num_environments=environments * cells, horizon=HORIZON, collectors=cells),
         learning=LearningConfig(threads=1),
         policy=PolicyConfig(hidden_sizes=(hidden, hidden)),
         metrics=MetricsConfig(progress="off"),
@@ -70,7 +70,7 @@ def configured(cells: int, hidden: int, folder: Path | None = None) -> TrainerCo
     return replace(config, run_dir=folder, metrics=metrics, checkpoints=replace(config.checkpoints, enabled=False))
 
 
-def measured(cells: int, hidden: int, core: int = -1) -> dict[str, Any]:
+def measured(cells: int, hidden: int, environments: int, core: int = -1) -> dict[str, Any]:
     """Seconds and steps of the epochs, their parts, and each minibatch of the first learner; on one core, where it is
     not negative."""
     if core >= 0:
@@ -91,7 +91,7 @@ def measured(cells: int, hidden: int, core: int = -1) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        anyio.run(main, configured(cells, hidden, run_dir))
+        anyio.run(main, configured(cells, hidden, environments, run_dir))
         records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         records = records[WARM_UP - 1 : WARM_UP + EPOCHS]
         events = json.loads((run_dir / "trace.json").read_text())
@@ -120,22 +120,22 @@ def processor_seconds() -> float:
     return sum(one.user + one.system for one in times)
 
 
-def side_by_side(runs: int, hidden: int) -> list[dict[str, Any]]:
+def side_by_side(runs: int, hidden: int, environments: int) -> list[dict[str, Any]]:
     """What is `measured` of so many runs of one cell at the same time."""
     cores = sorted(os.sched_getaffinity(0))
 
     def one(run: int) -> dict[str, Any]:
-        return in_subprocess(__file__, "--one", "measured", 1, hidden, cores[run % len(cores)])
+        return in_subprocess(__file__, "--one", "measured", 1, hidden, environments, cores[run % len(cores)])
 
     with ThreadPoolExecutor(runs) as threads:
         return list(threads.map(one, range(runs)))
 
 
-def gradient_bytes(hidden: int) -> int:
+def gradient_bytes(hidden: int, environments: int) -> int:
     from orchestrator.environments.make import make_vector
     from orchestrator.policies import Spaces, build_policy
 
-    config = configured(1, hidden)
+    config = configured(1, hidden, environments)
     environment = make_vector(config.environment, 1)
     try:
         policy = build_policy(config.policy, Spaces.of(environment), 1)
@@ -144,7 +144,7 @@ def gradient_bytes(hidden: int) -> int:
     return 4 * sum(parameter.numel() for parameter in policy.parameters())
 
 
-def replaced(hidden: int) -> dict[str, float]:
+def replaced(hidden: int, environments: int) -> dict[str, float]:
     """Seconds from a learner's death to the end of the next epoch, and of an undisturbed one."""
     import anyio
     import psutil
@@ -156,7 +156,7 @@ def replaced(hidden: int) -> dict[str, float]:
 
     async def main() -> None:
         nonlocal died
-        async with Trainer(configured(2, hidden)).start() as run:
+        async with Trainer(configured(2, hidden, environments)).start() as run:
             async for state in run.states():
                 ends.append(time.perf_counter())
                 if state.epoch == WARM_UP + 4:
@@ -173,7 +173,7 @@ def replaced(hidden: int) -> dict[str, float]:
     return {"replaced": after - died, "epoch": statistics.median(np.diff(ends[WARM_UP : WARM_UP + 4]).tolist())}
 
 
-def moved(hidden: int, shrinks: int) -> dict[str, float]:
+def moved(hidden: int, environments: int, shrinks: int) -> dict[str, float]:
     """Seconds from a machine's death to the end of the first epoch with its successor, or (`shrinks`) without one."""
     import anyio
     import psutil
@@ -194,7 +194,7 @@ def moved(hidden: int, shrinks: int) -> dict[str, float]:
                     process.kill()
 
     async def main() -> None:
-        config = replace(configured(2, hidden), cluster=machines.address)
+        config = replace(configured(2, hidden, environments), cluster=machines.address)
         config = replace(config, on_cell_lost="shrink" if shrinks else "replace")
         died = 0.0
         async with Trainer(config).start() as run:
@@ -273,6 +273,7 @@ def show_apart(
 def main() -> None:
     parser = arguments(__doc__, repeats=3)
     parser.add_argument("--cells", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--environments", type=int, default=64, help="of each cell (default: %(default)s)")
     parser.add_argument("--hidden", type=int, default=256, help="width of the two hidden layers (default: %(default)s)")
     parser.add_argument("--network-latency", type=float, default=50.0, help="microseconds (default: %(default)s)")
     parser.add_argument("--gigabits", type=float, default=25.0, help="per second (default: %(default)s)")
@@ -288,12 +289,12 @@ def main() -> None:
         }
         print(json.dumps(functions[what](*map(int, numbers))))
         return
+    sizes = options.hidden, options.environments
     print(describe_machine())
     if options.machines:
         for shrinks, how in enumerate(("replaced", "done without")):
             times = [
-                in_subprocess(__file__, "--one", "moved", options.hidden, shrinks)["again"]
-                for _ in range(options.repeats)
+                in_subprocess(__file__, "--one", "moved", *sizes, shrinks)["again"] for _ in range(options.repeats)
             ]
             print(f"  a machine of 2 killed, and {how}: {spread(times)} s to the end of the first epoch after that")
         return
@@ -301,13 +302,13 @@ def main() -> None:
     apart: dict[int, list[list[dict[str, Any]]]] = {cells: [] for cells in found if cells > 1}
     for _ in range(options.repeats):
         for cells, results in found.items():
-            results.append(in_subprocess(__file__, "--one", "measured", cells, options.hidden))
+            results.append(in_subprocess(__file__, "--one", "measured", cells, *sizes))
             if cells > 1:
-                apart[cells].append(side_by_side(cells, options.hidden))
-    nbytes = in_subprocess(__file__, "--one", "gradient", options.hidden)
+                apart[cells].append(side_by_side(cells, *sizes))
+    nbytes = in_subprocess(__file__, "--one", "gradient", *sizes)
     one = statistics.median(result["rate"] for result in found[1])
     processor = statistics.median(result["processor"] for result in found[1])
-    print(f"\n{ENVIRONMENTS} CartPoles x {HORIZON} steps for each cell, MLP {options.hidden}-{options.hidden}")
+    print(f"\n{options.environments} CartPoles x {HORIZON} steps for each cell, MLP {options.hidden}-{options.hidden}")
     for cells, results in found.items():
         rates = [result["rate"] for result in results]
         middle = {
@@ -322,7 +323,7 @@ def main() -> None:
             sent = results[0]["bytes"] / (cells * results[0]["steps"])
             show_apart(apart[cells], results, cells * one, processor)
             print(f"           {sent:.0f} bytes written by each per step, {sent / nbytes:.3f} of the arithmetic")
-    deaths = [in_subprocess(__file__, "--one", "replaced", options.hidden) for _ in range(options.repeats)]
+    deaths = [in_subprocess(__file__, "--one", "replaced", *sizes) for _ in range(options.repeats)]
     print(
         f"  a learner of 2 killed: {spread([death['replaced'] for death in deaths])} s to the end of the epoch, which"
         f" takes {spread([death['epoch'] for death in deaths])} s undisturbed"
