@@ -29,6 +29,8 @@ _NAMESPACES = {
     "MinAtar/": "minatar.gym:register_envs",
 }
 """What registers the ids that begin so: a package when it is imported, or a function of it."""
+_FORMER_ATARI = re.compile(r"\w+NoFrameskip-v[04]")
+"""Names of Atari's games before "ALE/", which the package registers, too."""
 _EXTRAS = {
     "Box2D": "box2d",
     "box2d": "box2d",
@@ -132,6 +134,8 @@ def _registered(name: str, environment: str) -> EnvSpec:
 
 
 def _registered_by(environment: str) -> str | None:
+    if _FORMER_ATARI.fullmatch(environment):
+        return _NAMESPACES["ALE/"]
     return next((by for beginning, by in _NAMESPACES.items() if environment.startswith(beginning)), None)
 
 

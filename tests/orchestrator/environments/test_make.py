@@ -102,6 +102,7 @@ def _forget(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
         ("BabyAI-GoToRedBall-v0", "minigrid", "'async-rl-orchestrator[minigrid]'"),
         ("minigrid:MiniGrid-DoorKey-6x6-v0", "minigrid", "'async-rl-orchestrator[minigrid]'"),
         ("ALE/Pong-v5", "ale_py", "'async-rl-orchestrator[atari]'"),
+        ("PongNoFrameskip-v4", "ale_py", "'async-rl-orchestrator[atari]'"),
         ("MinAtar/Breakout-v1", "minatar", "minatar"),
     ],
 )
