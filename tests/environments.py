@@ -130,6 +130,7 @@ class Faulty(Counting):
     def __init__(self, fault: str) -> None:
         super().__init__((4,), truncate=True)
         self._fault = fault
+        self._taken = 0
         if fault == "constructor":
             raise OSError("the level file is missing")
 
@@ -141,8 +142,11 @@ class Faulty(Counting):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = super().step(action)
+        self._taken += 1
         match self._fault:
             case "step":
+                raise OSError("the simulator is gone")
+            case "hundredth step" if self._taken == 100:
                 raise OSError("the simulator is gone")
             case "reward":
                 return observation, "much", terminated, truncated, info

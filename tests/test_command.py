@@ -216,6 +216,16 @@ def test_a_run_that_fails_ends_in_its_error_and_with_debug_in_the_traceback_too(
     assert "cli.py" in debugged.stderr
 
 
+def test_a_run_that_fails_says_what_is_saved_and_how_to_go_on(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ("train", "--environment", "tests.environments:make_faulty", "--checkpoints.every", 1, *SMALL)
+    options = ("--collection.environment-options", 'fault="hundredth step"')
+    failed = run(*words, *options, "--run-dir", folder, "--total-agent-steps", 10**6)
+    assert failed.returncode == 1
+    newest = CheckpointFolder(folder / "checkpoints").list()[-1]
+    assert f"saved before: {newest.as_uri()}; go on with: orchestrator train --resume {folder}\n" in failed.stderr
+
+
 @pytest.mark.parametrize(
     ("environment", "options", "said"),
     [

@@ -303,7 +303,8 @@ def _mask_of_types(config: TrainerConfig) -> Iterator[Problem]:
             config,
             PATH.action_mask,
             expected=f"none with {PATH.policy.by_type}, whose policies have actions of their own",
-            cure=f"leave it out, or {PATH.policy.by_type}",
+            cure=f"leave out {PATH.policy.by_type}, so that all types share one policy; or leave this out, and have the"
+            " environment take every action, and do nothing where one is not possible",
         )
 
 

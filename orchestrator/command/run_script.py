@@ -69,6 +69,7 @@ async def _run(config: TrainerConfig, resume: ResumeSource | None) -> int:
     received: list[int] = []
     final: TrainerState | None = None
     error: BaseException | None = None
+    run: Run | None = None
     try:
         async with anyio.create_task_group() as tasks:
             with anyio.CancelScope() as training:
@@ -80,6 +81,9 @@ async def _run(config: TrainerConfig, resume: ResumeSource | None) -> int:
         error = only_error(group)
     hangs_at_the_start = bool(received) and isinstance(error, WorkerHangs)  # the log has said so
     if error is not None and not hangs_at_the_start:  # outside of the handler, which would change its cause
+        saved = None if run is None else run.state.latest_checkpoint_uri
+        if saved is not None and config.run_dir is not None and mode != "off":
+            error.add_note(f"saved before: {saved}; go on with: orchestrator train --resume {config.run_dir}")
         raise error
     if final is not None and mode != "off":
         _summarize(config, final, trainer.hooks)

@@ -46,7 +46,11 @@ _EACH_TYPE_ONCE = Admits(
     lambda policies: len({one.type for one in policies}) == len(policies),
     cure="join those of one type",
 )
-_POWER_OF_TWO = Admits("a power of two: 1, 2, 4, ...", lambda cells: cells > 0 and cells & (cells - 1) == 0)
+_POWER_OF_TWO = Admits(
+    "a power of two: 1, 2, 4, ...",
+    lambda cells: cells > 0 and cells & (cells - 1) == 0,
+    cure="set it to the next lower one, or the next higher where there are cores for it",
+)
 _TYPE = named("a type of agents")
 _NAME, _WEIGHTS = named("a name"), named("a run's folder, a checkpoint, or the URI of one")
 _WRAPPER = "a function that takes an environment and returns it wrapped"

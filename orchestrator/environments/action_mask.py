@@ -52,9 +52,11 @@ class ActionMask:
                     " a Dict with something to decide on, too: add it, if only a Box of one constant number"
                 )
         elif self.key_of_info is None:
+            keys = [key for key in specs if key]
+            there = f"one of the keys {keys}" if keys else f"a Dict with it, where there is {observation}"
             raise InvalidEnvironment(
                 f"environment {environment!r} has no {where!r} in its observations, which action_mask names; expected"
-                f" one of the keys {[key for key in specs if key]}, or {FROM_INFO}<key> for what is in its infos"
+                f" {there}, or {FROM_INFO}<key> for what is in its infos"
             )
         self.allowed = np.ones((count, choices), np.bool_)
         """`[count, choices]`: what is possible as the next action; overwritten by the next step."""

@@ -309,7 +309,7 @@ class Learner:
             yield self._publish_early(request.early_to)
         age = (epoch - request.behavior.version) * self._plan.config.minibatches_per_epoch
         loss_stats = {"learning_rate": rate, "policy_age": float(age - request.behavior.minibatches)}
-        loss_stats |= self._loss_stats(epoch, batches) | self._step.statistics
+        loss_stats |= self._loss_stats(epoch, rate, batches) | self._step.statistics
         peak = peak_memory(self._device)
         loss_stats |= {} if peak is None else {"device_memory_peak": float(peak)}
         spans.end("statistics")
@@ -383,14 +383,14 @@ class Learner:
             for batch, generator, rows in zip(sources, generators, own, strict=True)
         ]
 
-    def _loss_stats(self, epoch: int, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    def _loss_stats(self, epoch: int, rate: float, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
         """At the end of the epoch, when the host of the device may wait for it."""
         stats = loss_statistics(
             self._optimization.read_log().numpy(),
             [loss.name for loss in self._losses.active(epoch)],
             epoch=epoch,
-            minibatches=self._plan.config.learning.minibatches,
-            skip_nonfinite=self._plan.config.learning.nonfinite == "skip",
+            rate=rate,
+            learning=self._plan.config.learning,
         )
         of_batches = [batch_statistics(one, self.policy.rows_of_policies(observation_arrays(one))) for one in batches]
         return stats | mean_over_shards(self._exchange.gather_values(of_batches))

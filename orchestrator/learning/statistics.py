@@ -16,17 +16,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from orchestrator.config.settings import LearningConfig
+
 
 _LOOKED_AT = ("valid", "value", "return", "advantage", "reward", "log_prob", "proximal_log_prob")
 
 
 def loss_statistics(
-    log: NDArray[Any], names: Sequence[str], *, epoch: int, minibatches: int, skip_nonfinite: bool
+    log: NDArray[Any], names: Sequence[str], *, epoch: int, rate: float, learning: LearningConfig
 ) -> dict[str, float]:
     """Means over the epoch's minibatches of `log`, as `Optimization.read_log` gives it, for the active losses `names`.
 
-    Raises NonFiniteLossError naming the first loss and minibatch that is not finite, or, with `skip_nonfinite`, counts
-    such minibatches and leaves them out. `minibatches` are those of one update epoch; `epoch` counts from 0.
+    Raises NonFiniteLossError naming the first loss and minibatch that is not finite, or, where `learning.nonfinite` is
+    "skip", counts such minibatches and leaves them out. `epoch` counts from 0, `rate` is its learning rate.
     """
     columns = [*range(len(names)), log.shape[1] - 1]
     good = np.isfinite(log[:, columns])
@@ -34,13 +36,13 @@ def loss_statistics(
     if not good.all():
         mb_idx = int(np.argmin(good.all(axis=1)))
         culprit = [*names, "the gradient"][int(np.argmin(good[mb_idx]))]
-        if not skip_nonfinite:
+        if learning.nonfinite != "skip":
             raise NonFiniteLossError(
                 f"{culprit} is not finite in epoch {epoch + 1}, minibatch {mb_idx + 1} of the epoch "
-                f"(update epoch {mb_idx // minibatches + 1}); that step was left out. "
-                "Look at the rewards and observations for NaN or huge values, and at the network for rows of "
-                "logits that are all -inf; lower "
-                f"{PATH.learning.learning_rate}, or set {PATH.learning.nonfinite} to 'skip' to leave such steps out"
+                f"(update epoch {mb_idx // learning.minibatches + 1}); that step was left out. "
+                f"Lower {PATH.learning.learning_rate} (here {rate:g}); look at the rewards and observations for huge "
+                "values, and at the network for rows of logits that are all -inf; or set "
+                f"{PATH.learning.nonfinite} to 'skip' to leave such steps out"
             )
         stats["skipped_minibatches"] = float(len(log) - good.all(axis=1).sum())
     for index, name in enumerate(names):

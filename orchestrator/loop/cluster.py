@@ -161,7 +161,11 @@ class Cluster:
                 tasks.start_soon(wait)
                 await anyio.sleep(_SAID_SECONDS)
                 while await self._answers():
-                    _log.info("cell %d waits for a machine of %s with %s", cell, self._name, _described(needed))
+                    _log.info(
+                        "cell %d waits for a machine of %s with %s free, for up to %s = %g s; in all, they have %s",
+                        *(cell, self._name, _described(needed), PATH.cell_timeout, self._config.cell_timeout),
+                        await in_thread(_machines, abandon_on_cancel=True),
+                    )
                     await anyio.sleep(_SAID_SECONDS)
                 message = (
                     f"there is no machine for cell {cell}: Ray does not answer on this one, or is gone; start it again,"

@@ -461,7 +461,7 @@ def test_an_environment_that_fails_since_its_mask_is_not_set_fails_with_that_as_
             "mask",
             r"no 'mask' in its observations.*expected one of the keys \['action_mask', 'place'\], or info/",
         ),
-        ("info", "action_mask", r"no 'action_mask' in its observations"),
+        ("info", "action_mask", r"no 'action_mask' in its observations.*expected a Dict with it, where there is"),
         ("key", "place", "observes 2 numbers as 'place'.*expected 4"),
         ("nested", "about/mas", "no 'about/mas' in its observations"),
     ],

@@ -290,7 +290,7 @@ async def test_a_loss_that_is_not_finite_is_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"cells": 3}, r"cells = 3\s+expected: a power of two"),
+        ({"cells": 3}, r"cells = 3\s+expected: a power of two.*\s+cure:\s+set it to the next lower one"),
         ({"cells": 0}, r"cells = 0"),
         (
             {"cells": 4, "learning": LearningConfig(shards=2)},
