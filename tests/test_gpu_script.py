@@ -23,16 +23,16 @@ def results(output: Path, *words: str) -> tuple[int, dict[str, dict[str, object]
     return code, {line["part"]: line for line in lines}
 
 
-def test_its_checks_pass_on_the_cpu(tmp_path: Path) -> None:
-    checks = ("same_seed", "distance", "resume", "graphs", "acting_graphs")
-    code, found = results(tmp_path / "gpu.jsonl", *checks, "--minutes", "8")
-    assert all(found[check]["passed"] is True for check in checks), found
-    assert found["distance"]["distance"] == 0.0
+@pytest.mark.parametrize("check", ["same_seed", "distance", "resume", "graphs", "acting_graphs"])
+def test_its_checks_pass_on_the_cpu(check: str, tmp_path: Path) -> None:
+    code, found = results(tmp_path / "gpu.jsonl", check, "--minutes", "8")
+    assert found[check]["passed"] is True, found
+    assert check != "distance" or found[check]["distance"] == 0.0
     assert code == 0
 
 
 def test_its_figures_are_there_on_the_cpu(tmp_path: Path) -> None:
-    figures = ("cartpole_64", "cartpole_64_graphs", "memory_64_acting_graphs")
+    figures = ("cartpole_64_graphs", "memory_64_acting_graphs")
     code, found = results(tmp_path / "gpu.jsonl", *figures, "--minutes", "8")
     for part in figures:
         assert {"agent_steps_per_second", "collect_ms", "learn_ms"} < set(found[part]), found

@@ -88,7 +88,7 @@ def acting_graphs(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def resume(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     config = configured(WORKLOADS["cartpole_64"], options)
-    last = epochs_of(config, 30)
+    last = epochs_of(config, 8 if options.small else 30)
     words = [
         sys.executable,
         "-m",
