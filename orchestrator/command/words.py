@@ -170,11 +170,18 @@ def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     if not items or items[0] not in _NUMBERS or (len(items) > 1 and not is_list):
         return None
     parse, metavar = _NUMBERS[items[0]]
+
+    def parse_one(words: list[str]) -> Any:
+        try:
+            return names[words[0]] if words[0] in names else parse(words[0])
+        except ValueError as error:
+            raise ValueError(", or ".join([str(error), *names])) from None
+
     if not is_list:
         return PrimitiveConstructorSpec(
             nargs=1,
             metavar="|".join([*(f"{{{name}}}" for name in names if name == "None"), metavar, *_braced(names)]),
-            instance_from_str=lambda words: names[words[0]] if words[0] in names else parse(words[0]),
+            instance_from_str=parse_one,
             is_instance=lambda value: fits(info.type, value),
             str_from_instance=lambda value: [str(value)],
         )

@@ -199,7 +199,7 @@ def test_problems_that_the_trainer_finds_are_told_the_same_way(
         ("--learning.threads many", "many is no whole number: write it as"),
         ("--learning.learning-rate fast", "fast is no number: write it as 0.001 or 1e-3"),
         ("--losses.value-clip x", "Error parsing --losses.value-clip: x is no number"),
-        ("--staleness old", "Error parsing --staleness: old is no number"),
+        ("--staleness old", "Error parsing --staleness: old is no number: write it as 0.001 or 1e-3, or auto"),
         ("--policy.hidden-sizes 64,64", "64,64: write 64 64, without commas"),
         ("--learning.adam-betas 0.8,0.9", "0.8,0.9: write 0.8 0.9, without commas"),
         ("--learning.adam-betas 0.8", "0.8 where 2 numbers belong"),
