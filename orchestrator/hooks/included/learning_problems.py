@@ -279,15 +279,16 @@ class ProblemDetector:
             return None
         first, recent = returns.first_mean, returns.recent_mean
         what = "has not moved" if abs(returns.gain) <= SURE else "is worse than at the start"
+        if returns.has_improved:
+            what = "has fallen back to what it was at the start"
         exploring, rate = self._more_exploration(), self._lower_rate()
         if returns.all_alike:
             causes = (
                 "Every episode has the same return, so there is nothing to learn from: check that the environment's "
                 f"rewards depend on what is done; if success is only rare, explore more: {exploring}"
             )
-        elif returns.has_improved:
-            what = "has fallen back to what it was at the start"
-            cures = _either([rate, exploring])
+        elif returns.has_improved or returns.gain < -SURE:
+            cures = _either([rate, *self._normalize(), exploring])
             causes = f"The likely cause is updates that are too large, or too little exploration: {cures}"
         else:
             cures = _either([exploring, *self._normalize(), rate])

@@ -164,6 +164,7 @@ def test_a_return_that_may_have_begun_to_move_is_no_problem_yet() -> None:
 def test_a_return_that_is_worse_than_at_the_start_is_called_that() -> None:
     [(_, _, text)] = found([stuck(epoch, returns=returns(20 if epoch < 3 else 5)) for epoch in range(80)])
     assert "is worse than at the start: " in text
+    assert "updates that are too large" in text
 
 
 def test_episodes_that_all_have_one_return_point_to_the_rewards() -> None:
