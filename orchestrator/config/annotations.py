@@ -79,6 +79,14 @@ Seed = Annotated[int, Admits(f"a whole number from 0 to {_SEED_END - 1}", lambda
 Positive = Annotated[float, Admits("a finite number above 0", _positive)]
 PositiveOrInfinite = Annotated[float, Admits("a number above 0", lambda value: value > 0)]
 NotNegative = Annotated[float, Admits("a finite number, 0 or above", lambda value: 0 <= value < math.inf)]
+PowerOfTwo = Annotated[
+    int,
+    Admits(
+        "a power of two: 1, 2, 4, ...",
+        lambda value: value > 0 and value & (value - 1) == 0,
+        cure="set it to the next lower one, or the next higher where there are cores for it",
+    ),
+]
 Fraction = Annotated[float, Admits("a number between 0 and 1", lambda value: 0 <= value <= 1)]
 
 

@@ -27,6 +27,7 @@ from orchestrator.config.annotations import (
     Period,
     Positive,
     PositiveOrInfinite,
+    PowerOfTwo,
     Seed,
     each,
     named,
@@ -45,11 +46,6 @@ _EACH_TYPE_ONCE = Admits(
     "each type once",
     lambda policies: len({one.type for one in policies}) == len(policies),
     cure="join those of one type",
-)
-_POWER_OF_TWO = Admits(
-    "a power of two: 1, 2, 4, ...",
-    lambda cells: cells > 0 and cells & (cells - 1) == 0,
-    cure="set it to the next lower one, or the next higher where there are cores for it",
 )
 _TYPE = named("a type of agents")
 _NAME, _WEIGHTS = named("a name"), named("a run's folder, a checkpoint, or the URI of one")
@@ -348,7 +344,7 @@ class TrainerConfig:
     """Age of the collecting policy in epochs of learning (0: they alternate; auto: what hides collection, up to 1)."""
     device: Annotated[Device, MAY_CHANGE] = "auto"
     """Device of the learner: cpu, cuda, cuda:<index>, mps, or auto: cuda if available, otherwise cpu."""
-    cells: Annotated[int, _POWER_OF_TWO, MAY_CHANGE, CalledElsewhere("num_learners", "world_size")] = 1
+    cells: Annotated[PowerOfTwo, MAY_CHANGE, CalledElsewhere("num_learners", "world_size")] = 1
     """Learners that share each batch, each with a process of its own: a power of two."""
     cell_timeout: Annotated[Positive, MAY_CHANGE] = 600.0
     """Seconds that a learner waits for another before that one counts as lost."""
