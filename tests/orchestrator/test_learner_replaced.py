@@ -91,13 +91,13 @@ def assert_same(one: TrainerState, other: TrainerState) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("anyio_backend", "settings"),
     [
-        {"staleness": 0},
-        {"staleness": 1},
-        {"staleness": 0.5},
-        {"policy": PolicyConfig(network="lstm", lstm_size=4)},
-        {"learning": LearningConfig(update_epochs=2, minibatches=2, priority_exponent=0.8)},
+        ("asyncio", {"staleness": 0}),
+        ("trio", {"staleness": 1}),
+        ("asyncio", {"staleness": 0.5}),
+        ("trio", {"policy": PolicyConfig(network="lstm", lstm_size=4)}),
+        ("asyncio", {"learning": LearningConfig(update_epochs=2, minibatches=2, priority_exponent=0.8)}),
     ],
     ids=["in turn", "overlapping", "half an epoch", "lstm", "prioritised"],
 )
@@ -116,7 +116,9 @@ async def test_a_run_whose_learner_is_killed_ends_with_the_bits_of_an_undisturbe
     assert not worker_processes()
 
 
-@pytest.mark.parametrize(("moment", "staleness"), [("on_rollout_start", 0), ("on_epoch_end", 1)])
+@pytest.mark.parametrize(
+    ("anyio_backend", "moment", "staleness"), [("asyncio", "on_rollout_start", 0), ("trio", "on_epoch_end", 1)]
+)
 async def test_it_may_die_in_a_callback(moment: str, staleness: int, tmp_path: Path) -> None:
     config = config_for(staleness=staleness)
     undisturbed, _ = await trained(config, Dying(tmp_path))
@@ -157,8 +159,11 @@ async def test_what_is_saved_afterwards_can_be_resumed_from_exactly(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("constant", "value", "said"),
-    [("BYTES_PER_EPOCH", 1, "with the optimizer as it was after epoch"), ("MOST_BYTES", 0, "after epoch 0")],
+    ("anyio_backend", "constant", "value", "said"),
+    [
+        ("asyncio", "BYTES_PER_EPOCH", 1, "with the optimizer as it was after epoch"),
+        ("trio", "MOST_BYTES", 0, "after epoch 0"),
+    ],
 )
 async def test_of_a_large_policy_the_optimizers_state_may_be_older(
     constant: str,

@@ -3,7 +3,6 @@ fail."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import os
@@ -224,8 +223,6 @@ class FailingEnvironment(gymnasium.Env[Any, Any]):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self._how == "exit":
                 sys.exit(3)
-            if self._how == "cancelled":
-                raise asyncio.CancelledError
             if self._how == "fork":
                 os.fork()  # and both go on
             if self._how == "hang":
