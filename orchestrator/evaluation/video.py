@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.utils.save_video import save_video
 from gymnasium.wrappers import RecordVideo
 
-from orchestrator.environments import Step
+from orchestrator.environments import InvalidEnvironment, Step
 from orchestrator.environments.make import make_single
 from orchestrator.environments.native import NativeEnvironment
 from orchestrator.environments.pettingzoo import PettingZooEnvironment
@@ -41,7 +41,11 @@ def record_episode(policy: Policy, plan: EvaluationPlan, path: Path) -> None:
     The environment must render as rgb_array. Raises what it, or the recorder, raises; then there is no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    single = make_single(plan.environment, {**plan.options, "render_mode": "rgb_array"}, plan.adaptation)
+    try:
+        single = make_single(plan.environment, {**plan.options, "render_mode": "rgb_array"}, plan.adaptation)
+    except InvalidEnvironment as error:
+        message = f"one that is recorded is made with render_mode='rgb_array', and renders as arrays: {error}"
+        raise InvalidEnvironment(message) from error
     # Beside the file that it will be, so that a video appears whole or not at all.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".recording-") as folder:
         with ExitStack() as cleanup:
@@ -53,7 +57,10 @@ def record_episode(policy: Policy, plan: EvaluationPlan, path: Path) -> None:
                 _record_game(policy, plan, single, videos)
         videos = list(Path(folder).glob("videos/*.mp4"))
         if not videos:
-            raise RuntimeError(f"environment {plan.environment!r} gave no frames as arrays when it was rendered")
+            raise RuntimeError(
+                f"environment {plan.environment!r} gave no frames when it was rendered;"
+                " expected uint8 arrays [height, width, 3] from its render()"
+            )
         videos[0].replace(path)
 
 

@@ -336,6 +336,18 @@ async def test_a_recording_that_fails_is_reported_and_the_scores_arrive(
     assert reported in caplog.text
 
 
+@on_asyncio_and_trio
+async def test_an_environment_that_cannot_be_drawn_is_told_what_a_video_needs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = evaluating(every=4, video_every=4, environment="tests.environments:make_opaque", run_dir=tmp_path / "run")
+    with caplog.at_level(logging.WARNING):
+        final = await Trainer(config).run()
+    assert final.eval_scores is not None
+    assert "no video of task 'training/tests.environments:make_opaque'" in caplog.text
+    assert "one that is recorded is made with render_mode='rgb_array', and renders as arrays: " in caplog.text
+
+
 def test_a_hook_that_is_taken_up_again_knows_when_it_recorded_last() -> None:
     (plan,) = evaluation_plans(TrainerConfig())
     first, second = (EvaluationHook([plan], 1, video_every=50) for _ in range(2))
