@@ -139,6 +139,13 @@ class NativeEnvironment(VectorEnvironment):
             if any_ended:
                 if self._same_step:
                     final_observation = self._final_observation(raw, infos, observation, ended)
+                elif infos.get("final_obs") is not None:
+                    self.warn(
+                        "autoreset",
+                        f"says in its metadata that it resets in the next step ({AutoresetMode.NEXT_STEP}), but gives"
+                        " 'final_obs', as those do that reset in the step that ends an episode: the first steps of its"
+                        f" episodes are then lost; correct metadata['autoreset_mode'] ({AutoresetMode.SAME_STEP})",
+                    )
                 accumulate_rollout_stats(self._episode_infos(infos, ended), stats)
             accumulate_rollout_stats(infos.get(LOGS, ()), stats)
             if not self._same_step:

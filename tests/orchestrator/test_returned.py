@@ -488,7 +488,7 @@ class Informing(VectorEnv[Any, Any, Any]):
 
     def __init__(self, num_envs: int, wrong: str, mode: str) -> None:
         self.num_envs, self._wrong = num_envs, wrong
-        self.metadata = {"autoreset_mode": AutoresetMode(mode)}
+        self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP if wrong == "metadata" else AutoresetMode(mode)}
         self._mode = AutoresetMode(mode)
         self.single_observation_space, self.single_action_space = SPACES["vector"], spaces.Discrete(2)
         self._observation, self._steps = np.zeros((num_envs, 4), np.float32), 0
@@ -533,6 +533,14 @@ def test_what_infos_of_a_vector_say_of_no_copy_is_left_out_with_a_warning(
     assert look.stats[0]["score"][:2] == (0.0, 1.0)
     assert look.stats[0]["7"][:2] == (1.0, 1.0)
     assert "time" not in look.stats[0]
+
+
+def test_a_vector_that_resets_earlier_than_it_says_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        train({"wrong": "metadata"}, INFORMING)
+    (warning,) = [text for text in warnings_about(INFORMING, caplog) if "resets in the next step" in text]
+    assert "but gives 'final_obs'" in warning
+    assert "correct metadata['autoreset_mode']" in warning
 
 
 @pytest.mark.parametrize(
