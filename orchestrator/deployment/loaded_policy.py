@@ -213,11 +213,16 @@ class LoadedPolicy:
                 " leave it out"
             )
         if not mask.keys:
-            if masks is None or len(masks) != count:
-                found = "no action mask" if masks is None else f"{len(masks)} action masks for {count} observations"
+            try:
+                given = 0 if masks is None else len(masks)
+            except TypeError:  # a number
+                given = 0
+            if masks is None or given != count:
+                found = "no action mask" if masks is None else f"{given} action masks for {count} observations"
+                keys = "".join(f"[{key!r}]" for key in (mask.key_of_info or "").split("/"))
                 raise WrongObservation(
                     f"the policy was given {found}, though it acts among the actions that the infos of its environment"
-                    f" allow: pass action_mask=info[{mask.key_of_info!r}], and for a batch one for each observation"
+                    f" allow: pass action_mask=info{keys}, and for a batch one for each observation"
                 )
             for index in range(count):
                 mask.write(index, masks[index], {})

@@ -232,6 +232,8 @@ def test_states_and_masks_that_are_none_for_the_policy_are_refused(runs: Any) ->
     by_info = load_policy(runs("masked by infos"))
     with pytest.raises(WrongObservation, match="2 action masks for 3 observations"):
         by_info.act(np.zeros((3, 5)), action_mask=np.ones((2, 5)))
+    with pytest.raises(WrongObservation, match="0 action masks for 3 observations"):
+        by_info.act(np.zeros((3, 5)), action_mask=1)
 
 
 def test_weights_that_give_no_numbers_are_an_error_and_not_an_action(runs: Any) -> None:
