@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
 SECONDS, HORIZON = 1e-3, 32
-SPLITS = [(0, 1), (1, 1), (2, 1), (2, 2)]
+SPLITS = [(0, 1), (1, 1), (1, 2), (2, 1), (2, 2)]
 """Environment workers and groups."""
 KINDS = ("sleep", "spin", "nothing", "arena")
 
