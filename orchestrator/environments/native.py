@@ -283,9 +283,9 @@ def halves_of_step(environment: VectorEnv[Any, Any, Any]) -> tuple[Callable[[Any
 def agents_of(environment: VectorEnv[Any, Any, Any]) -> tuple[str, ...]:
     """The agents of one game of a vector environment, as `VectorEnvironment` has them."""
     agents = getattr(environment, "agents", None)
-    return (
-        cast("tuple[str, ...]", agents) if isinstance(agents, tuple) else SINGLE_AGENT
-    )  # else it means something else
+    if isinstance(agents, tuple):
+        return cast("tuple[str, ...]", agents)
+    return SINGLE_AGENT  # what else it has as `agents` means something else
 
 
 def resets_in_same_step(name: str, environment: VectorEnv[Any, Any, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from orchestrator import (
     TrainerConfig,
     TypePolicy,
 )
+from orchestrator.hooks.included import learning_watch
 from orchestrator.hooks.included.learning_problems import KINDS
 from orchestrator.hooks.included.progress import ProgressHook
 from orchestrator.report.run_record import read_run
@@ -140,6 +142,23 @@ async def test_observations_that_never_change_are_reported_also_where_the_run_wa
     assert "epoch 20: all observations of the first 20 epochs are the same" in text
     records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["warnings/observations"] == 1.0
+
+
+async def test_observations_are_compared_outside_of_the_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = learning_watch.has_one_observation
+    threads: list[threading.Thread] = []
+
+    def noted(experience: Any) -> bool:
+        threads.append(threading.current_thread())
+        return compared(experience)
+
+    monkeypatch.setattr(learning_watch, "has_one_observation", noted)
+    wrapped = (f"{__name__}:{with_one_observation.__name__}",)
+    await Trainer(small_config(run_dir=tmp_path / "run", environment_wrappers=wrapped)).run()
+    assert threads
+    assert threading.current_thread() not in threads
 
 
 async def test_a_resumed_run_is_judged_by_its_beginning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ from orchestrator.hooks.included.learning_problems import (
     verdict_of,
 )
 from orchestrator.hooks.included.metrics_record import statistic
+from orchestrator.workers.event_loop import in_thread
 from state.stats_tracker import EPISODE_RETURN
 
 if TYPE_CHECKING:
@@ -87,7 +88,8 @@ class LearningWatch(Hook):
         self._competition.add(state.rollout_stats or {})
         competing = self._competition.found
         if self._one_observation and state.experience is not None:
-            self._one_observation = has_one_observation(state.experience)
+            # Where observations are large and do not change, all of them are compared.
+            self._one_observation = await in_thread(has_one_observation, state.experience)
         of_run = {"competing": competing, "one_observation": self._one_observation}
         for name in (_RUN, *policies_in(state.loss_stats or {})):
             found = self._detector(name).observe(replace(reading(state, name), **of_run))
