@@ -19,7 +19,7 @@ from orchestrator.config.plugins import code_named
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.mettagrid import MettaGridVector, is_config
 from orchestrator.environments.native import NativeEnvironment, agents_of
-from orchestrator.environments.options import parameters_of
+from orchestrator.environments.options import loaded, parameters_of, threads_of
 from orchestrator.environments.pettingzoo import Game, PettingZooEnvironment, as_game, is_of_agents
 from orchestrator.environments.pufferlib import PufferEnv, PufferVector, out_of_emulation
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
@@ -32,7 +32,7 @@ from state.user_code import described, is_signal, user_code
 
 Mode = Literal["auto", "native", "sync"]
 
-_COUNT, _LIMIT, _THREADS = "num_envs", "max_episode_steps", "num_threads"
+_COUNT, _LIMIT = "num_envs", "max_episode_steps"
 """What functions that make vector environments take besides the options."""
 _RENDER = "render_mode"
 
@@ -133,7 +133,9 @@ def _make_native(
     if adaptation.max_episode_steps is not None:
         options = options | {_LIMIT: adaptation.max_episode_steps}
     try:
-        vector = gymnasium.make_vec(found, num_envs=count, vectorization_mode="vector_entry_point", **_copied(options))
+        creator, given = loaded(found.vector_entry_point), {**found.kwargs, **options}
+        keywords = _copied(options) | threads_of(creator, given, min(adaptation.threads, count))
+        vector = gymnasium.make_vec(found, num_envs=count, vectorization_mode="vector_entry_point", **keywords)
     except BaseException as error:
         if is_signal(error):
             raise
@@ -229,8 +231,7 @@ def _returned(
         of_vectors = {_COUNT: count}
         if _LIMIT in parameters and adaptation.max_episode_steps is not None:
             of_vectors[_LIMIT] = adaptation.max_episode_steps
-        if _THREADS in parameters and _THREADS not in options:
-            of_vectors[_THREADS] = adaptation.threads
+        of_vectors |= threads_of(function, options, adaptation.threads)
     made = _called(environment, function, options | of_vectors, count)
     if of_vectors and (isinstance(made, gymnasium.Env) or is_of_agents(made)):  # it means something else by them
         cast("Game", made).close()

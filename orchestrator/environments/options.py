@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _OF_MAKING = {"max_episode_steps": None, "disable_env_checker": None}
 """What `gymnasium.make` takes itself."""
+_THREADS = "num_threads"
 _FILLED = {"num_envs": 1}
 """What a vectorized form is given by those who make it."""
 
@@ -49,6 +50,12 @@ def parameters_of(creator: Callable[..., object]) -> Mapping[str, inspect.Parame
         return {}
 
 
+def threads_of(creator: Callable[..., object], options: Mapping[str, object], threads: int) -> dict[str, object]:
+    """The keyword that has a vector environment use so many `threads`, where it takes one that is not set yet: each of
+    several, of groups and collectors, would else take all cores."""
+    return {_THREADS: threads} if _THREADS in parameters_of(creator) and _THREADS not in options else {}
+
+
 def _creators(
     environment: str, mode: str
 ) -> Iterator[tuple[Callable[..., object], Mapping[str, object], Mapping[str, object]]]:
@@ -58,12 +65,13 @@ def _creators(
         yield found, {}, {}
         return
     if mode != "native" and found.entry_point is not None:
-        yield _loaded(found.entry_point), found.kwargs, _OF_MAKING
+        yield loaded(found.entry_point), found.kwargs, _OF_MAKING
     if mode != "sync" and found.vector_entry_point is not None:
-        yield _loaded(found.vector_entry_point), {**found.kwargs, **_FILLED}, {}
+        yield loaded(found.vector_entry_point), {**found.kwargs, **_FILLED}, {}
 
 
-def _loaded(entry_point: str | Callable[..., object]) -> Callable[..., object]:
+def loaded(entry_point: str | Callable[..., object]) -> Callable[..., object]:
+    """What makes a registered environment."""
     return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import torch
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
@@ -17,10 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_map
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    import pytest
-
-# When this is imported, so before any test: torch counts the devices at the first backward pass of a process.
-backend_registration._setup_privateuseone_for_python_backend("emulated")
+# Not where there is CUDA: with another device in the process, torch can compute no gradients there any more.
+if not torch.cuda.is_available():
+    # When this is imported, so before any test: torch counts the devices at the first backward pass of a process.
+    backend_registration._setup_privateuseone_for_python_backend("emulated")
 DEVICE = "emulated:0"
 _COPIES = ("aten::copy_", "aten::_to_copy", "aten::to")  # the last one in inference mode
 _WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::is_nonzero", "aten::equal")
@@ -63,9 +64,12 @@ class OnDevice(torch.Tensor):
 
 
 class Emulation(TorchDispatchMode):
-    """While entered, tensors can be made on `DEVICE`; `reads` counts what the host has read from it."""
+    """While entered, tensors can be made on `DEVICE`; `reads` counts what the host has read from it. Where there is
+    CUDA, which has tests of its own, the test is skipped."""
 
     def __init__(self) -> None:
+        if torch.cuda.is_available():
+            pytest.skip("a process that has CUDA can't have the emulated device, too")
         super().__init__()
         self.reads = 0
 
