@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.config.paths import PATH, problem_with
 from orchestrator.config.reads import reads
+from orchestrator.learning.recordable import settings_against_graphs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,22 +17,16 @@ if TYPE_CHECKING:
 
 @reads(PATH.learning.graphs, PATH.learning.compile, PATH.learning.shards, PATH.cells, PATH.policy.by_type)
 def graph_problems(config: TrainerConfig) -> Iterator[Problem]:
-    """What is computed in another way with each of these, or waits for others in the middle of a minibatch."""
-    if not config.learning.graphs:
+    """Where they are asked for, but can't be had."""
+    if config.learning.graphs is not True:
         return
-    for setting, given in (
-        (PATH.learning.compile, config.learning.compile),
-        (PATH.cells, config.cells > 1),
-        (PATH.learning.shards, (config.learning.shards or 1) > 1),
-        (PATH.policy.by_type, config.policy.by_type),
-    ):
-        if given:
-            yield problem_with(
-                config,
-                PATH.learning.graphs,
-                expected=f"false with {setting} = {_shown(config, setting)}: such minibatches can't be recorded",
-                cure=f"set it to false, or leave {setting} out",
-            )
+    for setting in settings_against_graphs(config):
+        yield problem_with(
+            config,
+            PATH.learning.graphs,
+            expected=f"auto or false with {setting} = {_shown(config, setting)}: such minibatches can't be recorded",
+            cure=f"set it to one of them, or leave {setting} out",
+        )
 
 
 def _shown(config: TrainerConfig, setting: object) -> object:

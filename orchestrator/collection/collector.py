@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -21,76 +20,20 @@ from orchestrator.collection.experience_fields import (
 from orchestrator.collection.graphs import ActingGraphs, graphs_for
 from orchestrator.collection.group_stepping import STEPS_OF, GroupStepping, one_step
 from orchestrator.collection.observation_scales import ObservationScales
+from orchestrator.collection.plan import CollectorPlan
 from orchestrator.collection.rollout import Rollout
-from orchestrator.config.settings import TrainerConfig
-from orchestrator.environments import Adaptation
 from orchestrator.environments.capture import CannotRestore, NotCapturable
-from orchestrator.environments.shard import CopiesPlan
 from orchestrator.environments.spaces import Array, ObservationArrays, arrays_of, observation_of
-from orchestrator.environments.split import SplitPlan, make_copies, restore_copies
+from orchestrator.environments.split import make_copies, restore_copies
 from orchestrator.policies.acting import ActingPolicy, PolicyFailed, as_tensors, check_defined, on_host
 from orchestrator.policies.network import Spaces
 from orchestrator.policies.policy import Policy, build_policy
-from orchestrator.workers.cores import available_cores
 from orchestrator.workers.interrupt import InterruptChecks
 from state.experience import ExperienceSpec, FieldSpec
 from state.user_code import user_code
 
 _SCALES_LOOKED_AT = 5
 """The first rollouts, in which scales of observations are looked at."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CollectorPlan:
-    """Which of a run's collectors one is."""
-
-    config: TrainerConfig
-    index: int = 0
-    restarts: int = 0
-    """Times that it was replaced."""
-    device: str = "cpu"
-    """Where its policy acts: that of the configuration, or what its `auto` stands for here."""
-
-    @property
-    def name(self) -> str:
-        return f"collector-{self.index}"
-
-    @property
-    def games(self) -> int:
-        """Copies of the environment."""
-        return self.config.collection.num_environments // self.config.collection.collectors
-
-    def copies(self) -> CopiesPlan:
-        """What its copies of the environment are made of."""
-        config = self.config.collection
-        steppers = config.collectors * max(1, config.environment_workers)
-        return CopiesPlan(
-            environment=self.config.environment,
-            options=config.environment_options,
-            mode=config.mode,
-            adaptation=replace(Adaptation.of(self.config), threads=max(1, available_cores() // steppers)),
-            first_copy=self.index * self.games,
-            copies_of_run=config.num_environments,
-        )
-
-    def split(self, waits_for: Callable[[str], None]) -> SplitPlan:
-        """How its copies are split; `waits_for` is told which environment worker it waits for."""
-        config = self.config.collection
-        return SplitPlan(
-            workers=config.environment_workers,
-            groups=config.environment_groups,
-            backend=config.backend,
-            name=self.name,
-            seed=self.seed,
-            step_timeout=config.step_timeout,
-            waits_for=waits_for,
-        )
-
-    @property
-    def seed(self) -> int:
-        """Of the environments and the actions: collectors draw from streams of their own, and a restarted one must
-        not repeat its first episodes."""
-        return self.config.seed + 1_000_003 * self.index + 7_919 * self.restarts
 
 
 class CollectReport(NamedTuple):
@@ -122,7 +65,6 @@ class Collector:
 
     def __init__(self, plan: CollectorPlan, waits_for: Callable[[str], None] = lambda who: None) -> None:
         self._plan = plan
-        self._device = torch.device(plan.device)
         self._graphs: ActingGraphs | None = None
         self._environment = make_copies(plan.copies(), plan.games, plan.split(waits_for))
         self._generator = torch.Generator()
@@ -138,8 +80,8 @@ class Collector:
         self._network = f"the network {plan.config.policy.network!r}"
         # What is acted on next lives in arrays that stay, so that their tensors do too.
         with self._environment.closed_on_failure():
-            self._current = {key: _staged(array, self._device) for key, array in arrays_of(self._reset()).items()}
-        self._episode_start = _staged(~self._environment.idle, self._device)
+            self._current = {key: array.copy() for key, array in arrays_of(self._reset()).items()}
+        self._episode_start = ~self._environment.idle
         self._episodes = EpisodeCounter(plan.games, self._environment.agents)
 
     def spaces(self) -> Spaces:
@@ -175,8 +117,11 @@ class Collector:
         self._environment.record(extras)
         if policy.observation_normalizer is None:
             self._scales = ObservationScales(self.spaces().observation)
-        self._acting = ActingPolicy(policy.to(self._device), self._count, self._device)
-        self._graphs = graphs_for(self._acting) if config.collection.graphs else None
+        device = self._plan.acts_on(self.spaces())
+        self._current = {key: _staged(array, device) for key, array in self._current.items()}
+        self._episode_start = _staged(self._episode_start, device)
+        self._acting = ActingPolicy(policy.to(device), self._count, device)
+        self._graphs = graphs_for(config.collection, self._acting)
 
     def collect(
         self, experience: Mapping[str, Array], load: Callable[[Policy], None], stop: Callable[[], bool]
@@ -391,8 +336,8 @@ class Collector:
 
 
 def _staged(array: Array, device: torch.device) -> Array:
-    """A copy in memory that a device reads from fastest."""
-    return torch.from_numpy(array).pin_memory().numpy() if device.type == "cuda" else array.copy()
+    """The numbers in memory that a device reads from fastest."""
+    return torch.from_numpy(array).pin_memory().numpy() if device.type == "cuda" else array
 
 
 def derived_seed(seed: int, stream: int) -> int:

@@ -21,15 +21,18 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from orchestrator.config.settings import CollectionConfig
     from orchestrator.policies.acting import ActingPolicy, Decision
     from orchestrator.policies.capture import Capture
     from orchestrator.policies.network import Observation
 
 
-def graphs_for(acting: ActingPolicy) -> ActingGraphs:
-    """Those of a policy that acts. Raises GraphsError where its device has none."""
-    capture = capture_on(acting.device, PATH.collection.graphs, PATH.collection.device, "the acting policy's")
-    return ActingGraphs(capture, acting)
+def graphs_for(config: CollectionConfig, acting: ActingPolicy) -> ActingGraphs | None:
+    """Those of a policy that acts; None where the settings want none. Raises GraphsError where they do, and its device
+    has none."""
+    settings = PATH.collection.graphs, PATH.collection.device
+    capture = capture_on(acting.device, config.graphs, *settings, "the acting policy's")
+    return None if capture is None else ActingGraphs(capture, acting)
 
 
 class ActingGraphs:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from orchestrator.collection.collector import Collector, CollectorPlan, CollectReport
+from orchestrator.collection.collector import Collector, CollectReport
+from orchestrator.collection.plan import CollectorPlan
 from orchestrator.workers.current_device import make_current
 from orchestrator.workers.global_generators import global_generators, seed_global_generators, set_global_generators
 from orchestrator.workers.note import Note
@@ -30,10 +31,11 @@ class CollectorService:
     """What a collector worker holds."""
 
     def __init__(self, plan: CollectorPlan, interrupt: Interrupt, waits_for: Note | None = None) -> None:
-        self._device = plan.device
+        self._plan = plan
         self._own_process = plan.config.collection.backend == "process"
         if self._own_process:
-            make_current(plan.device)
+            if plan.config.collection.device != "auto":
+                make_current(plan.device)
             seed_global_generators(plan.seed)
         self._collector = Collector(plan, (waits_for or Note()).set)
         self._interrupt = interrupt
@@ -52,6 +54,8 @@ class CollectorService:
 
     def prepare(self, spec: ExperienceSpec) -> None:
         """Take the layout of the slots and build the policy."""
+        if self._own_process:
+            make_current(str(self._plan.acts_on(self.spaces())))
         self._spec = spec
         self._collector.prepare(spec)
 
@@ -62,7 +66,7 @@ class CollectorService:
 
         def load(policy: Policy) -> None:
             if self._arena is None:
-                self._arena = ParameterArena(policy, self._device)
+                self._arena = ParameterArena(policy, self._plan.acts_on(self.spaces()))
             self._arena.read_from(weights)
 
         arrays = self._spec.arrays(self._slots.memory(request.experience))

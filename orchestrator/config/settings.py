@@ -79,10 +79,10 @@ class CollectionConfig:
     """Epochs whose experience and policies hooks may keep in memory at once; beyond that, states come without them."""
     mode: Literal["auto", "native", "sync"] = "auto"
     """native: the environment's own vectorized form; sync: one after another; auto: native where it exists."""
-    device: Annotated[Device, MAY_CHANGE] = "cpu"
-    """Where the policy acts, in each collector; auto: where it learns."""
-    graphs: Annotated[bool, MAY_CHANGE] = False
-    """Record what the policy does in a step as a CUDA graph, and replay it (where `collection.device` is CUDA)."""
+    device: Annotated[Device, MAY_CHANGE] = "auto"
+    """Where the policy acts, in each collector; auto: where it learns if it observes images, else on the CPU."""
+    graphs: Annotated[bool | Literal["auto"], MAY_CHANGE] = "auto"
+    """Record what the policy does in a step as a CUDA graph, and replay it; auto: if it acts on a CUDA device."""
     backend: Annotated[Literal["process", "inline"], MAY_CHANGE] = "process"
     """Where collectors and learner run: each in a process, or in threads of this one (for debugging)."""
 
@@ -134,8 +134,8 @@ class LearningConfig:
     """What the learner's network computes with: tf32 in matrix products (CUDA), or bfloat16; weights stay float32."""
     compile: bool = False
     """Have torch.compile compile what the learner computes of the policy, which takes a minute or so at the start."""
-    graphs: bool = False
-    """Record what the learner does for a minibatch as a CUDA graph, and replay it (CUDA only)."""
+    graphs: bool | Literal["auto"] = "auto"
+    """Record what the learner does for a minibatch as a CUDA graph, and replay it; auto: on CUDA, where that works."""
     profile_epochs: Annotated[tuple[int, ...], _EPOCHS, MAY_CHANGE] = ()
     """Epochs, counted from 1, to record with torch's profiler, as profile-<epoch>.json in the run's folder."""
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from orchestrator.config.paths import PATH
 from orchestrator.learning.capturable import numbers_of, why_not_capturable
 from orchestrator.learning.minibatches import Draw
+from orchestrator.learning.recordable import settings_against_graphs
 from orchestrator.policies.capture import capture_on
 from orchestrator.policies.replays import Repeated, Replays
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from losses import LossSet, LossStatistics
     from losses.statistics import HostSums
+    from orchestrator.config.settings import TrainerConfig
     from orchestrator.learning.optimization import Optimization
     from orchestrator.policies import Policy
     from orchestrator.policies.capture import Capture
@@ -92,16 +94,21 @@ class _Effects:
 
 
 def graphs_for(
+    config: TrainerConfig,
     device: torch.device,
     policy: Policy,
     arena: ParameterArena,
     losses: LossSet,
     optimization: Optimization,
     statistics: LossStatistics,
-) -> MinibatchGraphs:
-    """Those of a learner that has all this. Raises GraphsError where the device has none."""
-    capture = capture_on(device, PATH.learning.graphs, PATH.device, "the learner's")
-    return MinibatchGraphs(capture, policy, arena, losses, optimization, statistics)
+) -> MinibatchGraphs | None:
+    """Those of a learner that has all this; None where the settings want none. Raises GraphsError where they do, and
+    the device has none."""
+    setting = config.learning.graphs
+    if setting == "auto" and any(settings_against_graphs(config)):
+        return None
+    capture = capture_on(device, setting, PATH.learning.graphs, PATH.device, "the learner's")
+    return None if capture is None else MinibatchGraphs(capture, policy, arena, losses, optimization, statistics)
 
 
 class MinibatchGraphs:

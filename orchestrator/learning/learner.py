@@ -128,7 +128,7 @@ class Learner:
             plan.interrupt.is_set,
         )
         parts = self.policy, self.arena, self._losses, self._optimization, self._statistics
-        graphs = graphs_for(self._device, *parts) if config.graphs else None
+        graphs = graphs_for(run, self._device, *parts)
         self._step = MinibatchStep(gradient, self._optimization, config.accumulate_minibatches, graphs)
         needs_segments = self.policy.recurrent or self._losses.needs_segments or config.priority_exponent > 0
         self._segments = config.shuffle == "segments" or (config.shuffle == "auto" and needs_segments)

@@ -3,6 +3,7 @@ once more, through memory of its own, while the learner waits."""
 
 from __future__ import annotations
 
+import weakref
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ _KNOWN_TO_ALL_CONTEXTS = 1  # cudaHostRegisterPortable
 
 
 class PageLocked:
-    """Locks what it is given, for a learner on `device`, until `close`; on other devices than GPUs it does nothing.
+    """Locks what it is given, for a learner on `device`, until `close`, or until nobody knows this any more; on other
+    devices than GPUs it does nothing.
 
     Memory that can't be locked is used as it is, and `warnings` say so.
     """
@@ -26,7 +28,10 @@ class PageLocked:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._locked: list[tuple[int, mmap.mmap]] = []
-        """Addresses, and what is there, which must not be unmapped before it is unlocked."""
+        """Addresses, and what is there, which must not be unmapped before it is unlocked: a GPU would go on copying
+        from where that was, whatever has come to the same addresses since."""
+        self._unlock = weakref.finalize(self, _unlock, self._locked)
+        self._unlock.atexit = False  # the process's end unlocks it, too
         self.warnings: dict[str, str] = {}
         """What the user should know, by what it is about."""
 
@@ -50,9 +55,13 @@ class PageLocked:
 
     def close(self) -> None:
         """Unlock everything, once nothing is being copied any more. Idempotent."""
-        while self._locked:
-            address, _ = self._locked.pop()
-            _cudart().cudaHostUnregister(address)
+        self._unlock()
+
+
+def _unlock(locked: list[tuple[int, mmap.mmap]]) -> None:
+    while locked:
+        address, _ = locked.pop()
+        _cudart().cudaHostUnregister(address)
 
 
 def on_device(array: Any, device: torch.device) -> torch.Tensor:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.config.settings import TrainerConfig
+
 
 def resolve_device(device: str) -> str:
     """The device that `auto` stands for here: mps is only taken when asked for, since nobody has measured it yet."""
@@ -10,6 +15,11 @@ def resolve_device(device: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def acting_device(config: TrainerConfig) -> str:
+    """Where collectors act, if they act on a device."""
+    return resolve_device(config.device if config.collection.device == "auto" else config.collection.device)
 
 
 def device_of_cell(device: str, cell: int, *, elsewhere: bool) -> str:

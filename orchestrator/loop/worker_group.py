@@ -13,14 +13,15 @@ import anyio
 
 from losses import Loss
 from orchestrator.checks.configuration import check_minibatches, segment_reasons
-from orchestrator.collection.collector import CollectorPlan, CollectReport
+from orchestrator.collection.collector import CollectReport
 from orchestrator.collection.experience_fields import check_declared, experience_fields
+from orchestrator.collection.plan import CollectorPlan
 from orchestrator.collection.service import CollectorService, CollectRequest
 from orchestrator.config.paths import PATH
 from orchestrator.learning.learner import Learner
 from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
 from orchestrator.loop.cluster import cluster
-from orchestrator.loop.devices import device_of_cell, resolve_device
+from orchestrator.loop.devices import acting_device, device_of_cell, resolve_device
 from orchestrator.loop.learners import Learners
 from orchestrator.loop.memory import memory_needed, out_of_memory_named
 from orchestrator.loop.patience import WorkerHangs
@@ -337,8 +338,7 @@ class WorkerGroup:
 
     async def _start_collector(self, index: int, restarts: int) -> Worker:
         config = self._config
-        acts_on = config.device if config.collection.device == "auto" else config.collection.device
-        plan = CollectorPlan(config=config, index=index, restarts=restarts, device=resolve_device(acts_on))
+        plan = CollectorPlan(config=config, index=index, restarts=restarts, device=acting_device(config))
         note, machines = Note(), self._cluster
         cell = index * config.cells // config.collection.collectors
         self._patience.waits_for[plan.name] = note.read if machines is None else partial(machines.note, cell, note)

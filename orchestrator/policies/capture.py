@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from weakref import WeakSet
 
 import torch
@@ -130,15 +130,19 @@ CAPTURES: dict[str, Callable[[torch.device], Capture]] = {"cuda": CudaGraphs}
 """By the type of the device."""
 
 
-def capture_on(device: torch.device, setting: object, device_setting: object, whose: str) -> Capture:
-    """For what the `setting` has recorded; `whose` the device is, and by which setting. Raises GraphsError where there
-    are no graphs."""
-    if device.type not in CAPTURES:
-        raise GraphsError(
-            f"{setting} is true, but {whose} device is {str(device)!r}, which has no graphs; expected a CUDA device:"
-            f" set {device_setting} to 'cuda' where torch.cuda.is_available(), or {setting} to false"
-        )
-    return CAPTURES[device.type](device)
+def capture_on(
+    device: torch.device, value: bool | Literal["auto"], setting: object, device_setting: object, whose: str
+) -> Capture | None:
+    """For what a `setting` has recorded whose `value` this is; None where it wants nothing recorded, as with auto on a
+    device that has no graphs. `whose` the device is, and by which setting. Raises GraphsError where it has none."""
+    if device.type in CAPTURES:
+        return CAPTURES[device.type](device) if value else None
+    if value is not True:
+        return None
+    raise GraphsError(
+        f"{setting} is true, but {whose} device is {str(device)!r}, which has no graphs; expected a CUDA device:"
+        f" set {device_setting} to 'cuda' where torch.cuda.is_available(), or {setting} to auto"
+    )
 
 
 class Inputs(TorchDispatchMode):

@@ -69,8 +69,9 @@ def collecting(
     import torch
 
     from orchestrator import CollectionConfig, PolicyConfig, TrainerConfig, read_preset
-    from orchestrator.collection.collector import Collector, CollectorPlan
+    from orchestrator.collection.collector import Collector
     from orchestrator.collection.experience_fields import experience_fields
+    from orchestrator.collection.plan import CollectorPlan
     from state.experience import ExperienceSpec
 
     torch.set_num_threads(1)

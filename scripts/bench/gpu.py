@@ -12,11 +12,11 @@ Parts (all, if none is named; `--list` prints them), each in a process of its ow
   minibatches. Without a GPU, by the stand-in of the tests.
 - `acting_graphs`: two trainings whose policy acts on the device, with `collection.graphs` and without, end with the
   same bits, and the first has replayed steps. Without a GPU likewise.
-- `cartpole_64`, `cartpole_512`, `cartpole_4096`, `pong_8`, `pong_64`, `memory_64`: agent steps per second, and per
-  epoch the milliseconds of collecting, of learning, and of the device's kernels and copies in it. The policy acts on
-  the CPU; in `cartpole_4096_acting`, `pong_8_acting`, `pong_64_acting`, `memory_64_acting` on the device. Minibatches
-  are replayed from CUDA graphs in `cartpole_64_graphs`, `pong_64_graphs`, `memory_64_graphs`; steps of the policy in
-  `pong_64_acting_graphs`, `memory_64_acting_graphs`.
+- `cartpole_64`, `cartpole_4096`, `pong_8`, `pong_64`, `memory_64`: agent steps per second, and per epoch the
+  milliseconds of collecting, of learning, and of the device's kernels and copies in it. The policy acts on the CPU,
+  which is the only thing that `cartpole_..._graphs` and `memory_64_graphs` have in common with them: their minibatches
+  are replayed from CUDA graphs. In `pong_8_graphs` and `pong_64_graphs` the policy acts on the device, and its steps
+  are replayed, too; in `pong_64_acting` and `memory_64_acting` they are not. A number at the end is of collectors.
 - `peers_cartpole_64`, `peers_pong_64`: agent steps per second of stable-baselines3 and, where `--leanrl` names its
   script (see leanrl.py), LeanRL.
 
@@ -111,8 +111,11 @@ def peers(name: str, options: argparse.Namespace) -> dict[str, Any]:
         per_epoch = pong.stable_baselines3(1, environments, options.device)
     rates: dict[str, Any] = {"stable_baselines3": steps / statistics.median(per_epoch)}
     if options.leanrl is not None:
-        measured = throughput.leanrl_seconds if of_cartpole else pong.leanrl_seconds
-        rates["leanrl"] = steps / statistics.median(measured(options.leanrl, 1, environments))
+        if of_cartpole:
+            seconds = throughput.leanrl_seconds(options.leanrl, 1, environments)
+        else:
+            seconds = pong.leanrl_seconds(options.leanrl, 1, environments, workload.environment)
+        rates["leanrl"] = steps / statistics.median(seconds)
     return rates
 
 

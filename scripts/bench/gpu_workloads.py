@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import argparse
@@ -21,9 +21,11 @@ class Workload:
     environment: str
     environments: int
     collectors: int
+    groups: int = 1
+    """Of each collector's environments."""
     network: str = "auto"
-    acts_on: str = "cpu"
-    """`collection.device`."""
+    acting: bool = False
+    """Whether the policy acts on the device; otherwise on the CPU."""
     graphs: bool = False
     """`learning.graphs`."""
     acting_graphs: bool = False
@@ -32,26 +34,26 @@ class Workload:
     """To be timed."""
 
 
+_CARTPOLE, _PONG, _MEMORY = "CartPole-v1", "ale_py:ALE/Pong-v5", "orchestrator.environments.memory:make"
+_RECORDED: Any = {"acting": True, "graphs": True, "acting_graphs": True}
+
 WORKLOADS = {
-    "cartpole_64": Workload("CartPole-v1", 64, 1, epochs=40),
-    "cartpole_512": Workload("CartPole-v1", 512, 2, epochs=30),
-    "cartpole_4096": Workload("CartPole-v1", 4096, 8, epochs=20),
-    "pong_8": Workload("orchestrator.environments.atari:make", 8, 1),
-    "pong_64": Workload("orchestrator.environments.atari:make", 64, 8),
-    "memory_64": Workload("orchestrator.environments.memory:make", 64, 1, network="lstm"),
-    "cartpole_64_graphs": Workload("CartPole-v1", 64, 1, graphs=True, epochs=40),
-    "pong_64_graphs": Workload("orchestrator.environments.atari:make", 64, 8, graphs=True),
-    "memory_64_graphs": Workload("orchestrator.environments.memory:make", 64, 1, network="lstm", graphs=True),
-    "cartpole_4096_acting": Workload("CartPole-v1", 4096, 8, acts_on="auto", epochs=20),
-    "pong_8_acting": Workload("orchestrator.environments.atari:make", 8, 1, acts_on="auto"),
-    "pong_64_acting": Workload("orchestrator.environments.atari:make", 64, 8, acts_on="auto"),
-    "memory_64_acting": Workload("orchestrator.environments.memory:make", 64, 1, network="lstm", acts_on="auto"),
-    "pong_64_acting_graphs": Workload(
-        "orchestrator.environments.atari:make", 64, 8, acts_on="auto", acting_graphs=True
-    ),
-    "memory_64_acting_graphs": Workload(
-        "orchestrator.environments.memory:make", 64, 1, network="lstm", acts_on="auto", acting_graphs=True
-    ),
+    "cartpole_64": Workload(_CARTPOLE, 64, 1, epochs=40),
+    "cartpole_4096": Workload(_CARTPOLE, 4096, 8, epochs=20),
+    "pong_8": Workload(_PONG, 8, 1),
+    "pong_64": Workload(_PONG, 64, 8),
+    "memory_64": Workload(_MEMORY, 64, 1, network="lstm"),
+    "cartpole_64_graphs": Workload(_CARTPOLE, 64, 1, graphs=True, epochs=40),
+    "cartpole_4096_graphs": Workload(_CARTPOLE, 4096, 8, graphs=True, epochs=20),
+    "cartpole_4096_graphs_16": Workload(_CARTPOLE, 4096, 16, graphs=True, epochs=20),
+    "pong_8_graphs": Workload(_PONG, 8, 1, **_RECORDED),
+    "pong_64_graphs": Workload(_PONG, 64, 2, groups=2, **_RECORDED),
+    "pong_64_graphs_1": Workload(_PONG, 64, 1, groups=2, **_RECORDED),
+    "pong_64_graphs_4": Workload(_PONG, 64, 4, **_RECORDED),
+    "pong_64_acting": Workload(_PONG, 64, 2, groups=2, acting=True, graphs=True),
+    "memory_64_graphs": Workload(_MEMORY, 64, 1, network="lstm", graphs=True),
+    "memory_64_acting": Workload(_MEMORY, 64, 1, network="lstm", acting=True, graphs=True),
+    "memory_64_acting_graphs": Workload(_MEMORY, 64, 1, network="lstm", **_RECORDED),
 }
 _STAND_IN = "tests.orchestrator.recorded_graph:recorded_mlp"
 
@@ -73,7 +75,8 @@ def configured(workload: Workload, options: argparse.Namespace) -> TrainerConfig
             num_environments=environments,
             collectors=collectors,
             horizon=HORIZON,
-            device=workload.acts_on,
+            environment_groups=workload.groups,
+            device=options.device if workload.acting else "cpu",
             graphs=workload.acting_graphs,
         ),
         learning=LearningConfig(

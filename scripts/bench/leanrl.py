@@ -111,9 +111,10 @@ class _EnvpoolLike:
     """Our environments one after another, with the interface of envpool's that LeanRL uses."""
 
     def __init__(self, environment: str, count: int) -> None:
-        from orchestrator.environments import make_vector
+        from orchestrator.environments import Adaptation, make_vector
+        from orchestrator.workers.cores import available_cores
 
-        self._environments = make_vector(environment, count)
+        self._environments = make_vector(environment, count, adaptation=Adaptation(threads=available_cores()))
         self.action_space = self._environments.action_space
         self.observation_space = self._environments.observation_space
 
@@ -133,7 +134,8 @@ class _EnvpoolLike:
 
     def _own(self, observation: Any) -> Any:
         """A copy, with an image's channels first."""
-        return (observation.transpose(0, 3, 1, 2) if observation.ndim == 4 else observation).copy()
+        channels_last = observation.ndim == 4 and observation.shape[1] > observation.shape[3]
+        return (observation.transpose(0, 3, 1, 2) if channels_last else observation).copy()
 
 
 class _GymWrapper:

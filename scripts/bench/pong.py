@@ -77,10 +77,12 @@ def stable_baselines3(threads: int, environments: int = ENVIRONMENTS, device: st
     return [after - before for before, after in pairwise(starts[WARM_UP:])]
 
 
-def leanrl_seconds(script: Path, threads: int, environments: int = ENVIRONMENTS) -> list[float]:
+def leanrl_seconds(
+    script: Path, threads: int, environments: int = ENVIRONMENTS, environment: str = ENVIRONMENT
+) -> list[float]:
     """Seconds of each iteration."""
     return leanrl.iteration_seconds(
-        script, ENVIRONMENT, environments, threads, EPOCHS, warm_up=WARM_UP, learning_rate=LEARNING_RATE
+        script, environment, environments, threads, EPOCHS, warm_up=WARM_UP, learning_rate=LEARNING_RATE
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,8 @@ import gymnasium
 import pytest
 import torch
 
-from orchestrator.collection.collector import CollectorPlan
+from orchestrator.collection.experience_fields import experience_fields
+from orchestrator.collection.plan import CollectorPlan
 from orchestrator.collection.service import CollectorService
 from orchestrator.learning.default_losses import default_losses
 from orchestrator.learning.learner import Learner
@@ -17,6 +19,7 @@ from orchestrator.learning.messages import LearnerPlan
 from orchestrator.policies import Spaces
 from orchestrator.workers.global_generators import seeded_global_generators
 from orchestrator.workers.interrupt import Interrupt
+from state.experience import ExperienceSpec
 from tests.orchestrator.training import small_config
 
 if TYPE_CHECKING:
@@ -40,7 +43,11 @@ def learner(config: TrainerConfig, device: str) -> object:
 
 
 def collector(config: TrainerConfig, device: str) -> object:
-    return CollectorService(CollectorPlan(config=config, device=device), Interrupt())
+    service = CollectorService(CollectorPlan(config=config, device=device), Interrupt())
+    own = experience_fields(service.spaces(), 0, refreshes=config.refreshes)
+    segments, horizon = config.collection.num_environments, config.collection.horizon
+    service.prepare(ExperienceSpec.merge(segments, horizon, {"": own}))
+    return service
 
 
 class Chosen(Exception):
@@ -57,11 +64,29 @@ def test_the_gpu_that_is_worked_on_becomes_the_processs_own(
 
     monkeypatch.setattr(torch.cuda, "set_device", choose)
     config = small_config()
-    config = replace(config, collection=replace(config.collection, backend="process"))
+    config = replace(config, collection=replace(config.collection, backend="process", device="cuda:1"))
     with seeded_global_generators(1):
         with pytest.raises(Chosen):
             make(config, "cuda:1")
         make(config, "cpu")
+
+
+@pytest.mark.parametrize("images", [False, True])
+def test_a_collector_that_may_choose_takes_the_gpu_for_images_alone(
+    images: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A context on it takes half a gigabyte there."""
+
+    def choose(device: str) -> None:
+        assert device == "cuda:1"
+        raise Chosen
+
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    options = {"observation": "image"} if images else {}
+    config = small_config(environment="tests.environments:make_wandering", environment_options=options)
+    config = replace(config, collection=replace(config.collection, backend="process"))
+    with seeded_global_generators(1), pytest.raises(Chosen) if images else nullcontext():
+        collector(config, "cuda:1")
 
 
 @pytest.mark.parametrize("make", [learner, collector])
@@ -73,6 +98,6 @@ def test_a_thread_changes_nothing_of_the_program(
 
     monkeypatch.setattr(torch.cuda, "set_device", choose)
     config = small_config()
-    config = replace(config, collection=replace(config.collection, backend="inline"))
+    config = replace(config, collection=replace(config.collection, backend="inline", device="cuda:99"))
     with pytest.raises((AssertionError, RuntimeError)):  # says torch, which has no such device
         make(config, "cuda:99")

@@ -21,7 +21,8 @@ import pytest
 from losses import Loss, ppo_losses
 from orchestrator import CheckpointsConfig, ConfigurationError, PolicyConfig, Trainer, TrainerConfig
 from orchestrator.checkpoints import find_checkpoint
-from orchestrator.collection.collector import CollectorPlan, derived_seed
+from orchestrator.collection.collector import derived_seed
+from orchestrator.collection.plan import CollectorPlan
 from orchestrator.environments.vector import EnvironmentFailed, copy_seeds
 from orchestrator.workers.reply import WorkerCrashed
 from state.experience import FieldSpec

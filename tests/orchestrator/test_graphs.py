@@ -83,7 +83,8 @@ class Trained(Hook):
 
 def trained(config: TrainerConfig, **options: Any) -> tuple[dict[str, np.ndarray[Any, Any]], Trained]:
     seen = Trained()
-    policy = anyio.run(Trainer(config, hooks=[seen], **options).run).policy
+    collection = dataclasses.replace(config.collection, graphs=False)
+    policy = anyio.run(Trainer(dataclasses.replace(config, collection=collection), hooks=[seen], **options).run).policy
     assert policy is not None
     return {name: np.array(tensor) for name, tensor in policy.tensors.items()}, seen
 
@@ -380,7 +381,7 @@ def test_a_resumed_run_ends_with_the_same_bits(tmp_path: Path, monkeypatch: pyte
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     """In processes, as a run is that is not for debugging."""
-    words = [sys.executable, "-m", "orchestrator", "train", "--environment", "CartPole-v1", "--learning.graphs"]
+    words = [sys.executable, "-m", "orchestrator", "train", "--environment", "CartPole-v1", "--learning.graphs", "True"]
     words += ["--policy.network", "tests.orchestrator.recorded_graph:recorded_mlp", "--checkpoints.every", "2"]
     words += ["--collection.num-environments", "4", "--total-agent-steps", "4000", "--staleness", "1"]
     variables = os.environ | {"PYTHONPATH": str(PROJECT)}
@@ -429,6 +430,15 @@ def test_settings_that_do_not_go_with_graphs_are_named(settings: dict[str, Any],
         Trainer(endless(**settings))
     assert "learning.graphs = True" in str(caught.value)
     assert f"false with {named}" in str(caught.value)
+
+
+def test_auto_records_where_that_works(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    record_on_cpu(monkeypatch)
+    _, seen = trained(endless(**with_learning(graphs="auto")))
+    assert seen.replayed[-1] == 8.0
+    _, seen = trained(endless(**with_learning(graphs="auto", shards=2)))
+    assert set(seen.replayed) == {-1.0}
+    assert "without graphs" not in caplog.text
 
 
 class Dropping(Shared):

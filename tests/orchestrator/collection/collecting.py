@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from orchestrator.collection.collector import CollectorPlan, CollectReport
+from orchestrator.collection.collector import CollectReport
 from orchestrator.collection.experience_fields import experience_fields
+from orchestrator.collection.plan import CollectorPlan
 from orchestrator.collection.service import CollectorService, CollectRequest
 from orchestrator.config.settings import CollectionConfig, PolicyConfig, TrainerConfig
 from orchestrator.policies import build_policy
@@ -37,12 +38,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def collecting(
     environment_options: Any = None, graphs: bool = False, groups: int = 1, **settings: Any
 ) -> TrainerConfig:
+    """Acts where the plan of a collector says."""
     collection = CollectionConfig(
         num_environments=COUNT,
         horizon=HORIZON,
         backend="inline",
         environment_options=environment_options or {},
         environment_groups=groups,
+        device="cpu",
+        graphs=graphs,
     )
     return TrainerConfig(collection=collection, **settings)
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from orchestrator.collection.collector import Collector, CollectorPlan, CollectReport, derived_seed
+from orchestrator.collection.collector import Collector, CollectReport, derived_seed
 from orchestrator.collection.experience_fields import experience_fields
+from orchestrator.collection.plan import CollectorPlan
 from orchestrator.config.settings import CollectionConfig, PolicyConfig, TrainerConfig
 from orchestrator.environments import EnvironmentFailed
 from orchestrator.environments.vector import copy_seeds

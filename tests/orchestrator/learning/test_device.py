@@ -99,9 +99,11 @@ def learned(
         )
         state = learner.learn(request).learner_state
         if resumed and epoch == 0:
+            learner.close()
             learner = Learner(dataclasses.replace(plan, config=dataclasses.replace(config, seed=2)))
             learner.prepare(spec)
             learner.restore(slots["publish_to"], slots["moments_to"], state)
+    learner.close()
     arrays = described.layout.arrays(weights.map_shared())
     return {**arrays, "moments": np.frombuffer(moments.map_shared(), np.float32)}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import gc
+import mmap
 from typing import Any
 
 import anyio
@@ -89,6 +91,18 @@ def test_slots_are_locked_until_the_learner_ends_or_used_as_they_are(
     else:
         assert most[-1] == runtime.asked >= 4  # two slots each of experience and policies, at least
         assert not said
+
+
+def test_nothing_stays_locked_of_a_learner_that_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU would copy from where the memory was, to whoever has come to its address."""
+    runtime = Runtime()
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    locked = page_locked.PageLocked(torch.device("cuda"))
+    locked.lock(mmap.mmap(-1, 4096))
+    assert len(runtime.locked) == 1
+    del locked
+    gc.collect()
+    assert runtime.locked == {}
 
 
 def test_other_devices_are_not_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
