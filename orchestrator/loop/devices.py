@@ -17,13 +17,14 @@ def resolve_device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def acting_device(config: TrainerConfig) -> str:
-    """Where collectors act, if they act on a device."""
-    return resolve_device(config.device if config.collection.device == "auto" else config.collection.device)
+def acting_device(config: TrainerConfig, cell: int, *, elsewhere: bool) -> str:
+    """Where the collectors of a cell act, if they act on a device."""
+    device = resolve_device(config.device if config.collection.device == "auto" else config.collection.device)
+    return device if config.cells == 1 else device_of_cell(device, cell, elsewhere=elsewhere)
 
 
 def device_of_cell(device: str, cell: int, *, elsewhere: bool) -> str:
-    """Where a cell learns: where one device is not named, each has its own, as long as there are so many; on another
+    """Where a cell works: where one device is not named, each has its own, as long as there are so many; on another
     machine, the one that it is given there."""
     if elsewhere:
         return device.partition(":")[0]

@@ -337,10 +337,10 @@ class WorkerGroup:
                 _log.warning("%s", text)
 
     async def _start_collector(self, index: int, restarts: int) -> Worker:
-        config = self._config
-        plan = CollectorPlan(config=config, index=index, restarts=restarts, device=acting_device(config))
-        note, machines = Note(), self._cluster
+        config, note, machines = self._config, Note(), self._cluster
         cell = index * config.cells // config.collection.collectors
+        device = acting_device(config, cell, elsewhere=machines is not None and cell > 0)
+        plan = CollectorPlan(config=config, index=index, restarts=restarts, device=device)
         self._patience.waits_for[plan.name] = note.read if machines is None else partial(machines.note, cell, note)
         return await self._open(plan.name, cell, CollectorService, lambda: (plan, self._interrupt, note))
 
