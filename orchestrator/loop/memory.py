@@ -72,7 +72,8 @@ def _cures(config: TrainerConfig, worker: str) -> str:
         return (
             f"more {PATH.learning.minibatches} ({learning.minibatches} in each pass, so that each is smaller), {fewer}"
         )
-    return f"fewer {PATH.collection.collectors} ({collection.collectors}) on one device, {fewer}"
+    elsewhere = "" if collection.device == "cpu" else f" or {PATH.collection.device} = 'cpu'"
+    return f"fewer {PATH.collection.collectors} ({collection.collectors}) on one device{elsewhere}, {fewer}"
 
 
 def _size(nbytes: int) -> str:

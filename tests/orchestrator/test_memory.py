@@ -117,6 +117,7 @@ async def test_a_network_that_gets_no_memory_is_named_with_who_wanted_it(network
         await Trainer(small_config(policy=policy)).run()
     assert network in str(caught.value)
     assert "smaller policy.network" in str(caught.value)
+    assert ("or collection.device = 'cpu'" in str(caught.value)) == ("the collector-0 ran out" in str(caught.value))
 
 
 async def test_another_error_stays_as_it_is() -> None:
