@@ -51,18 +51,21 @@ class GroupStepping:
         self._observation = as_tensors(observation_of(self._current))
         self._start, self._idle = episode_start[rows], environment.idle[rows]
         self._start_tensor = torch.from_numpy(self._start)
-        self._recorded = [(self._slot[observation_field(key)], array) for key, array in self._current.items()]
+        recorded = [(self._slot[observation_field(key)], array) for key, array in self._current.items()]
+        # Once the copies step, there is time to record, but a network on the CPU may have changed what it was given.
+        after = acting.device.type != "cpu"
+        self._record_before, self._record_after = ([], recorded) if after else (recorded, [])
         self._mask: Tensor | None = None
         if environment.action_mask is not None:
             mask = environment.action_mask[rows]
-            self._recorded.append((self._slot[ACTION_MASK], mask))
+            self._record_before.append((self._slot[ACTION_MASK], mask))
             self._mask = torch.from_numpy(mask)
         self._decision: Decision
         self._step = 0
 
     def act(self, noise: Tensor) -> None:
         """Record what is observed, and have the copies step with actions drawn by their rows of `noise` `[n, ...]`."""
-        for rows, array in self._recorded:
+        for rows, array in self._record_before:
             rows[:, self._step] = array
         try:
             self._decision = self._decide(
@@ -79,6 +82,8 @@ class GroupStepping:
         except EnvironmentFailed:
             self._check_policy()
             raise
+        for rows, array in self._record_after:
+            rows[:, self._step] = array
 
     def receive(self) -> None:
         """Wait for the step, and record it."""

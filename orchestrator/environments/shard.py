@@ -12,7 +12,7 @@ import numpy as np
 
 from orchestrator.environments.adaptation import Adaptation
 from orchestrator.environments.make import Mode, make_vector
-from orchestrator.environments.spaces import Array, Space, array_specs, arrays_of
+from orchestrator.environments.spaces import Array, ObservationArrays, Space, array_specs, arrays_of
 from orchestrator.environments.vector import Step, VectorEnvironment
 from orchestrator.workers.global_generators import global_generators, seed_global_generators, set_global_generators
 from state.experience import ExperienceSpec, FieldSpec
@@ -61,6 +61,8 @@ class StepReply(NamedTuple):
     """Whether there are final observations."""
     stats: Mapping[str, list[float]]
     warnings: Mapping[str, str]
+    observation: ObservationArrays | None = None
+    """Where it is not in the memory: for who is in the same thread, that would be one copy more."""
 
 
 def shared_spec(observation: Space, action: Space, rows: int, choices: int) -> ExperienceSpec:
@@ -123,6 +125,7 @@ class EnvironmentShard:
         for share in self._shares:
             with share.environment.warnings_noted():
                 share.write_observation(arrays_of(share.environment.reset(seed)))
+                share.write_idle()
             warnings |= share.environment.take_warnings()
         return warnings
 
@@ -137,13 +140,16 @@ class EnvironmentShard:
         with share.environment.warnings_noted():
             share.environment.send(share.action.copy())  # an environment may keep its action
 
-    def end_step(self, group: int) -> StepReply:
-        """Wait for what has been begun."""
+    def end_step(self, group: int, *, here: bool = False) -> StepReply:
+        """Wait for what has been begun. `here`: for the thread that calls this, which gets the observation itself."""
         share = self._shares[group]
         with share.environment.warnings_noted():
             step = share.environment.recv()
         share.write(step)
-        return StepReply(step.final_observation is not None, step.stats, share.environment.take_warnings())
+        if not here:
+            share.write_observation(arrays_of(step.observation))
+        ended, observation = step.final_observation is not None, step.observation if here else None
+        return StepReply(ended, step.stats, share.environment.take_warnings(), observation)
 
     def get_state(self) -> dict[str, Any]:
         """Of each share; see `VectorEnvironment.get_state`."""
@@ -198,7 +204,7 @@ class _Share:
                 self._final[key][ended] = array[ended]
         for name, values in step.fields.items():
             self._fields[name][...] = values
-        self.write_observation(arrays_of(step.observation))
+        self.write_idle()
 
     def read_mask(self) -> None:
         """It may be that of a checkpoint, which the environment does not know of."""
@@ -208,7 +214,6 @@ class _Share:
     def write_observation(self, arrays: Mapping[str, Array]) -> None:
         for key, array in arrays.items():
             self._observation[key][...] = array
-        self.write_idle()
 
     def write_idle(self) -> None:
         self._idle[...] = self.environment.idle

@@ -155,18 +155,18 @@ class SplitEnvironment(VectorEnvironment):
             shard.send("step", group)
 
     def recv(self, group: int = 0) -> Step:
-        ended = False
+        ended, observation = False, None
         stats: dict[str, list[float]] = {}
         for index in range(len(self._shards)):
             reply: StepReply = self._receive(index, "step")
-            ended |= reply.ended
+            ended, observation = ended | reply.ended, reply.observation
             for name, values in reply.stats.items():
                 stats.setdefault(name, []).extend(values)
             if reply.warnings:
                 self._add_warnings(reply.warnings)
         arrays, rows, games = self._arrays, self.groups[group].rows, self.groups[group].games
         return Step(
-            self._observation(OBSERVATION, rows),
+            self._observation(OBSERVATION, rows) if observation is None else observation,
             arrays["reward"][rows],
             arrays["terminated"][rows],
             arrays["truncated"][rows],
@@ -297,7 +297,7 @@ class _OwnShard:
         try:
             if method == "step":
                 self._shard.begin_step(*args)
-                answer = partial(self._shard.end_step, *args)
+                answer = partial(self._shard.end_step, *args, here=True)
             else:
                 answer = partial(_given, getattr(self._shard, method)(*args))
         except Exception as error:
