@@ -16,6 +16,7 @@ from orchestrator.hooks.included.best_metric import check_best_metric
 from orchestrator.hooks.included.checkpoint import CheckpointHook
 from orchestrator.hooks.included.evaluation import EvaluationHook
 from orchestrator.hooks.included.heartbeat import Heartbeat
+from orchestrator.hooks.included.idle_cores import IdleCores
 from orchestrator.hooks.included.learning_watch import LearningWatch
 from orchestrator.hooks.included.metrics import MetricsHook
 from orchestrator.hooks.included.metrics_record import score_metrics
@@ -102,6 +103,8 @@ def default_hooks(config: TrainerConfig, resumed: Path | None = None, given: Seq
     if config.metrics.warnings and (own is not None or any(isinstance(hook, ProgressHook) for hook in given)):
         watch = LearningWatch(config)
         hooks.append(watch)
+        if config.cluster is None:
+            hooks.append(IdleCores(config))
         for hook in hooks:
             if isinstance(hook, CheckpointHook):
                 hook.after = (watch.name,)  # so that what it has seen of an epoch is in that epoch's checkpoint
