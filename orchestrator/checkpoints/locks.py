@@ -58,10 +58,9 @@ def sole_writer(folder: Path) -> Generator[None]:
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         if not _try_lock(descriptor, folder):
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
             raise CheckpointError(
-                f"another run writes its checkpoints to {folder} ({holder or 'process unknown'}): stop it, or choose "
-                "another folder"
+                f"another run writes its checkpoints to {folder} ({_holder(descriptor)}): stop it, or choose another "
+                "folder"
             )
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {os.uname().nodename}\n".encode(), 0)
@@ -70,9 +69,25 @@ def sole_writer(folder: Path) -> Generator[None]:
         os.close(descriptor)
 
 
-def _try_lock(descriptor: int, path: Path) -> bool:
+def writer_of(folder: Path) -> str | None:
+    """Which process commits to this folder now; None where none does."""
     try:
-        _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
+        descriptor = open_regular(folder / RUN_LOCK)
+    except OSError:
+        return None
+    try:
+        return None if _try_lock(descriptor, folder, fcntl.LOCK_SH) else _holder(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "process unknown"
+
+
+def _try_lock(descriptor: int, path: Path, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        _lock(descriptor, kind | fcntl.LOCK_NB, path)
     except BlockingIOError:
         return False
     return True

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.checkpoints import Checkpoint, CheckpointFolder, find_checkpoint
 from orchestrator.checkpoints.find import as_address, local_place
 from orchestrator.checkpoints.folder import order
+from orchestrator.checkpoints.locks import writer_of
 from orchestrator.config.annotations import MAY_CHANGE
 from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.fields import leaves, notes
@@ -136,9 +137,19 @@ def _later_checkpoints(source: ResumeSource, config: TrainerConfig) -> Iterator[
     """Beside which none could be committed, in the run's own folder."""
     if config.run_dir is None or not source.goes_on_in(config.run_dir) or not config.checkpoints.enabled:
         return
-    newest = next(reversed(CheckpointFolder(config.run_dir / "checkpoints").list()), None)
+    folder = config.run_dir / "checkpoints"
+    newest = next(reversed(CheckpointFolder(folder).list()), None)
     epoch = source.checkpoint.epoch
     if newest is not None and order(newest.name)[0] > epoch:
+        writer = writer_of(folder)
+        if writer is not None:  # it has written some since the checkpoint was found
+            yield problem_with(
+                config,
+                PATH.run_dir,
+                expected=f"a folder to which no other run writes its checkpoints, as {writer} does",
+                cure="stop that run, or wait for its end, before you resume it; or resume in another folder",
+            )
+            return
         copied = f" (and was written as epoch {epoch}: a copy, it seems)" if newest == source.checkpoint.path else ""
         yield problem_with(
             config,

@@ -190,6 +190,22 @@ async def test_a_run_that_still_goes_on_elsewhere_is_left_alone(tmp_path: Path) 
     assert (tmp_path / "config.toml").read_text() == settings
 
 
+async def test_checkpoints_that_a_run_writes_while_it_is_to_be_resumed_are_to_stay_where_they_are(
+    tmp_path: Path,
+) -> None:
+    await Trainer(config_in(tmp_path, epochs=7)).run()
+    checkpoints = CheckpointFolder(tmp_path / "checkpoints")
+    source = find_resume_source(checkpoints.list()[0])  # which was the newest one when it was found
+    config = replace(source.config, run_dir=tmp_path, total_agent_steps=10_000)
+    source = replace(source, config=config)
+    with checkpoints.claim():
+        (problem,) = resume_problems(source, config)
+    assert "to which no other run writes" in f"{problem}"
+    assert "move" not in f"{problem}"
+    (problem,) = resume_problems(source, config)  # that run has ended
+    assert f"move {checkpoints.list()[-1]} elsewhere" in f"{problem}"
+
+
 class _Pace(Hook):
     """Lets the training be ahead of the checkpoints by an epoch or two, no more."""
 
