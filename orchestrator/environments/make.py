@@ -24,7 +24,7 @@ from orchestrator.environments.pettingzoo import Game, PettingZooEnvironment, as
 from orchestrator.environments.pufferlib import PufferEnv, PufferVector, out_of_emulation
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
 from orchestrator.environments.returned import WrongReturn
-from orchestrator.environments.serial import SerialEnvironment, close_all
+from orchestrator.environments.serial import SerialEnvironment, give_up
 from orchestrator.environments.single import SingleGame
 from orchestrator.environments.spaces import InvalidEnvironment
 from orchestrator.environments.vector import VectorEnvironment
@@ -55,7 +55,7 @@ def make_vector(
         raise ValueError(f"{count} copies of environment {environment!r} were asked for, expected at least 1")
     made = _make_vector(environment, count, dict(options or {}), mode, adaptation)
     if adaptation.types and not isinstance(made, PettingZooEnvironment):
-        made.close()
+        give_up(made)
         raise InvalidEnvironment(
             f"environment {environment!r} is no ParallelEnv of PettingZoo, whose types of agents"
             f" {PATH.policy.by_type} could give policies of their own; leave that out"
@@ -158,10 +158,10 @@ def _make_returned(
         if adaptable:
             return _adapted(environment, made, adaptation)
         if mode == "native":
-            made.close()
+            give_up(made)
             raise _not_adapted(environment, adaptation)
     elif mode == "native":
-        made.close()
+        give_up(made)
         raise InvalidEnvironment(
             f"environment {environment!r} has no vectorized form: it returned a single environment; use the mode"
             " 'sync' or 'auto', or return a gymnasium.vector.VectorEnv of num_envs copies"
@@ -181,7 +181,7 @@ def _adapted(environment: str, vector: VectorEnv[Any, Any, Any], adaptation: Ada
         _check_spaces(environment, vector, "single_")
         return NativeEnvironment(environment, vector, adaptation)
     except BaseException:
-        vector.close()
+        give_up(vector)
         raise
 
 
@@ -198,7 +198,7 @@ def _make_copies(
             copies.append(make_one())
         return kind(environment, copies, adaptation)
     except BaseException:
-        close_all(copies)
+        give_up(*copies)
         raise
 
 
@@ -234,20 +234,20 @@ def _returned(
         of_vectors |= threads_of(function, options, adaptation.threads)
     made = _called(environment, function, options | of_vectors, count)
     if of_vectors and (isinstance(made, gymnasium.Env) or is_of_agents(made)):  # it means something else by them
-        cast("Game", made).close()
+        give_up(made)
         made = _called(environment, function, options, count)
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if isinstance(made, VectorEnv) and _copies_in(made) != count and not of_vectors and takes_any:
-        made.close()
+        give_up(made)
         made = _called(environment, function, options | {_COUNT: count}, count)
     if isinstance(made, VectorEnv):
         if _COUNT in options:
-            made.close()
+            give_up(made)
             cure = f"leave {_COUNT} out of its options: for vectors, it is {PATH.collection.num_environments}"
             raise InvalidEnvironment(f"environment {environment!r} returned {_kind_of(made)}; {cure}")
         if _copies_in(made) != count:
             cure = "make as many as num_envs says" if of_vectors or takes_any else "let it take num_envs as a keyword"
-            made.close()
+            give_up(made)
             raise InvalidEnvironment(
                 f"environment {environment!r} returned {_kind_of(made)} whose num_envs is {_copies_in(made)},"
                 f" expected {count}; {cure}"
@@ -277,7 +277,7 @@ def _called(environment: str, function: EnvironmentFunction, options: dict[str, 
         if is_config(made):
             return MettaGridVector(made, games)
         if len(plain) < len(options):
-            cast("Game", made).close()
+            give_up(made)
             made = function(**_copied(options))
     except BaseException as error:
         if is_signal(error):
@@ -286,7 +286,7 @@ def _called(environment: str, function: EnvironmentFunction, options: dict[str, 
     try:
         made = out_of_emulation(made)
     except WrongReturn as error:
-        cast("Game", made).close()
+        give_up(made)
         raise InvalidEnvironment(f"environment {environment!r} returned {error}") from None
     if not isinstance(made, (gymnasium.Env, VectorEnv, type)) and isinstance(made, PufferEnv):
         return PufferVector(made, games)
@@ -321,7 +321,7 @@ def _wrapped_in_all(
             made = cast("gymnasium.Env[Any, Any]", _wrapped(environment, made, wrapper))
         _check_spaces(environment, made, "")
     except BaseException:
-        made.close()
+        give_up(made)
         raise
     return made
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Protocol
 
 import gymnasium
@@ -223,6 +224,12 @@ def close_all(environments: Sequence[SupportsClose]) -> None:
         raise ExceptionGroup(f"{len(errors)} of {len(environments)} copies failed to close", errors)
     if errors:
         raise errors[0]
+
+
+def give_up(*environments: Any) -> None:
+    """Close what is not used after all. That one can't be closed is not told: why it is not used is what matters."""
+    with suppress(Exception):
+        close_all(environments)
 
 
 def looked_up(info: Mapping[str, object], name: str) -> object:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator.environments import InvalidEnvironment, check_environment, make_vector, problem_with_options
+from orchestrator.environments.adaptation import Adaptation
 from tests.orchestrator.training import FailingEnvironment
 
 
@@ -199,6 +200,53 @@ class FailsToClose(FailingEnvironment):
 
 def fails_to_close() -> FailsToClose:
     return FailsToClose()
+
+
+class WithoutClose:
+    """A game of agents with different spaces; it has nothing to close."""
+
+    agents: ClassVar[list[str]] = []
+    possible_agents: ClassVar[list[str]] = ["red", "blue_wide"]
+
+    def observation_space(self, agent: str) -> Any:
+        return gymnasium.spaces.Box(-1, 1, (len(agent),))
+
+    def action_space(self, agent: str) -> Any:
+        return gymnasium.spaces.Discrete(2)
+
+
+class NobodyThere(WithoutClose):
+    possible_agents: ClassVar[list[str]] = []
+
+
+class SpacelessAndStuck(gymnasium.Env[Any, Any]):
+    action_space = gymnasium.spaces.Discrete(2)
+    observation_space = None  # type: ignore[assignment]
+
+    def close(self) -> None:
+        raise RuntimeError("it fails to close, too")
+
+
+def wrapped_away(environment: object) -> None:
+    """Forgets to return it."""
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "wrappers", "message"),
+    [
+        ("WithoutClose", "auto", (), "agent 'blue_wide' has the spaces"),
+        ("WithoutClose", "native", (), "has no vectorized form"),
+        ("WithoutClose", "auto", ("wrapped_away",), "returned a NoneType"),
+        ("NobodyThere", "auto", (), "without possible_agents"),
+        ("SpacelessAndStuck", "auto", (), "has None as its observation_space"),
+    ],
+)
+def test_what_is_wrong_with_an_environment_is_told_though_it_cannot_be_closed(
+    name: str, mode: Any, wrappers: tuple[str, ...], message: str
+) -> None:
+    adaptation = Adaptation(wrappers=tuple(f"{__name__}:{wrapper}" for wrapper in wrappers))
+    with pytest.raises(InvalidEnvironment, match=message):
+        make_vector(f"{__name__}:{name}", 2, mode=mode, adaptation=adaptation)
 
 
 def test_every_copy_is_closed_although_some_fail_at_it() -> None:
