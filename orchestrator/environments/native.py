@@ -282,8 +282,8 @@ def halves_of_step(environment: VectorEnv[Any, Any, Any]) -> tuple[Callable[[Any
 
 def agents_of(environment: VectorEnv[Any, Any, Any]) -> tuple[str, ...]:
     """The agents of one game of a vector environment, as `VectorEnvironment` has them."""
-    agents = getattr(environment, "agents", None)
-    if isinstance(agents, tuple):
+    agents: object = getattr(environment, "agents", None)
+    if isinstance(agents, tuple) and agents and all(isinstance(one, str) for one in cast("tuple[object, ...]", agents)):
         return cast("tuple[str, ...]", agents)
     return SINGLE_AGENT  # what else it has as `agents` means something else
 

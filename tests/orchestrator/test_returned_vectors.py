@@ -89,9 +89,9 @@ def drawn(num_envs: int, kind: str, **options: Any) -> VectorEnv[Any, Any, Any]:
 class Crowded(SyncVectorEnv):
     """Means something else by `agents`."""
 
-    def __init__(self, num_envs: int) -> None:
+    def __init__(self, num_envs: int, kind: str = "list") -> None:
         super().__init__([lambda: gymnasium.make("CartPole-v1")] * num_envs)
-        self.agents = [object(), object()]
+        self.agents = {"list": ["a", "b"], "none": (), "objects": (object(), object()), "numbers": (0, 1)}[kind]
 
 
 class Sized(Counting):
@@ -203,8 +203,9 @@ def test_a_single_environment_that_means_something_else_by_num_envs_is_a_single_
     assert set(look.lengths) == {5.0}
 
 
-def test_a_vector_of_ones_own_may_mean_something_else_by_agents() -> None:
-    look, state = trained(small_config(environment=f"{HERE}:Crowded"))
+@pytest.mark.parametrize("kind", ["list", "none", "objects", "numbers"])
+def test_a_vector_of_ones_own_may_mean_something_else_by_agents(kind: str) -> None:
+    look, state = trained(small_config(environment=f"{HERE}:Crowded", environment_options={"kind": kind}))
     other, plain = trained(small_config(environment=f"{HERE}:carts"))
     assert look.lengths == other.lengths
     assert_same(weights(state), weights(plain))
