@@ -277,18 +277,19 @@ class HideAndSeek(Matching):
 
 class Pennies(Matching):
     """Of two agents, each of a type of its own, one is paid what the other loses: `even_0` where both choose the same.
-    8 steps. Where they `share`, the other is paid as much."""
+    8 steps. Where they `share`, the other is paid as much. `even_0` has a `wage` besides."""
 
-    def __init__(self, share: bool = False, **_: Any) -> None:
+    def __init__(self, share: bool = False, wage: float = 0.0, **_: Any) -> None:
         super().__init__(("even_0", "odd_0"))
         self.share = share
+        self.wage = wage
 
     def step(self, actions: dict[str, Any]) -> Any:
         observed, _, *rest = super().step(actions)
         gain = 1.0 if actions["even_0"] == actions["odd_0"] else -1.0
         if self.share:  # by chance, whatever they do
             gain = float(self.generator.choice((-1.0, 1.0)))
-        return observed, {"even_0": gain, "odd_0": gain if self.share else -gain}, *rest
+        return observed, {"even_0": gain + self.wage, "odd_0": gain if self.share else -gain}, *rest
 
 
 class Spoiled(Matching):

@@ -219,13 +219,13 @@ async def test_a_policy_that_goes_wrong_is_named_where_types_have_their_own(
 async def test_types_that_compete_are_not_judged_by_their_returns(
     by_type: tuple[TypePolicy, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def verdict(share: bool) -> Any:
+    async def verdict(share: bool, wage: float = 0.0) -> Any:
         config = small_config(
             environment="tests.games:Pennies",
             total_agent_steps=30 * 8 * 32 * 2,
             num_environments=8,
-            run_dir=tmp_path / f"run-{share}",
-            environment_options={"share": share},
+            run_dir=tmp_path / f"run-{share}-{wage}",
+            environment_options={"share": share, "wage": wage},
             policy=PolicyConfig(by_type=by_type, hidden_sizes=(8,)),
         )
         caplog.clear()
@@ -236,6 +236,8 @@ async def test_types_that_compete_are_not_judged_by_their_returns(
 
     assert await verdict(share=False) == "agents compete"
     assert not any(line.startswith("learning (return)") for line in warnings(caplog))
+    assert await verdict(share=False, wage=10.0) == "agents compete"
+    assert await verdict(share=True, wage=10.0) == "no better than at the start", "one is given more, by nobody"
     assert await verdict(share=True) == "no better than at the start"
     stuck = [line for line in warnings(caplog) if line.startswith("learning (return)")]
     assert len(stuck) == max(1, len(by_type))

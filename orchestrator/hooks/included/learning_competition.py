@@ -38,9 +38,12 @@ class Competition:
     def add(self, statistics: Mapping[str, Sequence[float]]) -> None:
         """The `rollout_stats` of an epoch."""
         teams, lives = statistics.get(TEAM_RETURN, ()), statistics.get(EPISODE_RETURN, ())
+        types = {kind: of for kind, of in returns_by_type(statistics).items() if of}
         if len(teams) > 1 and len(lives) > len(teams):
-            self._spreads.append((_variance(teams), _variance(lives) * len(lives) / len(teams)))
-        means = {kind: sum(of) / len(of) for kind, of in returns_by_type(statistics).items() if of}
+            # Within types: that one is given more than another says nothing of what they gain from each other.
+            independent = sum(_variance(of) * len(of) for of in types.values()) / len(teams)
+            self._spreads.append((_variance(teams), independent))
+        means = {kind: sum(of) / len(of) for kind, of in types.items()}
         if len(means) > 1:
             self._means.append(means)
 
