@@ -60,9 +60,13 @@ class PufferVector(VectorEnv[Any, Any, Any]):
         self.metadata = {"autoreset_mode": mode}
         self.render_mode = getattr(environment, "render_mode", None)
         self._environment = environment
+        self._seeds = np.random.default_rng()
+        """Of resets that are given none: many environments need one, and for others none is the same each time."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        self._environment.reset(seed)
+        if seed is not None:
+            self._seeds = np.random.default_rng(seed)
+        self._environment.reset(int(self._seeds.integers(2**31)) if seed is None else seed)
         return self._environment.observations, {}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:

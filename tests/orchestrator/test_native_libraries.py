@@ -299,6 +299,32 @@ class Counting(PufferCartPole):
         return *super().step(actions)[:4], [{"count": self.steps}, {"count": -self.steps}]
 
 
+class Reseeded(PufferCartPole):
+    """As those of PufferLib, whose resets need a seed, or take 0 where there is none."""
+
+    def reset(self, seed: int | None = 0) -> Any:
+        if not isinstance(seed, int):
+            raise TypeError("seed must be an integer")
+        return super().reset(seed)
+
+
+def test_episodes_begin_differently_where_each_reset_sets_the_seed() -> None:
+    def first_observations(seed: int) -> list[list[float]]:
+        environment = make_vector(f"{HERE}:Reseeded", 1, adaptation=Adaptation(max_episode_steps=3))
+        observed = [np.array(environment.reset(seed))]
+        for _ in range(4):
+            steps = [environment.step(np.zeros(1, np.int64)) for _ in range(3)]
+            assert steps[-1].truncated.all()
+            observed.append(np.array(steps[-1].observation))
+        environment.close()
+        return [one.ravel().tolist() for one in observed]
+
+    first = first_observations(1)
+    assert len({tuple(one) for one in first}) == 5
+    assert first == first_observations(1)
+    assert first != first_observations(2)
+
+
 @pytest.mark.parametrize(
     "adaptation",
     [
