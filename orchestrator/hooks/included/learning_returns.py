@@ -14,6 +14,8 @@ SURE = 4.0
 """Standard errors by which the return must exceed that of the first episodes to count as progress."""
 DOUBTFUL = 2.0
 """Those within which it counts as none; in between, it may or may not have begun."""
+ROUNDING = 1e-12
+"""Share of a mean below which differences are those of adding up."""
 
 
 class Returns:
@@ -82,7 +84,8 @@ class Returns:
         self._best = max(self._best, self.recent_mean)
         difference = self.recent_mean - self.first_mean
         error = math.sqrt(_variance(self._first) / len(self._first) + _variance(self.recent) / len(self.recent))
-        self.gain = difference / error if error > 0 else math.copysign(math.inf, difference) if difference else 0.0
+        error = max(error, ROUNDING * max(abs(self.first_mean), abs(self.recent_mean)))
+        self.gain = difference / error if error > 0 else 0.0
         self.has_improved = self.has_improved or self.gain > SURE
         if self._fresh:
             self.good = self.gain > SURE and difference >= 0.5 * (self._best - self.first_mean)

@@ -173,6 +173,15 @@ def test_episodes_that_all_have_one_return_point_to_the_rewards() -> None:
     assert "check that the environment's rewards depend on what is done" in text
 
 
+@pytest.mark.parametrize("value", [-0.1, 0.1, 1 / 3, 1092.0991845742992])
+def test_means_that_differ_by_rounding_alone_are_the_same(value: float) -> None:
+    detector = ProblemDetector(CONFIG)
+    for epoch in range(80):
+        detector.observe(stuck(epoch, returns=(value,) * (32 if epoch == 0 else 40)))
+    assert detector.verdict == "no better than at the start"
+    assert "has not moved" in detector.current["return"]
+
+
 def test_late_success_ends_the_problem_and_early_success_that_is_lost_is_called_that() -> None:
     detector = ProblemDetector(CONFIG)
     for epoch in range(80):
