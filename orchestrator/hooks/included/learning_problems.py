@@ -306,10 +306,12 @@ class ProblemDetector:
         each = steps // (reading.rows or self._config.collection.num_environments)
         if not self._fresh or self._returns.any or not (self._late(reading) or each >= LONG_EPISODE):
             return None
+        scaled = f", which {PATH.policy.normalize_rewards} scales" if self._config.policy.normalize_rewards else ""
         return (
             f"no episode has ended yet after {steps:,} agent steps ({each:,} of each environment), so no return is "
             f"known. Set {PATH.max_episode_steps}, for example to {max(1, each // 4):,}, or train for longer "
-            f"({PATH.total_agent_steps}); if the task has no end, evaluate it by its rewards (experience/reward)"
+            f"({PATH.total_agent_steps}); if the task has no end, evaluate it by its rewards "
+            f"(experience/reward{scaled})"
         )
 
     def _late(self, reading: Reading) -> bool:

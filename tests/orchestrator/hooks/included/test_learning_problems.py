@@ -206,6 +206,9 @@ def test_a_run_in_which_no_episode_ends_says_so() -> None:
     [(epoch, kind, text)] = found(readings)
     assert (epoch, kind) == (74, "episodes")
     assert "set max_episode_steps" in text.lower()
+    assert text.endswith("(experience/reward, which policy.normalize_rewards scales)")
+    [(_, _, text)] = found(readings, replace(CONFIG, policy=replace(CONFIG.policy, normalize_rewards=False)))
+    assert text.endswith("(experience/reward)")
     one = replace(CONFIG, collection=CollectionConfig(num_environments=1))
     assert found(readings, one)[0][0] == 1, "10,000 steps of one environment are many"
     late = [replace(healthy(epoch), returns=returns(15 * epoch - 500)) for epoch in range(40, 100)]
