@@ -235,15 +235,7 @@ class NativeEnvironment(VectorEnvironment):
 
     def _last_infos(self, infos: Mapping[str, Any]) -> Mapping[str, Any]:
         """The infos that belong to the last step of the episodes that ended in it."""
-        if not self._same_step:
-            return infos
-        last = infos.get("final_info")
-        if last is not None and not isinstance(last, Mapping):
-            raise WrongReturn(
-                f"{described_value(last)} as 'final_info' of the infos, expected a dict of arrays, which have a value"
-                " for each copy"
-            )
-        return last or {}
+        return final_infos(infos) if self._same_step else infos
 
     def _episode_infos(self, infos: Mapping[str, Any], ended: Array) -> list[Mapping[str, object]]:
         last = self._last_infos(infos)
@@ -309,6 +301,17 @@ def entry_of(batch: Any, index: int) -> Any:
     if isinstance(batch, Mapping):
         return {key: entry_of(part, index) for key, part in cast("Mapping[Any, Any]", batch).items()}
     return tuple(entry_of(part, index) for part in batch) if isinstance(batch, tuple) else batch[index]
+
+
+def final_infos(infos: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Those of the last step of the episodes that ended in it, where that begins the next ones. Raises WrongReturn."""
+    last = infos.get("final_info")
+    if last is not None and not isinstance(last, Mapping):
+        raise WrongReturn(
+            f"{described_value(last)} as 'final_info' of the infos, expected a dict of arrays, which have a value"
+            " for each copy"
+        )
+    return cast("Mapping[str, Any] | None", last) or {}
 
 
 def check_final_memory(final: Any, observation: Any) -> None:

@@ -9,8 +9,14 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import VectorEnv
 
-from orchestrator.environments.native import check_final_memory, entry_of, info_of, resets_in_same_step
-from orchestrator.environments.returned import WrongReturn, reset_parts, step_parts
+from orchestrator.environments.native import (
+    check_final_memory,
+    entry_of,
+    final_infos,
+    info_of,
+    resets_in_same_step,
+)
+from orchestrator.environments.returned import WrongReturn, check_info, reset_parts, step_parts
 from orchestrator.environments.vector import LOGS
 
 
@@ -34,15 +40,16 @@ class SingleGame(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, infos = step_parts(self._vector.step(np.asarray(action)[None]))
+        check_info(infos)
         logs = infos.get(LOGS, ())
         if self._same_step and (terminated[0] or truncated[0]):
-            if "final_obs" not in infos:
+            if infos.get("final_obs") is None:
                 raise WrongReturn(
                     "no 'final_obs' in its infos, expected the last observation of the episode, since it resets in"
                     " the step that ends one"
                 )
             check_final_memory(infos["final_obs"], observation)
-            observation, infos = infos["final_obs"], infos.get("final_info", {})
+            observation, infos = infos["final_obs"], final_infos(infos)
         info = info_of(infos, 0, 1)
         if logs:
             info[LOGS] = logs

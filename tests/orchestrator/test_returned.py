@@ -505,6 +505,8 @@ class Informing(VectorEnv[Any, Any, Any]):
         infos: dict[Any, Any] = {"score": np.arange(self.num_envs), "time": 0.5, 7: np.ones(self.num_envs)}
         if self._wrong == "a list":
             infos = {"final_info": [infos] * self.num_envs}
+        elif self._wrong == "none":
+            infos = {"final_info": None}
         elif self._mode is AutoresetMode.SAME_STEP:
             infos = {"final_info": infos}
         if ends.any() and self._mode is AutoresetMode.SAME_STEP:
@@ -554,6 +556,15 @@ def test_a_vector_that_resets_earlier_than_it_says_is_warned_of(caplog: pytest.L
 def test_what_a_vector_environment_must_not_say_of_an_end_is_refused(wrong: str, message: str) -> None:
     with pytest.raises(EnvironmentFailed, match=f"'{INFORMING}': step 3 of its 2 copies returned {message}"):
         train({"wrong": wrong}, INFORMING)
+
+
+def test_what_a_vector_says_of_ends_is_read_in_the_same_way_with_a_limit_of_steps() -> None:
+    for limit in (None, 7):
+        look, _ = train({"wrong": "none"}, INFORMING, max_episode_steps=limit)
+        assert set(look.stats[0]) == {"episode_return", "episode_length"}
+    message = f"'{INFORMING}': step 3 of copy 0 of 2 returned a list of dict as 'final_info' of the infos, expected"
+    with pytest.raises(EnvironmentFailed, match=message):
+        train({"wrong": "a list"}, INFORMING, max_episode_steps=7)
 
 
 def test_a_dict_space_with_numbers_as_keys_is_trained_saved_and_evaluated(tmp_path: Path) -> None:
