@@ -103,7 +103,6 @@ def _settings_problems(config: TrainerConfig, known: Sequence[Problem]) -> Probl
         cluster_problems,
         graph_problems,
         _accumulation,
-        _mask_of_types,
         _trace_clipping,
         _files_without_folder,
         checkpoint_problems,
@@ -293,18 +292,6 @@ def _accumulation(config: TrainerConfig) -> Iterator[Problem]:
             f"{minibatches / accumulated:.2f} optimizer steps in each update epoch",
             cure=f"set it to {divisors(minibatches, accumulated)}, "
             f"or {PATH.learning.minibatches} to {multiples(minibatches, accumulated)}",
-        )
-
-
-@reads(PATH.action_mask, PATH.policy.by_type)
-def _mask_of_types(config: TrainerConfig) -> Iterator[Problem]:
-    if config.policy.by_type and config.action_mask is not None:
-        yield problem_with(
-            config,
-            PATH.action_mask,
-            expected=f"none with {PATH.policy.by_type}, whose policies have actions of their own",
-            cure=f"leave out {PATH.policy.by_type}, so that all types share one policy; or leave this out, and have the"
-            " environment take every action, and do nothing where one is not possible",
         )
 
 

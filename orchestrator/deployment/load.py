@@ -15,16 +15,18 @@ from orchestrator.checkpoints.find import as_address
 from orchestrator.config.settings import TrainerConfig
 from orchestrator.config.trust import check_trust
 from orchestrator.deployment.loaded_policy import LoadedPolicy
-from orchestrator.environments.action_mask import ActionMask
+from orchestrator.environments.action_mask import ActionMask, keys_of_mask
 from orchestrator.environments.joint_spaces import USED
+from orchestrator.environments.masks_by_type import joint_key, masked_policies
 from orchestrator.environments.recorded_spaces import POLICIES, space_from_json
 from orchestrator.environments.spaces import agent_action_space, agent_observation_space, without_parts
 from orchestrator.policies import Spaces, build_policy
 from orchestrator.policies.alone import policy_alone
 from orchestrator.snapshots.recorded_settings import SPACES, read_config_of
+from state.frozen_mapping import FrozenMapping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from orchestrator.checkpoints import Checkpoint
@@ -57,6 +59,11 @@ def load_policy(
         check_trust(TrainerConfig(policy=config.policy), address)  # nothing else of the settings is run
     if policy is not None:
         return _of_type(checkpoint, config, policy, spaces)
+    if config.policy.by_type and config.action_mask is not None:
+        raise CheckpointError(
+            f"{checkpoint.path} has policies by type of agent with action masks, each of the choices of its own agents:"
+            " no mask is one of their joint actions; name one type (policy=..., or --policy)"
+        )
     observation, action = _recorded(checkpoint) if spaces is None else spaces
     if isinstance(action, spaces_of.Box) and isinstance(observation, spaces_of.Dict) and USED in observation.spaces:
         raise CheckpointError(
@@ -76,28 +83,46 @@ def _of_type(
         raise CheckpointError(
             f"{checkpoint.path} has no policy {name!r}: all agents have one policy; leave it out to load that"
         )
-    loaded, _ = _built(checkpoint, config, *_recorded(checkpoint), own=False)
+    joint = _recorded(checkpoint)
+    masked: dict[str, tuple[Space, Space]] = {}
+    if config.action_mask is not None:
+        masked = masked_policies(config.action_mask, config.environment, _recorded_of_policies(checkpoint))
+    loaded, _ = _built(checkpoint, config, *joint, own=False, masked=masked)
     if name not in loaded.names:
         near = difflib.get_close_matches(name, loaded.names, 1)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(loaded.names)}"
         raise CheckpointError(f"{checkpoint.path} has no policy {name!r}; {hint}")
     observation, action = _recorded(checkpoint, name) if spaces is None else spaces
     seen, taken = agent_observation_space(observation, name), agent_action_space(action, name)
+    mask_of = None
+    if config.action_mask is not None and name in masked:
+        mask_of = partial(ActionMask, config.action_mask, config.environment, seen, taken)
+        seen = without_parts(seen, mask_of(1).keys)
     alone = policy_alone(loaded, name, seen, taken)
-    return LoadedPolicy(alone, observation, action, config, checkpoint, name=name)
+    return LoadedPolicy(alone, observation, action, config, checkpoint, mask_of, name=name)
 
 
 def _built(
-    checkpoint: Checkpoint, config: TrainerConfig, observation: Space, action: Space, *, own: bool
+    checkpoint: Checkpoint,
+    config: TrainerConfig,
+    observation: Space,
+    action: Space,
+    *,
+    own: bool,
+    masked: Mapping[str, tuple[Space, Space]] = FrozenMapping({}),
 ) -> tuple[Policy, Callable[[int], ActionMask] | None]:
-    """The policy for the environment's spaces, and its masks; `own` says that the spaces are the caller's."""
+    """The policy for the environment's spaces, and its masks; `own` says that the spaces are the caller's. Where types
+    of agents have policies of their own, `masked` are the agents' spaces of those whose agents have masks."""
     name = config.environment
     seen, taken = agent_observation_space(observation, name), agent_action_space(action, name)
     mask_of = None
-    if config.action_mask is not None:
+    if config.policy.by_type and config.action_mask is not None:
+        where = config.action_mask
+        seen = without_parts(seen, [joint_key(of, key) for of in masked for key in keys_of_mask(where, masked[of][0])])
+    elif config.action_mask is not None:
         mask_of = partial(ActionMask, config.action_mask, name, seen, taken)
         seen = without_parts(seen, mask_of(1).keys)
-    agent = Spaces(seen, taken, masked=mask_of is not None)
+    agent = Spaces(seen, taken, masked=config.action_mask is not None)
     loaded = build_policy(config.policy, agent, config.seed, config.learning.discount)
     try:
         checkpoint.load_into(loaded)
@@ -109,6 +134,11 @@ def _built(
             f"the policy of {checkpoint.path} cannot act on {observation} with {action}: {error}; {cure}"
         ) from None
     return loaded, mask_of
+
+
+def _recorded_of_policies(checkpoint: Checkpoint) -> dict[str, tuple[Space, Space]]:
+    """Those of the agents of each policy, of a checkpoint that has recorded spaces."""
+    return {name: _recorded(checkpoint, name) for name in json.loads(checkpoint.read(SPACES))[POLICIES]}
 
 
 def _recorded(checkpoint: Checkpoint, policy: str | None = None) -> tuple[Space, Space]:

@@ -19,7 +19,23 @@ USUAL_MASK = "action_mask"
 _CURE = "give 1 for each action that is possible, and 0 for the others"
 
 
-class ActionMask:
+class AllowedActions:
+    """Which choices of the agent's `action` are possible next, in each of `count` rows."""
+
+    def __init__(self, action: Space, count: int) -> None:
+        self._sizes = choices_of(action)
+        self.allowed = np.ones((count, sum(self._sizes)), np.bool_)
+        """`[count, choices]`: what is possible as the next action; overwritten by the next step."""
+        self._begins = np.cumsum([0, *self._sizes[:-1]])
+        self._rows = np.arange(count)[:, None]
+
+    def forbidden(self, actions: Array) -> Array | None:
+        """The rows whose agents' `actions` `[count]` or `[count, axes]` are not allowed; None where all are."""
+        chosen = self.allowed[self._rows, actions.reshape(len(actions), -1) + self._begins]
+        return None if chosen.all() else np.flatnonzero(~chosen.all(1))
+
+
+class ActionMask(AllowedActions):
     """The mask `where`, of `count` copies, is a key of the agent's observations (also one that a Tuple has in its
     place: its parts are joined), or "info/<key>": `info["a"]["b"]` for "info/a/b".
 
@@ -27,14 +43,14 @@ class ActionMask:
     """
 
     def __init__(self, where: str, environment: str, observation: Space, action: Space, count: int) -> None:
-        self._sizes = choices_of(action)
+        super().__init__(action, count)
         if not self._sizes:
             raise InvalidEnvironment(
                 f"environment {environment!r} has the action space {action}, which action_mask = {where!r} cannot mask;"
                 " expected Discrete or MultiDiscrete: leave action_mask out"
             )
         specs = array_specs(observation)
-        self.keys = tuple(sorted((key for key in specs if f"{key}/".startswith(f"{where}/")), key=_in_order))
+        self.keys = keys_of_mask(where, observation)
         """The parts of the agent's observation that it consists of; none where infos have it."""
         self.key_of_info = None if self.keys or not where.startswith(FROM_INFO) else where.removeprefix(FROM_INFO)
         choices = sum(self._sizes)
@@ -58,13 +74,9 @@ class ActionMask:
                 f"environment {environment!r} has no {where!r} in its observations, which action_mask names; expected"
                 f" {there}, or {FROM_INFO}<key> for what is in its infos"
             )
-        self.allowed = np.ones((count, choices), np.bool_)
-        """`[count, choices]`: what is possible as the next action; overwritten by the next step."""
         self._given = np.zeros((count, choices), np.float32)
         self._unread: dict[int, str] = {}
         """Why there is no mask of a copy in what was written last."""
-        self._begins = np.cumsum([0, *self._sizes[:-1]])
-        self._rows = np.arange(count)[:, None]
 
     def _check_parts(self, where: str, environment: str, sizes: list[int], action: Space) -> None:
         """Raises InvalidEnvironment for parts of the observation whose order does not say which axis they are of."""
@@ -147,10 +159,10 @@ class ActionMask:
                 (copy, axis),
             )
 
-    def forbidden(self, actions: Array) -> Array | None:
-        """The copies whose agents' `actions` `[count]` or `[count, axes]` are not allowed; None where all are."""
-        chosen = self.allowed[self._rows, actions.reshape(len(actions), -1) + self._begins]
-        return None if chosen.all() else np.flatnonzero(~chosen.all(1))
+
+def keys_of_mask(where: str, observation: Space) -> tuple[str, ...]:
+    """The parts of an agent's observation that the mask `where` consists of, in their order."""
+    return tuple(sorted((key for key in array_specs(observation) if f"{key}/".startswith(f"{where}/")), key=_in_order))
 
 
 def _in_order(key: str) -> list[str]:

@@ -113,7 +113,8 @@ class PettingZooEnvironment(VectorEnvironment):
             observed, taken = self._joint.observation, self._joint.action
         else:
             observed, taken = _shared_spaces(name, games)
-        super().__init__(name, len(games), observed, taken, adaptation, tuple(map(str, self._ids)))
+        own = {} if self._joint is None else self._joint.own
+        super().__init__(name, len(games), observed, taken, adaptation, tuple(map(str, self._ids)), own)
         self._environments = tuple(games)
         self._state = EnvironmentState(games)
         self._space_seeds = SpaceSeeds(games)
@@ -124,7 +125,6 @@ class PettingZooEnvironment(VectorEnvironment):
         reader = ObservationReader(observed, self.warn)
         self._blanks = dict.fromkeys(self._ids, blank_of(observed))
         if self._joint is not None:
-            self.own_spaces_of_policies = self._joint.own
             self._blanks = {agent: self._joint.blank_of(agent) for agent in self._ids}
         self._observations = ObservationRows(reader, self.count)
         self._final_observations = ObservationRows(reader, self.count)

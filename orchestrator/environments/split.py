@@ -110,9 +110,9 @@ class SplitEnvironment(VectorEnvironment):
             described.observation_space,
             described.action_space,
             plan.adaptation,
-            agents=described.agents,
+            described.agents,
+            described.spaces_of_policies,
         )
-        self.own_spaces_of_policies = described.spaces_of_policies
         self.first_copy, self.copies_of_run = plan.first_copy, plan.copies_of_run
         agents = len(self.agents)
         self.groups = tuple(

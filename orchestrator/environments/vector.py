@@ -13,6 +13,7 @@ import numpy as np
 from orchestrator.environments.action_mask import USUAL_MASK, ActionMask, observes_mask
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.agents import SINGLE_AGENT
+from orchestrator.environments.masks_by_type import MasksByType
 from orchestrator.environments.recorded_spaces import recorded_spaces
 from orchestrator.environments.returned import WrongReturn, exact, narrow
 from orchestrator.environments.spaces import (
@@ -27,6 +28,7 @@ from orchestrator.environments.spaces import (
 )
 from orchestrator.environments.values import ValueCheck, not_finite
 from state.error import OrchestratorError
+from state.frozen_mapping import FrozenMapping
 
 if TYPE_CHECKING:
     from state.experience import FieldSpec
@@ -109,6 +111,7 @@ class VectorEnvironment(ABC):
         action_space: Space,
         adaptation: Adaptation = NO_ADAPTATION,
         agents: tuple[str, ...] = SINGLE_AGENT,
+        spaces_of_policies: Mapping[str, tuple[Space, Space]] = FrozenMapping({}),
     ) -> None:
         self.name = name
         self.games = games
@@ -124,14 +127,18 @@ class VectorEnvironment(ABC):
         self._received: Step | None = None
         self.own_spaces = observation_space, action_space
         """The environment's, of observations and actions."""
-        self.own_spaces_of_policies: Mapping[str, tuple[Space, Space]] = {}
+        self.own_spaces_of_policies = spaces_of_policies
         """Those of the agents of each policy, where types of agents have their own: the ones above are joint ones."""
         self.observation_space = agent_observation_space(observation_space, name)
         self.action_space = agent_action_space(action_space, name)
-        self._mask: ActionMask | None = None
-        if adaptation.action_mask is not None:
-            self._mask = ActionMask(adaptation.action_mask, name, self.observation_space, self.action_space, self.count)
-            self.observation_space = without_parts(self.observation_space, self._mask.keys)
+        self._mask: ActionMask | MasksByType | None = None
+        where, observed, taken = adaptation.action_mask, self.observation_space, self.action_space
+        if where is not None:
+            if spaces_of_policies:
+                self._mask = MasksByType(where, name, spaces_of_policies, taken, agents * games)
+            else:
+                self._mask = ActionMask(where, name, observed, taken, self.count)
+            self.observation_space = without_parts(observed, self._mask.keys)
         self._values = ValueCheck(observation_space, self.warn)
         self._fields: dict[str, Array] = {}
         self._given_fields: dict[str, Array] = {}
@@ -139,7 +146,10 @@ class VectorEnvironment(ABC):
         self._steps = 0
         self._warned: set[str] = set()
         self._warnings: dict[str, str] = {}
-        if adaptation.action_mask is None and observes_mask(self.observation_space, self.action_space):
+        if where is None and any(
+            observes_mask(agent_observation_space(seen, name), agent_action_space(own, name))
+            for seen, own in (spaces_of_policies or {"": self.own_spaces}).values()
+        ):
             self.warn(
                 "action mask",
                 f"observes {USUAL_MASK!r}, which forbids no action: set action_mask to {USUAL_MASK!r}, unless the"

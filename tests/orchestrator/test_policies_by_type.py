@@ -362,14 +362,12 @@ async def test_policies_that_do_not_fit_the_game_are_refused_with_the_cure(
         await Trainer(config_of(GAME, policy=policy, options=options)).run()
 
 
-async def test_types_are_refused_where_there_are_none_or_twice_or_with_a_mask() -> None:
+async def test_types_are_refused_where_there_are_none_or_twice() -> None:
     with pytest.raises(InvalidEnvironment, match=r"'CartPole-v1' is no ParallelEnv of PettingZoo.*policy.by_type"):
         await Trainer(config_of("CartPole-v1", policy=BOTH)).run()
     twice = replace(BOTH, by_type=(SEEKER, SEEKER))
     with pytest.raises(ConfigurationError, match=r"(?s)policy.by_type.*each type once"):
         await Trainer(config_of(GAME, policy=twice)).run()
-    with pytest.raises(ConfigurationError, match=r"(?s)action_mask.*none with policy.by_type"):
-        await Trainer(config_of(GAME, policy=BOTH, action_mask="info/mask")).run()
 
 
 async def test_a_network_that_does_not_fit_is_named_with_its_type() -> None:
