@@ -328,7 +328,8 @@ def _machines() -> str:
     with CONNECTIONS.calling():
         nodes: Sequence[Any] = ray_library().nodes()
     alive = [node["Resources"] for node in nodes if node["Alive"]]
-    return "; ".join(_described({name: has[name] for name in ("CPU", "GPU") if name in has}) or "none" for has in alive)
+    found = [_described({name: has[name] for name in ("CPU", "GPU") if name in has}) or "none" for has in alive]
+    return "; ".join(sorted(found))  # Ray names them in any order
 
 
 def _in_short(error: Exception) -> str:

@@ -119,7 +119,7 @@ def test_a_signal_ends_a_run_that_waits_for_a_machine(machines: Machines, tmp_pa
             assert process.stdout is not None
             for line in process.stdout:
                 if "waits for a machine" in line:
-                    assert "with 5 CPU free, for up to cell_timeout = 600 s; in all, they have none; 2 CPU" in line
+                    assert "with 5 CPU free, for up to cell_timeout = 600 s; in all, they have 2 CPU; none" in line
                     break
             process.terminate()
             said, _ = process.communicate(timeout=100)
