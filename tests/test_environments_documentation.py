@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from orchestrator import EvaluationConfig, Trainer
+from orchestrator import EvaluationConfig, Hook, Trainer
 from orchestrator.environments import EnvironmentFailed
 from tests.documentation import code_blocks, text_of
 from tests.orchestrator.training import small_config
@@ -18,6 +18,8 @@ from tests.orchestrator.training import small_config
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from state.trainer_state import TrainerState
 
 pytestmark = pytest.mark.slow
 
@@ -66,6 +68,28 @@ def test_the_documented_wrapper_gives_the_mask_that_a_method_says(own: None) -> 
         evaluation=EvaluationConfig(every=1, episodes=2),
     )
     assert anyio.run(Trainer(config).run).epoch == 4
+
+
+class Sums(Hook):
+    """What both players of each game have got together."""
+
+    def __init__(self) -> None:
+        self.of_games: list[float] = []
+
+    async def on_rollout_end(self, state: TrainerState) -> None:
+        assert state.rollout_stats is not None
+        self.of_games += state.rollout_stats.get("team_return", ())
+
+
+@pytest.mark.filterwarnings("ignore:The old environment creation API:DeprecationWarning")
+@pytest.mark.parametrize("mask", [None, "action_mask"])
+def test_the_documented_game_in_turns_is_played_by_its_rules(own: None, mask: str | None) -> None:
+    """A move that is not allowed ends it with -1 for whoever makes it, and nothing for the other."""
+    pytest.importorskip("pettingzoo")
+    sums = Sums()
+    anyio.run(Trainer(small_config(environment="own:tictactoe", action_mask=mask), hooks=[sums]).run)
+    assert len(sums.of_games) > 20
+    assert set(sums.of_games) == ({0.0} if mask else {0.0, -1.0})
 
 
 def test_without_it_the_environment_fails() -> None:
