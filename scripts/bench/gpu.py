@@ -14,9 +14,9 @@ Parts (all, if none is named; `--list` prints them), each in a process of its ow
   same bits, and the first has replayed steps. Without a GPU likewise.
 - `cartpole_64`, `cartpole_4096`, `pong_8`, `pong_64`, `memory_64`: agent steps per second, and per epoch the
   milliseconds of collecting, of learning, and of the device's kernels and copies in it. The policy acts on the CPU,
-  which is the only thing that `cartpole_..._graphs` and `memory_64_graphs` have in common with them: their minibatches
-  are replayed from CUDA graphs. In `pong_8_graphs` and `pong_64_graphs` the policy acts on the device, and its steps
-  are replayed, too; in `pong_64_acting` and `memory_64_acting` they are not. A number at the end is of collectors.
+  and nothing is replayed. In all others, minibatches are replayed from CUDA graphs. The policy acts on the device in
+  `pong_8_graphs`, `pong_64_graphs` and `memory_64_acting_graphs`, where its steps are replayed, too, and in
+  `pong_64_acting` and `memory_64_acting`, where they are not. A number at the end is of collectors.
 - `peers_cartpole_64`, `peers_pong_64`: agent steps per second of stable-baselines3 and, where `--leanrl` names its
   script (see leanrl.py), LeanRL.
 
