@@ -75,7 +75,7 @@ def test_the_gpu_that_is_worked_on_becomes_the_processs_own(
 def test_a_collector_that_may_choose_takes_the_gpu_for_images_alone(
     images: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A context on it takes half a gigabyte there."""
+    """A context takes memory there."""
 
     def choose(device: str) -> None:
         assert device == "cuda:1"
