@@ -201,8 +201,7 @@ class SplitEnvironment(VectorEnvironment):
         self._drop_answers()
         for shard, given in zip(self._shards, arguments, strict=True):
             shard.send("set_state", *given)
-        for index in range(len(self._shards)):
-            self._receive(index, "set_state")
+        self._answers("set_state")
 
     def close(self) -> None:
         self._end(None)
@@ -222,7 +221,22 @@ class SplitEnvironment(VectorEnvironment):
         self._drop_answers()
         for shard in self._shards:
             shard.send(method, *args)
-        return [self._receive(index, method) for index in range(len(self._shards))]
+        return self._answers(method)
+
+    def _answers(self, method: str) -> list[Any]:
+        """Of all shards, also where one raises: what others answer would be taken for the next step."""
+        answers: list[Any] = []
+        failures: list[Exception] = []
+        for index in range(len(self._shards)):
+            try:
+                answers.append(self._receive(index, method))
+            except WorkerCrashed:
+                raise
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        return answers
 
     def _drop_answers(self) -> None:
         """Those that nobody has waited for, since another one had failed."""

@@ -263,6 +263,18 @@ async def test_a_run_resumes_exactly_with_another_number_of_environment_workers(
     assert_same(whole, resumed)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+async def test_environments_that_cannot_give_their_state_are_stepped_by_several_workers_and_begin_again(
+    groups: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = CheckpointsConfig(every=1)
+    settings: dict[str, Any] = {"environment": "tests.environments:make_opaque", "checkpoints": checkpoints}
+    await final_state(config_of(2, groups, epochs=3, run_dir=tmp_path, **settings))
+    final = await final_state(config_of(2, groups, epochs=6, run_dir=tmp_path, **settings), resume=tmp_path)
+    assert final.epoch == 6
+    assert "episodes that were in progress begin again: the environment can't give its state" in caplog.text
+
+
 async def test_too_many_environment_workers_and_a_timeout_without_them_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least one environment for each worker and group, 4 x 2 of the 6"):
         await final_state(config_of(4, 2))
