@@ -58,6 +58,8 @@ _log = logging.getLogger("orchestrator")
 
 FATAL_GRACE = 5.0
 """Seconds that hooks have for `on_failure` when one of them has ended the run at once."""
+TOLD_AFTER = 10.0
+"""Seconds after which a run that waits for hooks at its end says so."""
 
 
 class Trainer:
@@ -263,11 +265,11 @@ class Trainer:
     async def _finish(self, run: RunParts, event: str) -> None:
         """The last event, once hooks have finished their work, so that its state has their results."""
         with run.drain_scope() as scope:
-            await self._drain(run)
+            await _drain(run, scope)
         run.engine.unblock()
         await run.engine.publish(event, run.newest.derive())
-        with run.drain_scope(scope.deadline):
-            await self._drain(run)
+        with run.drain_scope(scope.deadline) as scope:
+            await _drain(run, scope)
         late = await run.engine.drain(0)
         if late:
             _log.warning("these hooks have not finished in time after the training, and are ended: %s", ", ".join(late))
@@ -279,9 +281,6 @@ class Trainer:
         if self.config.run_dir is not None:
             await in_thread(replace_config, self.config, self.config.run_dir / "config.toml")
 
-    async def _drain(self, run: RunParts) -> None:
-        await run.engine.drain(float("inf"))
-
     # Hooks from functions.
 
     on_new_training_run = EventDecorator()
@@ -292,6 +291,15 @@ class Trainer:
     on_checkpoint_committed = EventDecorator()
     on_training_end = EventDecorator()
     on_failure = EventDecorator()
+
+
+async def _drain(run: RunParts, scope: anyio.CancelScope) -> None:
+    """Wait for hooks until `scope` ends, and say so where it takes long: nothing else is to be seen of it."""
+    late = await run.engine.drain(TOLD_AFTER)
+    if late:
+        left = max(0.0, scope.deadline - anyio.current_time())
+        _log.warning("the training is over; the run waits up to %.3g s more for hooks: %s", left, ", ".join(late))
+        await run.engine.drain(float("inf"))
 
 
 def _no_config(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -69,6 +70,34 @@ async def test_stop_now_ends_a_run_that_waits_for_a_hanging_hook(staleness: int)
             await hook.hangs.wait()
             run.stop_now()
             run.limit_drain(0.1)
+
+
+async def test_a_run_says_which_hooks_its_end_waits_for(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.trainer.TOLD_AFTER", 0.01)
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "the run waits" in record.getMessage():
+                hook.goes_on.set()
+
+    class Waiting(Hook):
+        goes_on = anyio.Event()
+
+        async def on_epoch_end(self, state: TrainerState) -> None:
+            await self.goes_on.wait()
+
+    hook, told = Waiting(), Told()
+    logging.getLogger("orchestrator").addHandler(told)
+    try:
+        with anyio.fail_after(60):
+            await Trainer(small_config(epochs=2), hooks=[hook]).run()
+    finally:
+        logging.getLogger("orchestrator").removeHandler(told)
+    said = [text for text in caplog.messages if text.startswith("the training is over; the run waits up to")]
+    assert said
+    assert all(text.endswith("s more for hooks: waiting") for text in said)
 
 
 @pytest.mark.parametrize("staleness", [0, 4])
