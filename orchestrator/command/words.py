@@ -9,6 +9,7 @@ import re
 import tomllib
 import types
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import tyro
@@ -114,10 +115,11 @@ def _flag(path: str) -> str:
 
 
 def settings_registry() -> ConstructorRegistry:
-    """Teaches tyro to read numbers as people write them, `environment_options`, a table of any keys, as words
+    """Teaches tyro to read numbers and paths as people write them, `environment_options`, a table of any keys, as words
     KEY=VALUE, and lists of tables."""
     registry = ConstructorRegistry()
     registry.primitive_rule(_numbers)
+    registry.primitive_rule(_path)
     registry.primitive_rule(_option_table)
     registry.primitive_rule(_task_list)
     return registry
@@ -200,6 +202,25 @@ def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
         instance_from_str=parse_list,
         is_instance=lambda value: fits(info.type, value),
         str_from_instance=lambda values: [str(value) for value in values] or ["nothing"],
+    )
+
+
+def _path(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """A path, or None: nothing, as a shell makes of a variable that is not set, would be the present folder."""
+    if info.type != Path | None:
+        return None
+
+    def parse(words: list[str]) -> Path | None:
+        if not words[0]:
+            raise ValueError("'' is no path: write . for the present folder")
+        return None if words[0] == "None" else Path(words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{None}|PATH",
+        instance_from_str=parse,
+        is_instance=lambda value: value is None or isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
     )
 
 

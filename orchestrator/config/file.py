@@ -191,7 +191,7 @@ def _convert(hint: Any, value: object) -> object:
     """TOML has lists and texts where a configuration has tuples and paths."""
     if isinstance(value, list):
         return tuple(cast(list[object], value))
-    if isinstance(value, str) and fits(hint, Path()):
+    if isinstance(value, str) and value and fits(hint, Path()):  # Path("") would be the present folder
         return Path(value)
     if type(value) is int and fits(hint, 0.5):
         return float(value)

@@ -363,7 +363,7 @@ class TrainerConfig:
     metrics: Annotated[MetricsConfig, MAY_CHANGE] = field(default_factory=MetricsConfig)
 
     def __post_init__(self) -> None:
-        if isinstance(self.run_dir, (str, Path)):  # what else there is, the checks complain about
+        if isinstance(self.run_dir, (str, Path)) and str(self.run_dir):  # of all else, the checks complain
             object.__setattr__(self, "run_dir", user_path(self.run_dir))
 
     @property

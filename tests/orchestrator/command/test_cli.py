@@ -207,6 +207,7 @@ def test_problems_that_the_trainer_finds_are_told_the_same_way(
         ("--evaluation.tasks name=old", """the settings of a task stand in braces: write '{name="old"}'"""),
         ("--metrics.wandb", "--metrics.wandb needs one of off, online, offline"),
         ("--collection.mode --seed 1", "--collection.mode needs one of auto, native, sync"),
+        ("--run-dir=", "'' is no path: write . for the present folder"),
         ("--policy.hidden 64,64", "--policy.hidden is the former name of --policy.hidden_sizes"),
     ],
 )

@@ -104,6 +104,7 @@ def test_everything_wrong_in_a_file_is_said_at_once() -> None:
     problems = problems_of(
         {
             "sed": 1,
+            "run_dir": "",
             "learning_rate": 0.1,
             "total_agent_steps": "many",
             "seed": True,
@@ -116,6 +117,7 @@ def test_everything_wrong_in_a_file_is_said_at_once() -> None:
     )
     assert set(problems) == {
         "sed",
+        "run_dir",
         "learning_rate",
         "total_agent_steps",
         "seed",
