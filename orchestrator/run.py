@@ -211,7 +211,7 @@ class Run:
         )
 
     def limit_drain(self, seconds: float) -> None:
-        """Give hooks this long to finish after the training, also when it has ended already. The default is 60."""
+        """Give hooks this long to finish after the training, not `drain_timeout`; also when it has ended already."""
         self._parts.limit_drain(seconds)
 
 

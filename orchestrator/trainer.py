@@ -23,6 +23,7 @@ from orchestrator.checks.configuration import (
 from orchestrator.checks.sending import check_sendable
 from orchestrator.config.error import ConfigurationError, shown
 from orchestrator.config.file import as_recorded, read_config, replace_config, write_config
+from orchestrator.config.paths import PATH
 from orchestrator.config.settings import TrainerConfig
 from orchestrator.config.trust import check_trust
 from orchestrator.hooks.engine import check_hooks
@@ -272,7 +273,11 @@ class Trainer:
             await _drain(run, scope)
         late = await run.engine.drain(0)
         if late:
-            _log.warning("these hooks have not finished in time after the training, and are ended: %s", ", ".join(late))
+            cure = f"; {PATH.drain_timeout} says how long they may take"
+            _log.warning(
+                "these hooks have not finished within %.3g s after the training, and are ended: %s%s",
+                *(run.drain_seconds, ", ".join(late), cure if run.drain_seconds == self.config.drain_timeout else ""),
+            )
         run.newest.advance()
 
     async def _fix_staleness(self, staleness: float) -> None:

@@ -39,18 +39,16 @@ NETWORKS = ("auto", "mlp", "cnn", "lstm", "tokens", "tokens_lstm")
 LOSSES = ("ppo_actor", "ppo_critic", "vtrace_actor", "vtrace_critic")
 
 _DECAY_RATES = each("two numbers, each 0 or above and below 1", lambda beta: 0 <= beta < 1)
-_EPOCHS = each("epochs of at least 1", lambda epoch: epoch >= 1)
-_WIDTHS = each("widths of at least 1", lambda width: width >= 1)
+_COUNTS = each("each at least 1", lambda value: value >= 1)
 _EACH_ONCE = Admits("at least one loss, and each once", lambda names: 0 < len(names) == len(set(names)))
 _EACH_TYPE_ONCE = Admits(
     "each type once",
     lambda policies: len({one.type for one in policies}) == len(policies),
     cure="join those of one type",
 )
-_TYPE = named("a type of agents")
 _NAME, _WEIGHTS = named("a name"), named("a run's folder, a checkpoint, or the URI of one")
 _WRAPPER = "a function that takes an environment and returns it wrapped"
-_MASK = named("a key of the observations, or info/<key>")
+_TYPE, _MASK = named("a type of agents"), named("a key of the observations, or info/<key>")
 _PORT = Admits("0 (any free one) to 65535", lambda port: 0 <= port < 65536)
 _HOOK, _SINK = (f"a function without arguments that returns a {what}" for what in ("hook", "sink"))
 _PATH = Admits("a path that can be written as text", lambda path: path is None or is_text(str(path)))
@@ -136,7 +134,7 @@ class LearningConfig:
     """Have torch.compile compile what the learner computes of the policy, which takes a minute or so at the start."""
     graphs: bool | Literal["auto"] = "auto"
     """Record what the learner does for a minibatch as a CUDA graph, and replay it; auto: on CUDA, where that works."""
-    profile_epochs: Annotated[tuple[int, ...], _EPOCHS, MAY_CHANGE] = ()
+    profile_epochs: Annotated[tuple[int, ...], _COUNTS, MAY_CHANGE] = ()
     """Epochs, counted from 1, to record with torch's profiler, as profile-<epoch>.json in the run's folder."""
 
 
@@ -176,7 +174,7 @@ class TypePolicy:
     """The agents' name without its number: seeker for seeker_0 and seeker_1."""
     network: Annotated[str, NamesCode("networks", NETWORKS, arguments=1)] | None = None
     """As `policy.network` (None: that)."""
-    hidden_sizes: Annotated[tuple[int, ...], _WIDTHS] | None = None
+    hidden_sizes: Annotated[tuple[int, ...], _COUNTS] | None = None
     """Widths of the hidden layers (None: policy.hidden_sizes)."""
     activation: Literal["tanh", "relu", "silu"] | None = None
     """Nonlinearity between the hidden layers (None: policy.activation)."""
@@ -195,7 +193,7 @@ class PolicyConfig:
 
     network: Annotated[str, NamesCode("networks", NETWORKS, arguments=1)] = "auto"
     """auto (cnn for images, else mlp), mlp, cnn, lstm, tokens, tokens_lstm, or package.module:function(spaces)."""
-    hidden_sizes: Annotated[tuple[int, ...], _WIDTHS, Formerly("hidden")] = (64, 64)
+    hidden_sizes: Annotated[tuple[int, ...], _COUNTS, Formerly("hidden")] = (64, 64)
     """Widths of the hidden layers."""
     activation: Literal["tanh", "relu", "silu"] = "tanh"
     """Nonlinearity between the hidden layers."""
@@ -354,6 +352,8 @@ class TrainerConfig:
     """When a cell's machine is gone: look for another, go on with its workers beside those of cell 0, or fail."""
     hooks: Annotated[tuple[str, ...], NamesCode("hooks", function=_HOOK), MAY_CHANGE] = ()
     """Your own hooks: package.module:function, called without arguments, that returns a hook."""
+    drain_timeout: Annotated[PositiveOrInfinite, MAY_CHANGE] = 300.0
+    """Seconds that hooks may take to finish after the training: a last evaluation, say, or the upload of a file."""
     collection: CollectionConfig = field(default_factory=CollectionConfig)
     learning: LearningConfig = field(default_factory=LearningConfig)
     losses: LossesConfig = field(default_factory=LossesConfig)

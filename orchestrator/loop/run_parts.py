@@ -36,7 +36,8 @@ class RunParts:
 
     def __init__(self, config: TrainerConfig, hooks: Sequence[Hook], context: RunContext, first_epoch: int) -> None:
         self._backend: Literal["process", "inline"] = config.collection.backend
-        self._drain_seconds = 60.0
+        self.drain_seconds = config.drain_timeout
+        """What hooks have after the training."""
         self._drain_scope: anyio.CancelScope | None = None
         self._clock = clock(anyio.lowlevel.current_token())
         self.control = RunControl(Interrupt(), self._hurry)
@@ -76,12 +77,12 @@ class RunParts:
 
     def limit_drain(self, seconds: float) -> None:
         """Give hooks this long to finish after the training, also when it has ended already."""
-        self._drain_seconds = seconds
+        self.drain_seconds = seconds
         self.control.call_soon(self._shorten_drain)
 
     def _shorten_drain(self) -> None:
         if self._drain_scope is not None:
-            self._drain_scope.deadline = min(self._drain_scope.deadline, self._clock() + self._drain_seconds)
+            self._drain_scope.deadline = min(self._drain_scope.deadline, self._clock() + self.drain_seconds)
 
     def _hurry(self) -> None:
         """A run that is to end now waits neither for hooks that hold it up nor for workers that hang."""
@@ -92,9 +93,9 @@ class RunParts:
         """A scope that ends when hooks have had their time."""
         now = anyio.current_time()
         self._drain_scope = anyio.CancelScope(
-            deadline=now + self._drain_seconds
+            deadline=now + self.drain_seconds
             if deadline is None
-            else max(deadline, now + max(1.0, min(5.0, self._drain_seconds / 2)))
+            else max(deadline, now + max(1.0, min(5.0, self.drain_seconds / 2)))
         )
         return self._drain_scope
 

@@ -100,6 +100,17 @@ async def test_a_run_says_which_hooks_its_end_waits_for(
     assert all(text.endswith("s more for hooks: waiting") for text in said)
 
 
+async def test_a_run_waits_for_hooks_as_long_as_its_settings_say(caplog: pytest.LogCaptureFixture) -> None:
+    hook = Hanging()
+    hook.overflow = "coalesce"
+    with anyio.fail_after(60):
+        await Trainer(dataclasses.replace(small_config(epochs=2), drain_timeout=0.2), hooks=[hook]).run()
+    assert (
+        "these hooks have not finished within 0.2 s after the training, and are ended: hanging; drain_timeout says how"
+        " long they may take"
+    ) in caplog.messages
+
+
 @pytest.mark.parametrize("staleness", [0, 4])
 async def test_a_failed_run_ends_although_a_hook_hangs(staleness: int) -> None:
     losses = losses_with(FailingLoss("raise"))
