@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from gymnasium import spaces
 
-from orchestrator.environments.returned import WrongEntry
+from orchestrator.environments.returned import WrongEntry, WrongReturn, array_of, described_value
 from orchestrator.environments.spaces import Array, InvalidEnvironment, Space, array_specs
 
 FROM_INFO = "info/"
@@ -17,6 +17,7 @@ FROM_INFO = "info/"
 USUAL_MASK = "action_mask"
 """The key that most environments give it, PettingZoo's among them."""
 _CURE = "give 1 for each action that is possible, and 0 for the others"
+_OF_AXES = ", the choices of one axis after those of another"
 
 
 class AllowedActions:
@@ -61,7 +62,7 @@ class ActionMask(AllowedActions):
                     f"environment {environment!r} observes {size} numbers as {where!r}, which action_mask names;"
                     f" expected {choices}, one for each choice of its action space {action}"
                 )
-            self._check_parts(where, environment, [math.prod(specs[key].shape) for key in self.keys], action)
+            self._check_parts(where, environment, [specs[key].shape for key in self.keys], action)
             if len(self.keys) == len(specs):
                 raise InvalidEnvironment(
                     f"environment {environment!r} observes nothing besides {where!r}, which action_mask names; expected"
@@ -78,8 +79,9 @@ class ActionMask(AllowedActions):
         self._unread: dict[int, str] = {}
         """Why there is no mask of a copy in what was written last."""
 
-    def _check_parts(self, where: str, environment: str, sizes: list[int], action: Space) -> None:
+    def _check_parts(self, where: str, environment: str, shapes: list[tuple[int, ...]], action: Space) -> None:
         """Raises InvalidEnvironment for parts of the observation whose order does not say which axis they are of."""
+        sizes = list(map(math.prod, shapes))
         if len(sizes) > 1 and not all(key.removeprefix(f"{where}/").isdecimal() for key in self.keys):
             raise InvalidEnvironment(
                 f"environment {environment!r} observes the parts {list(self.keys)} as {where!r}, which action_mask"
@@ -90,39 +92,46 @@ class ActionMask(AllowedActions):
                 f"environment {environment!r} observes parts of {sizes} numbers as {where!r}, which action_mask names;"
                 f" expected {list(self._sizes)}, those of the axes of its action space {action} in their order"
             )
+        if len(sizes) == 1 and not _in_order_of_axes(shapes[0], self._sizes):
+            raise InvalidEnvironment(
+                f"environment {environment!r} observes an array of shape {list(shapes[0])} as {where!r}, which"
+                f" action_mask names; expected {sizes}{_OF_AXES} of its action space {action}"
+            )
 
     def write(self, index: int, value: object, info: Mapping[str, object]) -> None:
         """Take the `value` of an `info` of the copy `index`; what is wrong with it matters once it is needed."""
-        if value is None:
+        if value is None and self.key_of_info not in info:
             self._unread[index] = (
                 f"an info without the action mask {self.key_of_info!r}, only {sorted(map(str, info))}; {_CURE}, in"
                 " every info of a step or reset"
             )
             return
-        parts = cast("tuple[Any, ...]", value) if isinstance(value, (tuple, list)) else (value,)
         try:
-            given = np.concatenate([np.ravel(np.asarray(part)) for part in parts])
-        except (ValueError, TypeError):
-            given = np.array([None])
-        if given.dtype.kind not in "biuf" or given.shape != self._given.shape[1:]:
-            found = (
-                f"{given.dtype} of shape {list(given.shape)}" if given.dtype.kind in "biuf" else type(value).__name__
-            )
-            self._unread[index] = (
-                f"as the action mask {self.key_of_info!r} of the info {found}, expected {self._given.shape[1]} numbers;"
-                f" {_CURE}"
-            )
-            return
-        if len(parts) == len(self._sizes) > 1:
-            sizes = [np.size(cast("Any", part)) for part in parts]
+            self._given[index] = self._numbers(value)
+            self._unread.pop(index, None)
+        except WrongReturn as error:
+            self._unread[index] = f"as the action mask {self.key_of_info!r} of the info {error}; {_CURE}"
+
+    def _numbers(self, value: object) -> Array:
+        """`[choices]`: those of the `value` of an info. Raises WrongReturn."""
+        parts = cast("tuple[object, ...]", value) if isinstance(value, (tuple, list)) else (value,)
+        arrays = [array for array in map(array_of, parts) if array is not None and array.dtype.kind in "biuf"]
+        count = self._given.shape[1]
+        if not parts or len(arrays) < len(parts):
+            raise WrongReturn(f"{described_value(value)}, expected {count} numbers")
+        numbers, sizes = np.concatenate([array.ravel() for array in arrays]), [array.size for array in arrays]
+        if len({array.shape for array in arrays}) > 1:
             if tuple(sizes) != self._sizes:
-                self._unread[index] = (
-                    f"as the action mask {self.key_of_info!r} of the info parts of {sizes} numbers, expected"
-                    f" {list(self._sizes)}, one array for each axis in their order; {_CURE}"
+                raise WrongReturn(
+                    f"parts of {sizes} numbers, expected {list(self._sizes)}, one array for each axis in their order"
                 )
-                return
-        self._unread.pop(index, None)
-        self._given[index] = given
+            return numbers
+        shape = arrays[0].shape if parts[0] is value else (len(arrays), *arrays[0].shape)
+        if numbers.size != count:
+            raise WrongReturn(f"{numbers.dtype} of shape {list(shape)}, expected {count} numbers")
+        if not _in_order_of_axes(shape, self._sizes):
+            raise WrongReturn(f"{numbers.dtype} of shape {list(shape)}, expected [{count}]{_OF_AXES}")
+        return numbers
 
     def finish(self, arrays: Mapping[str, Array], idle: Array | None = None) -> None:
         """Take the masks in the agent's observation `arrays` `[count, ...]`, or those that were written.
@@ -165,6 +174,12 @@ def keys_of_mask(where: str, observation: Space) -> tuple[str, ...]:
     return tuple(sorted((key for key in array_specs(observation) if f"{key}/".startswith(f"{where}/")), key=_in_order))
 
 
+def _in_order_of_axes(shape: tuple[int, ...], sizes: tuple[int, ...]) -> bool:
+    """Whether an array's numbers are the choices of one axis of the action after those of another."""
+    long = [size for size in shape if size > 1]
+    return len(sizes) == 1 or len(long) < 2 or set(sizes) == {long[-1]}
+
+
 def _in_order(key: str) -> list[str]:
     """Sorts places in Tuples as the numbers that they are."""
     return [part.zfill(9) if part.isdecimal() else part for part in key.split("/")]
@@ -172,8 +187,8 @@ def _in_order(key: str) -> list[str]:
 
 def observes_mask(observation: Space, action: Space) -> bool:
     """Whether an agent's observation seems to have a mask of its actions."""
-    spec = array_specs(observation).get(USUAL_MASK)
-    return spec is not None and spec.shape == (sum(choices_of(action)),)
+    specs, keys = array_specs(observation), keys_of_mask(USUAL_MASK, observation)
+    return bool(keys) and sum(math.prod(specs[key].shape) for key in keys) == sum(choices_of(action))
 
 
 def choices_of(action: Space) -> tuple[int, ...]:

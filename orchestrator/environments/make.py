@@ -17,10 +17,11 @@ from orchestrator.config.own_code import OwnCodeError, call_function, place_of
 from orchestrator.config.paths import PATH
 from orchestrator.config.plugins import code_named
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
+from orchestrator.environments.games import Game, as_game, is_of_agents
 from orchestrator.environments.mettagrid import MettaGridVector, is_config
 from orchestrator.environments.native import NativeEnvironment, agents_of
 from orchestrator.environments.options import loaded, parameters_of, threads_of
-from orchestrator.environments.pettingzoo import Game, PettingZooEnvironment, as_game, is_of_agents
+from orchestrator.environments.pettingzoo import PettingZooEnvironment
 from orchestrator.environments.pufferlib import PufferEnv, PufferVector, out_of_emulation
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
 from orchestrator.environments.returned import WrongReturn
@@ -32,9 +33,8 @@ from state.user_code import described, is_signal, user_code
 
 Mode = Literal["auto", "native", "sync"]
 
-_COUNT, _LIMIT = "num_envs", "max_episode_steps"
-"""What functions that make vector environments take besides the options."""
-_RENDER = "render_mode"
+_COUNT, _LIMIT, _RENDER = "num_envs", "max_episode_steps", "render_mode"
+"""What functions that make environments take besides the options."""
 
 
 def make_vector(

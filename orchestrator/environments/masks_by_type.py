@@ -45,6 +45,8 @@ class MasksByType(AllowedActions):
         self._own_of_row: dict[int, tuple[ActionMask, int]] = {}
         keys: list[str] = []
         masked = masked_policies(where, environment, of_policies)
+        self.masked = tuple(masked)
+        """The policies whose agents have masks."""
         for name, (_, taken) in of_policies.items():
             rows = np.flatnonzero(policies == name)
             used = used_parameters(agent_action_space(taken, environment), action) if self._sizes else np.ones(0, bool)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, ClassVar, Protocol, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, cast
 
 import gymnasium
 import numpy as np
 
-from orchestrator.config.paths import PATH
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
-from orchestrator.environments.agents import agent_type
 from orchestrator.environments.capture import EnvironmentState
+from orchestrator.environments.games import Game, shared_spaces, spaces_of_agents
 from orchestrator.environments.joint_spaces import JointSpaces
 from orchestrator.environments.observations import ObservationReader, ObservationRows
 from orchestrator.environments.returned import (
@@ -30,66 +28,13 @@ from orchestrator.environments.space_seeds import SpaceSeeds
 from orchestrator.environments.spaces import (
     ActionConverter,
     Array,
-    InvalidEnvironment,
     ObservationArrays,
-    Space,
     arrays_of,
     blank_of,
 )
 from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment, copy_seeds
 from state.stats_tracker import accumulate_rollout_stats
-from state.user_code import described, is_signal, user_code
-
-
-class Game(Protocol):
-    """What is used of a ParallelEnv."""
-
-    agents: list[Any]
-    possible_agents: list[Any]
-
-    def observation_space(self, agent: Any) -> object: ...
-    def action_space(self, agent: Any) -> object: ...
-    def reset(self, seed: int | None = None) -> object: ...
-    def step(self, actions: dict[Any, Any]) -> object: ...
-    def close(self) -> None: ...
-
-
-def is_of_agents(made: object) -> bool:
-    """Whether a function has returned an environment of PettingZoo's, or one with its interface."""
-    if isinstance(made, (type, gymnasium.Env)):
-        return False
-    return callable(getattr(made, "action_space", None)) and callable(getattr(made, "observation_space", None))
-
-
-def as_game(environment: str, made: Any) -> Game:
-    """What a function has returned as a game in which all agents act at the same time.
-
-    Raises InvalidEnvironment for one in which they take turns, and for one that does not say who may take part.
-    """
-    if hasattr(made, "agent_iter"):
-        if not getattr(made, "metadata", {}).get("is_parallelizable", False):
-            raise InvalidEnvironment(
-                f"environment {environment!r} returned an AECEnv whose agents take turns (its metadata has no"
-                " 'is_parallelizable': True); expected a ParallelEnv, in which all act at the same time: return"
-                " pettingzoo.utils.turn_based_aec_to_parallel(env), in which actions out of turn count for nothing, or"
-                " set that entry where each agent acts once before anything changes"
-            )
-        made = importlib.import_module("pettingzoo.utils.conversions").aec_to_parallel(made)
-    agents = getattr(made, "possible_agents", None)
-    names: list[Any] = [] if agents is None else list(agents)
-    kind = type(made).__name__
-    if not names:
-        raise InvalidEnvironment(
-            f"environment {environment!r} returned a {kind} without possible_agents; expected the names of all agents"
-            " that may ever take part, each of which is a row of the experience: assign them in its constructor"
-        )
-    if isinstance(agents, Set) or len(set(names)) < len(names):
-        wrong = "with an order that is another in each process" if isinstance(agents, Set) else "with a name twice"
-        raise InvalidEnvironment(
-            f"environment {environment!r} returned a {kind} whose possible_agents are {agents!r}, {wrong}; expected a"
-            " list of different names"
-        )
-    return made
+from state.user_code import described, is_signal
 
 
 class PettingZooEnvironment(VectorEnvironment):
@@ -108,11 +53,11 @@ class PettingZooEnvironment(VectorEnvironment):
         self._ids = tuple(games[0].possible_agents)
         self._joint: JointSpaces | None = None
         if adaptation.types:
-            of_agents = _spaces_of_agents(name, games)
+            of_agents = spaces_of_agents(name, games)
             self._joint = JointSpaces(name, of_agents, adaptation.types, squash=adaptation.squash)
             observed, taken = self._joint.observation, self._joint.action
         else:
-            observed, taken = _shared_spaces(name, games)
+            observed, taken = shared_spaces(name, games)
         own = {} if self._joint is None else self._joint.own
         super().__init__(name, len(games), observed, taken, adaptation, tuple(map(str, self._ids)), own)
         self._environments = tuple(games)
@@ -208,8 +153,7 @@ class PettingZooEnvironment(VectorEnvironment):
             for agent in acted:
                 row = rows[agent]
                 gain, done, cut = _given(agent, rewards, terminations, _of_agents("truncations", truncations))
-                info: Mapping[str, Any] = infos.get(agent) or {}
-                check_info(info)
+                info = _info_of(agent, infos)
                 self._given_reward[row] = reward_of(gain, self.warn)
                 for name, array in self._given_fields.items():
                     array[row] = self._field(name, looked_up(info, name), info)
@@ -235,7 +179,7 @@ class PettingZooEnvironment(VectorEnvironment):
             if over_limit or all(left.values()):
                 self._games_ended[game] = True
             else:
-                self._come(game, left, observed, infos)
+                self._come("step", game, left, observed, infos)
         except EnvironmentFailed:
             raise
         except BaseException as error:
@@ -255,8 +199,11 @@ class PettingZooEnvironment(VectorEnvironment):
             )
         return dict.fromkeys(agents, False)
 
-    def _come(self, game: int, left: Mapping[Any, bool], observed: Mapping[Any, Any], infos: Mapping[Any, Any]) -> None:
-        """Agents that were not in the game are from now on. Raises WrongReturn where one has ended and stays."""
+    def _come(
+        self, what: str, game: int, left: Mapping[Any, bool], observed: Mapping[Any, Any], infos: Mapping[Any, Any]
+    ) -> None:
+        """Agents that were not in the game are from now on, by a "step" or "reset". Raises WrongReturn where one has
+        ended and stays, and EnvironmentFailed naming the agent of which something else is returned."""
         for agent, ended in left.items():
             if ended:
                 raise WrongReturn(
@@ -265,8 +212,11 @@ class PettingZooEnvironment(VectorEnvironment):
                 )
             row = self._rows[game][agent]
             if self.idle[row]:
-                self._observations.write(row, self._observation_of(agent, observed))
-                self._read_mask(row, infos.get(agent) or {})
+                try:
+                    self._observations.write(row, self._observation_of(agent, observed))
+                    self._read_mask(row, _info_of(agent, infos))
+                except WrongReturn as error:
+                    raise self._failed(what, game, row, error) from error
                 self.idle[row] = False
 
     def _observation_of(self, agent: Any, observed: Mapping[Any, Any]) -> Any:
@@ -292,7 +242,9 @@ class PettingZooEnvironment(VectorEnvironment):
             left = self._left(game)
             if not left:
                 raise WrongReturn("no agents; expected one at least: env.agents says who is in the game")
-            self._come(game, left, observed, infos)
+            self._come("reset", game, left, observed, infos)
+        except EnvironmentFailed:
+            raise
         except BaseException as error:
             if is_signal(error):
                 raise
@@ -336,6 +288,14 @@ def _of_agents(what: str, given: object) -> Mapping[Any, Any]:
     return cast("Mapping[Any, Any]", given)
 
 
+def _info_of(agent: Any, infos: Mapping[Any, Any]) -> Mapping[str, Any]:
+    info = infos.get(agent)
+    if info is None:
+        return {}
+    check_info(info)
+    return info
+
+
 def _given(agent: Any, *of_agents: Mapping[Any, Any]) -> tuple[Any, ...]:
     """What reward, termination and truncation are of an agent that has acted."""
     try:
@@ -343,52 +303,3 @@ def _given(agent: Any, *of_agents: Mapping[Any, Any]) -> tuple[Any, ...]:
     except KeyError:
         lacking = ("reward", "termination", "truncation")[[agent in given for given in of_agents].index(False)]
         raise WrongReturn(f"no {lacking} of it, though it has acted; return one for each agent that has") from None
-
-
-def _shared_spaces(name: str, games: Sequence[Game]) -> tuple[Space, Space]:
-    """Those of every agent of every game. Raises InvalidEnvironment where they differ."""
-    of_agents = _spaces_of_agents(name, games)
-    first_agent, first = next(iter(of_agents.items()))
-    for agent, spaces in of_agents.items():
-        if spaces != first:
-            kinds = list(dict.fromkeys(agent_type(str(one)) for one in of_agents))
-            cure = "pad them, as by a function in environment_wrappers that calls supersuit's pad_observations_v0 and"
-            cure += " pad_action_space_v0"
-            if agent_type(str(agent)) != agent_type(str(first_agent)):
-                cure += f", or give the types a policy each in {PATH.policy.by_type}: {', '.join(kinds)}"
-            raise InvalidEnvironment(
-                f"environment {name!r}: agent {agent!r} has the spaces {spaces[0]} and {spaces[1]}, agent"
-                f" {first_agent!r} has {first[0]} and {first[1]}; all agents share one policy, and so must have the"
-                f" same: {cure}"
-            )
-    return first
-
-
-def _spaces_of_agents(name: str, games: Sequence[Game]) -> dict[Any, tuple[Space, Space]]:
-    """What each agent observes and does, in every game. Raises InvalidEnvironment where that differs."""
-    found: dict[Any, tuple[Space, Space]] = {}
-    ids = list(games[0].possible_agents)
-    for copy, game in enumerate(games):
-        if list(game.possible_agents) != ids:
-            raise InvalidEnvironment(
-                f"environment {name!r}: copy {copy} has the possible_agents {list(game.possible_agents)}, copy 0 has"
-                f" {ids}; all copies must have the same: let them depend on the options alone"
-            )
-        for agent in ids:
-            with user_code(f"spaces of agent {agent!r} of environment {name!r}"):
-                spaces = game.observation_space(agent), game.action_space(agent)
-            for what, space in zip(("observation_space", "action_space"), spaces, strict=True):
-                if not isinstance(space, gymnasium.Space):
-                    raise InvalidEnvironment(
-                        f"environment {name!r}: its {what}({agent!r}) is {space!r}; expected a space of"
-                        " gymnasium.spaces"
-                    )
-            spaces = cast("tuple[Space, Space]", spaces)
-            first = found.setdefault(agent, spaces)
-            if spaces != first:
-                raise InvalidEnvironment(
-                    f"environment {name!r}: agent {agent!r} has the spaces {spaces[0]} and {spaces[1]} in copy {copy},"
-                    f" but {first[0]} and {first[1]} in copy 0; all copies must have the same: let them depend on the"
-                    " options alone"
-                )
-    return found

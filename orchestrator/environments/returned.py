@@ -95,7 +95,7 @@ def reward_of(value: object, warn: Warn) -> float:
         if math.isinf(number) and np.isfinite(value):
             raise OutOfRange("the reward", value, _FLOAT32, ())
         return number
-    array = _array(value)
+    array = array_of(value)
     if array is None or array.dtype.kind not in _NUMBERS or array.size != 1:
         raise WrongReturn(f"{described_value(value)} as the reward, expected one number; return float(reward)")
     if array.ndim:
@@ -109,7 +109,7 @@ def flag_of(name: str, value: object, warn: Warn) -> bool:
     """One copy's `terminated` or `truncated`. What is 0 or 1 is taken for it, with a warning. Raises WrongReturn."""
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    array = _array(value)
+    array = array_of(value)
     if array is None or array.dtype.kind not in _NUMBERS or array.size != 1 or array.item() not in (0, 1):
         raise WrongReturn(f"{described_value(value)} as {name}, expected True or False; return bool({name})")
     warn(name, f"returns {described_value(value)} as {name}, which is taken for True or False; return bool({name})")
@@ -141,7 +141,7 @@ def exact(value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
     Raises WrongReturn saying what it is instead, where it can't be converted without becoming other numbers.
     """
-    array = _array(value)
+    array = array_of(value)
     if array is None or array.dtype.kind not in _NUMBERS:
         raise WrongReturn(f"{described_value(value)}, expected {dtype} of shape {list(shape)}")
     if array.shape != shape:
@@ -186,7 +186,7 @@ def narrowed(array: Array, dtype: np.dtype[Any], about: str) -> Array:
 
 
 def _column(name: str, value: object, count: int, warn: Warn) -> Array:
-    array = _array(value)
+    array = array_of(value)
     if array is None or array.dtype.kind not in _NUMBERS:
         raise WrongReturn(f"{described_value(value)} as {name}, expected an array of shape [{count}]")
     if array.shape == (count, 1):
@@ -199,7 +199,8 @@ def _column(name: str, value: object, count: int, warn: Warn) -> Array:
     return array
 
 
-def _array(value: object) -> Array | None:
+def array_of(value: object) -> Array | None:
+    """None for what is no array, or has no numbers in some of its places."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         return None  # what is under the mask is no value
     try:

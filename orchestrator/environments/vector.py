@@ -146,14 +146,24 @@ class VectorEnvironment(ABC):
         self._steps = 0
         self._warned: set[str] = set()
         self._warnings: dict[str, str] = {}
-        if where is None and any(
-            observes_mask(agent_observation_space(seen, name), agent_action_space(own, name))
-            for seen, own in (spaces_of_policies or {"": self.own_spaces}).values()
-        ):
+        observing = [
+            of
+            for of, (seen, own) in (spaces_of_policies or {"": self.own_spaces}).items()
+            if observes_mask(agent_observation_space(seen, name), agent_action_space(own, name))
+        ]
+        if where is None and observing:
             self.warn(
                 "action mask",
                 f"observes {USUAL_MASK!r}, which forbids no action: set action_mask to {USUAL_MASK!r}, unless the"
                 " network forbids them by itself",
+            )
+        unmasked = [of for of in observing if isinstance(self._mask, MasksByType) and of not in self._mask.masked]
+        if unmasked:
+            self.warn(
+                "action mask",
+                f"has agents with the policies {unmasked} that observe {USUAL_MASK!r}, which forbids them no action,"
+                f" since action_mask is {where!r}: give the masks of all types one key, unless the network forbids them"
+                " by itself",
             )
 
     @property

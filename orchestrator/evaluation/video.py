@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from orchestrator.environments import VectorEnvironment
-    from orchestrator.environments.pettingzoo import Game
+    from orchestrator.environments.games import Game
     from orchestrator.evaluation.plan import EvaluationPlan
     from orchestrator.policies import Policy
 

@@ -25,7 +25,10 @@ def default_losses(config: TrainerConfig) -> tuple[LearnerCallback, ...]:
     Raises OwnCodeError when it fails, or returns something else.
     """
     of_policies: list[dict[str, Loss]] = []
-    for policy in (*config.policy.by_type, TypePolicy(type=OTHERS)) if config.policy.by_type else (TypePolicy(),):
+    types = config.policy.by_type or (TypePolicy(),)
+    if config.policy.by_type and OTHERS not in {policy.type for policy in types}:
+        types = (*types, TypePolicy(type=OTHERS))
+    for policy in types:
         known = _known(config, policy)
         if config.policy.by_type:
             known = {name: loss.for_policy(policy.type) for name, loss in known.items()}

@@ -55,6 +55,7 @@ class StepDraws:
             times = torch.arange(valid.shape[1], device=valid.device)
             own = [(one[:, None] * len(times) + times).flatten() for one in segments]
             self._steps = [one if all_valid else one[flat_valid[one]] for one in own]
+        self._by_type = bool(segments)
         self._totals = [len(flat_valid) if one is None else len(one) for one in self._steps]
         self._count = count
         self._generator = generator
@@ -66,7 +67,7 @@ class StepDraws:
         for total, steps in zip(self._totals, self._steps, strict=True):
             order = torch.randperm(total, generator=self._generator, device=device)
             orders.append(order if steps is None else steps[order])
-        for index, counts in _shares(orders, self._count):
+        for index, counts in _shares(orders, self._count, self._by_type):
             valid = None
             if self._rows is not None and len(index):
                 valid = torch.arange(self._rows, device=device) < len(index)
@@ -96,6 +97,7 @@ class SegmentDraws:
     ) -> None:
         self._batch = batch
         self._valid = None if bool(valid.all()) else valid
+        self._by_type = bool(segments)
         self._segments: list[Tensor | None] = list(segments) or [None]
         self._totals = [len(valid) if one is None else len(one) for one in self._segments]
         self._count = count
@@ -124,20 +126,18 @@ class SegmentDraws:
             if self._probabilities:
                 weights.append(importance_weights(self._probabilities[place], order, self._correction))
             orders.append(order if own is None else own[order])
-        weighted = _shares(weights, self._count) if weights else None
-        for index, counts in _shares(orders, self._count):
+        weighted = _shares(weights, self._count, self._by_type) if weights else None
+        for index, counts in _shares(orders, self._count, self._by_type):
             valid = None if self._valid is None else self._valid[index]
             weight = None if weighted is None else next(weighted)[0]
             yield Draw(Rows(self._batch, index), valid, weight, counts) if len(index) else None
 
 
-def _shares(of_policies: Sequence[Tensor], count: int) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
-    """What falls to each of `count` minibatches, and how much of each policy where there are several."""
-    if len(of_policies) == 1:
-        yield from ((share, ()) for share in of_policies[0].tensor_split(count))
-        return
+def _shares(of_policies: Sequence[Tensor], count: int, by_type: bool) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """What falls to each of `count` minibatches, and how much of each policy where types of agents have their own."""
     for shares in zip(*(one.tensor_split(count) for one in of_policies), strict=True):
-        yield torch.cat(shares), tuple(map(len, shares))
+        share = shares[0] if len(shares) == 1 else torch.cat(shares)
+        yield share, tuple(map(len, shares)) if by_type else ()
 
 
 def draws_of(

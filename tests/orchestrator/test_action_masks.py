@@ -522,6 +522,40 @@ def test_parts_of_a_mask_that_are_not_those_of_the_axes_in_their_order_are_refus
         anyio.run(Trainer(small_config(environment=f"{HERE}:Turned", action_mask=mask)).run)
 
 
+@pytest.mark.parametrize("mask", ["across", "info/across", "info/lists"])
+def test_a_mask_whose_rows_are_no_axes_of_the_action_is_refused(mask: str) -> None:
+    with pytest.raises(
+        (InvalidEnvironment, EnvironmentFailed), match=r"of shape \[3, 2\].* expected \[6\], the choices"
+    ):
+        anyio.run(Trainer(small_config(environment=f"{HERE}:Across", action_mask=mask)).run)
+
+
+@pytest.mark.parametrize("mask", ["along", "info/along", "info/lists along"])
+def test_a_mask_may_have_a_row_for_each_axis_of_the_action(mask: str) -> None:
+    anyio.run(Trainer(small_config(environment=f"{HERE}:Across", action_mask=mask)).run)
+
+
+class Across(gymnasium.Env[Any, Any]):
+    """Forbids the last choice of the first of two axes: by rows or columns. Fails where it is taken."""
+
+    def __init__(self) -> None:
+        self.action_space = spaces.MultiDiscrete([3, 3])
+        masks = {"along": spaces.MultiBinary([2, 3]), "across": spaces.MultiBinary([3, 2])}
+        self.observation_space = spaces.Dict({"x": spaces.Box(-1.0, 1.0, (2,)), **masks})
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        mask = np.array([[1, 1, 0], [1, 1, 1]], np.int8)
+        masks = {"along": mask, "across": mask.T}
+        lists = {"lists": mask.T.tolist(), "lists along": mask.tolist()}
+        return {"x": np.zeros(2, np.float32), **masks}, masks | lists
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert action[0] < 2
+        observation, info = self.reset()
+        return observation, 0.0, False, False, info
+
+
 class Turned(gymnasium.Env[Any, Any]):
     """Has as many numbers in its masks as there are choices, though not in the order of the axes."""
 

@@ -205,7 +205,7 @@ async def test_minibatches_divide_the_rows_of_all_agents() -> None:
             "stranger",
             r"step 2 of copy 0 of 2 returned \['c_0'\] among its agents, which are not among its possible_agents",
         ),
-        ("unseen", r"step 2 of copy 0 of 2 returned no observation of 'b_0'; return one of each"),
+        ("unseen", r"step 2 of agent 'b_0' of copy 0 of 2 returned no observation of 'b_0'; return one of each"),
         ("unpaid", r"step 2 of agent 'a_1' of copy 0 of 2 returned no reward of it, though it has acted"),
         ("nan", r"gave nan in the observation of agent 'a_1' of copy 0, step 2 of the rollout; expected finite"),
         ("raises", r"step 2 of copy 0 of 2 failed with OSError: the simulator is gone"),

@@ -48,7 +48,7 @@ class Board:
     """Kings and pawns say which actions are possible, by chance, and the game fails where another is taken; clocks and
     switches have no masks. A pawn leaves in step 4. 6 steps.
 
-    `form` says where masks are, and `fault` what is wrong in step 2.
+    `form` says where masks are, and `fault` what is wrong in step `at`.
     """
 
     metadata: ClassVar[dict[str, Any]] = {"name": "board"}
@@ -60,8 +60,8 @@ class Board:
         "switch": spaces.MultiBinary(2),
     }
 
-    def __init__(self, form: str = "key", fault: str = "", of: str = "pawn_0") -> None:
-        self.form, self.fault, self.of = form, fault, of
+    def __init__(self, form: str = "key", fault: str = "", of: str = "pawn_0", at: int = 2) -> None:
+        self.form, self.fault, self.of, self.at = form, fault, of, at
         self.agents: list[str] = []
         self.generator = np.random.default_rng()
 
@@ -100,17 +100,22 @@ class Board:
                 part[self.generator.integers(len(part))] = 1
             self.masks[agent] = parts
             given: Any = tuple(np.zeros_like(part) for part in parts) if over else tuple(parts)
-            if self.fault and self.steps == 2 and agent == self.of:
+            if self.fault and self.steps == self.at and agent == self.of:
                 given = {
+                    "tensors": tuple(map(torch.from_numpy, parts)),
+                    "hidden": np.ma.masked_equal(np.concatenate(parts), 0),
                     "none": tuple(np.zeros_like(part) for part in parts),
                     "twos": tuple(part * 2 for part in parts),
                     "short": np.ones(4, np.int8),
+                    "no dict": np.ones(4, np.int8),
                     "missing": None,
                 }[self.fault]
             if isinstance(given, tuple) and agent[:-2] == "king":
                 given = given[0]
             if self.form == "info":
                 infos[agent] = {} if given is None or over else {"action_mask": given}
+                if self.fault == "no dict" and agent == self.of and self.steps == self.at:
+                    infos[agent] = given
             else:
                 observed[agent] = {"observation": observed[agent]}
                 if given is not None:
@@ -298,7 +303,12 @@ def test_all_policies_together_are_not_loaded_with_masks(tmp_path: Path) -> None
     [
         ("key", "none", "pawn_0", r"agent 'pawn_0' of copy 0.*forbids all 2 choices of axis 0.*of the type 'pawn'"),
         ("key", "none", "king_0", r"agent 'king_0' of copy 0.*forbids all 5 choices; .*of the type 'king'"),
-        ("key", "twos", "king_0", r"step 2 of agent 'king_0' .*2 at place \d of the action mask; give 1 .*type 'king'"),
+        (
+            "key",
+            "twos",
+            "king_0",
+            r"(step 2|reset) of agent 'king_0' .*2 at place \d of the action mask; .*type 'king'",
+        ),
         (
             "info",
             "missing",
@@ -307,14 +317,24 @@ def test_all_policies_together_are_not_loaded_with_masks(tmp_path: Path) -> None
         ),
         ("key", "missing", "pawn_0", r"agent 'pawn_0' .*action_mask"),
         ("info", "short", "pawn_0", r"'pawn_0' .*shape \[4\], expected 5 numbers; give 1 .*of the type 'pawn'"),
+        ("info", "hidden", "pawn_0", r"'pawn_0' .*shape \[5\] with masked numbers \(fill them.*of the type 'pawn'"),
+        ("info", "no dict", "pawn_0", r"agent 'pawn_0' .* returned int8 of shape \[4\] as the info, expected a dict"),
     ],
 )
+@pytest.mark.parametrize("at", [0, 2])
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_wrong_mask_names_agent_type_and_cure(form: str, fault: str, of: str, message: str, workers: int) -> None:
-    config = configured(form, options={"fault": fault, "of": of})
+def test_a_wrong_mask_names_agent_type_and_cure(
+    form: str, fault: str, of: str, message: str, at: int, workers: int
+) -> None:
+    config = configured(form, options={"fault": fault, "of": of, "at": at})
     config = replace(config, collection=replace(config.collection, environment_workers=workers))
     with pytest.raises(EnvironmentFailed, match=message):
         anyio.run(Trainer(config).run)
+
+
+@pytest.mark.parametrize("of", ["pawn_0", "king_0"])
+def test_the_axes_of_a_mask_may_be_tensors(of: str) -> None:
+    never_forbidden(configured("info", options={"fault": "tensors", "of": of}))
 
 
 def test_a_mask_that_no_type_has_is_refused_with_what_they_have() -> None:
@@ -327,3 +347,36 @@ def test_masks_of_types_that_nothing_heeds_are_warned_of(caplog: pytest.LogCaptu
         anyio.run(Trainer(replace(configured(), action_mask=None)).run)
     notes = "".join(getattr(failed.value, "__notes__", []))
     assert "set action_mask to 'action_mask'" in caplog.text + notes
+
+
+@pytest.mark.parametrize(("key_of", "unheeded"), [("pawn", "king"), ("king", "pawn")])
+def test_masks_of_one_type_that_nothing_heeds_beside_those_of_another_are_warned_of(
+    key_of: str, unheeded: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(configured(mask="legal", options={"key_of": key_of}), environment=f"{HERE}:OtherKey")
+    with pytest.raises(EnvironmentFailed, match=f"{unheeded}_. took") as failed:
+        anyio.run(Trainer(config).run)
+    notes = "".join(getattr(failed.value, "__notes__", []))
+    assert f"agents with the policies ['{unheeded}'] that observe 'action_mask'" in caplog.text + notes
+
+
+class OtherKey(Board):
+    """The masks of one type have another key."""
+
+    def __init__(self, key_of: str, form: str = "key") -> None:
+        super().__init__(form)
+        self.key_of = key_of
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        space = super().observation_space(agent)
+        if agent[:-2] != self.key_of:
+            return space
+        assert isinstance(space, spaces.Dict)
+        return spaces.Dict({"observation": BOARD, "legal": space["action_mask"]})
+
+    def seen(self, over: bool = False) -> Any:
+        observed, infos = super().seen(over)
+        for agent in self.agents:
+            if agent[:-2] == self.key_of:
+                observed[agent]["legal"] = observed[agent].pop("action_mask")
+        return observed, infos

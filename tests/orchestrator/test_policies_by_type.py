@@ -362,6 +362,23 @@ async def test_policies_that_do_not_fit_the_game_are_refused_with_the_cure(
         await Trainer(config_of(GAME, policy=policy, options=options)).run()
 
 
+@pytest.mark.parametrize("network", ["mlp", "lstm"])
+@pytest.mark.parametrize(
+    ("agents", "types"),
+    [(("player_0", "player_1"), ("player",)), (("others_0", "left_0"), ("others", "left"))],
+    ids=["one type of all agents", "a type called others"],
+)
+async def test_all_types_may_have_policies_of_their_own(
+    agents: tuple[str, ...], types: tuple[str, ...], network: str
+) -> None:
+    policy = PolicyConfig(
+        hidden_sizes=(8,), lstm_size=4, by_type=tuple(TypePolicy(type=of, network=network) for of in types)
+    )
+    final = await Trainer(config_of("tests.games:Matching", policy=policy, options={"agents": agents})).run()
+    assert final.loss_stats is not None
+    assert all(f"{of}/ppo_actor/policy_loss" in final.loss_stats for of in types), sorted(final.loss_stats)
+
+
 async def test_types_are_refused_where_there_are_none_or_twice() -> None:
     with pytest.raises(InvalidEnvironment, match=r"'CartPole-v1' is no ParallelEnv of PettingZoo.*policy.by_type"):
         await Trainer(config_of("CartPole-v1", policy=BOTH)).run()
