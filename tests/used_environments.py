@@ -54,6 +54,11 @@ CASES = {
     "memory of images": Case(_IMAGE, spaces.MultiDiscrete([2, 3]), {"network": "lstm", "lstm_size": 8}),
     "tokens": Case(spaces.Box(0, 255, (20, 3), np.uint8), spaces.Discrete(3), {"network": "tokens"}),
     "masked": Case(_MASKED, spaces.Discrete(5), action_mask="mask"),
+    "masked by numbers": Case(
+        spaces.Dict({"place": _VECTOR, "mask": spaces.Tuple([spaces.Discrete(2)] * 5)}),
+        spaces.Discrete(5),
+        action_mask="mask",
+    ),
     "masked by infos": Case(_VECTOR, spaces.MultiDiscrete([2, 3]), action_mask="info/mask"),
     "own": Case(_VECTOR, spaces.Discrete(4), {"network": "tests.small_networks:make_shared"}),
     "own with memory": Case(_VECTOR, spaces.Discrete(4), {"network": "tests.small_networks:make_recurrent"}),
@@ -87,7 +92,7 @@ class Telling(gymnasium.Env[Any, Any]):
         mask = self.np_random.integers(0, 2, 5).astype(np.int8)
         mask[[0, 3]] = 1
         if self._masked and isinstance(observation, dict):
-            observation["mask"] = mask
+            observation["mask"] = mask if isinstance(observation["mask"], np.ndarray) else tuple(mask.astype(np.int64))
         return observation, {"mask": mask}
 
 

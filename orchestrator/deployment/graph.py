@@ -77,7 +77,8 @@ class PolicyGraph(nn.Module):
             return inputs[MASK]
         if not self._mask_keys:
             return None
-        return torch.cat([arrays[key].flatten(1) for key in self._mask_keys], 1) == 1
+        parts = (arrays[key] for key in self._mask_keys)
+        return torch.cat([part.reshape(part.shape[0], -1) for part in parts], 1) == 1
 
 
 def observation_name(key: str) -> str:
