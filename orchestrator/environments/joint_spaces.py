@@ -63,11 +63,17 @@ class JointSpaces:
                 )
         policies = {agent: kind if kind in types else OTHERS for agent, kind in kinds.items()}
         for kind in known:
-            if "/" in kind or "." in kind or (kind == OTHERS and OTHERS in types and set(known) - set(types)):
+            if "/" in kind or "." in kind:
                 raise InvalidEnvironment(
                     f"environment {environment!r} has agents of the type {kind!r}, which cannot name a policy; expected"
-                    f" names without / and ., and not {OTHERS!r}: rename them by a function in environment_wrappers"
+                    " names without / and .: rename them by a function in environment_wrappers"
                 )
+        left_out = sorted(set(known) - set(types))
+        if OTHERS in types and left_out:
+            raise InvalidEnvironment(
+                f"environment {environment!r} has agents of the type {OTHERS!r}, which {PATH.policy.by_type} names; so"
+                f" is the policy called of those that it does not name: name {', '.join(left_out)} there, too"
+            )
         own: dict[str, tuple[Space, Space]] = {}
         first_of: dict[str, Any] = {}
         for agent, given in of_agents.items():

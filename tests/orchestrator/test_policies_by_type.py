@@ -379,6 +379,13 @@ async def test_all_types_may_have_policies_of_their_own(
     assert all(f"{of}/ppo_actor/policy_loss" in final.loss_stats for of in types), sorted(final.loss_stats)
 
 
+async def test_a_type_called_others_beside_types_without_a_policy_of_their_own_is_refused() -> None:
+    policy = replace(BOTH, by_type=(TypePolicy(type="others"),))
+    options = {"agents": ("others_0", "left_0", "right_0")}
+    with pytest.raises(InvalidEnvironment, match="type 'others', which policy.by_type names.*name left, right there"):
+        await Trainer(config_of("tests.games:Matching", policy=policy, options=options)).run()
+
+
 async def test_types_are_refused_where_there_are_none_or_twice() -> None:
     with pytest.raises(InvalidEnvironment, match=r"'CartPole-v1' is no ParallelEnv of PettingZoo.*policy.by_type"):
         await Trainer(config_of("CartPole-v1", policy=BOTH)).run()
