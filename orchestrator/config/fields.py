@@ -138,6 +138,8 @@ def wrong_type(value: object, setting: Setting, path: str, *, in_code: bool = Fa
     elif isinstance(value, Mapping) and (section := section_type(setting.hint)) is not None and in_code:
         settings = cast("Mapping[object, object]", value).items()
         cure = f"write {section.__name__}({', '.join(f'{name}={shown(one)}' for name, one in settings) or '...'})"
+    elif isinstance(value, Mapping) and table_type(setting.hint) is not None and not in_code:
+        cure = f"write [[{path}]] for each, and its settings below it"
     elif isinstance(value, float) and value.is_integer() and fits(setting.hint, int(value)):
         cure = f"write {int(value)}"
     expected = describe(setting.hint, in_code=in_code)

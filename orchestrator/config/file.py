@@ -181,6 +181,8 @@ class TableReader:
         similar = similar_settings(name, self._root)
         if homes:
             cure = f"move it to {' or '.join(homes)}"
+        elif prefix.endswith("]."):  # in a table of a list, a near name of another section is hardly meant
+            cure = own
         else:
             cure = own if not similar or own.startswith("did you mean") else f"did you mean {' or '.join(similar)}?"
         expected = f"a setting of [{prefix[:-1]}]" if prefix else "a setting or a section"

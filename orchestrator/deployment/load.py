@@ -60,9 +60,10 @@ def load_policy(
     if policy is not None:
         return _of_type(checkpoint, config, policy, spaces)
     if config.policy.by_type and config.action_mask is not None:
+        names = ", ".join(sorted(_recorded_of_policies(checkpoint)))
         raise CheckpointError(
             f"{checkpoint.path} has policies by type of agent with action masks, each of the choices of its own agents:"
-            " no mask is one of their joint actions; name one type (policy=..., or --policy)"
+            f" no mask is one of their joint actions; name one type (policy=..., or --policy): {names}"
         )
     observation, action = _recorded(checkpoint) if spaces is None else spaces
     if isinstance(action, spaces_of.Box) and isinstance(observation, spaces_of.Dict) and USED in observation.spaces:

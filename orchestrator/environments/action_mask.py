@@ -164,7 +164,7 @@ class ActionMask(AllowedActions):
             of_axis = f" of axis {axis}" if len(self._sizes) > 1 else ""
             raise WrongEntry(
                 f"an action mask that forbids all {self._sizes[axis]} choices{of_axis}; expected at least one that is"
-                " possible: end the episode where none is, or allow one that does nothing",
+                " possible: end the episode where none is, or allow one that does nothing, as for agents out of turn",
                 (copy, axis),
             )
 

@@ -152,6 +152,15 @@ def test_everything_wrong_in_a_file_is_said_at_once() -> None:
     assert "leave it out for the default" in problems["evaluation.tasks[2].episodes"]
 
 
+def test_types_of_agents_that_are_written_otherwise_are_told_how() -> None:
+    in_list = problems_of({"policy": {"by_type": [{"name": "scout"}]}})
+    assert in_list["policy.by_type[0].name"].endswith(
+        "use one of type, network, hidden_sizes, activation, lstm_size, entropy_coefficient, value_coefficient"
+    )
+    one_table = problems_of({"policy": {"by_type": {"scout": {"network": "lstm"}}}})
+    assert "write [[policy.by_type]] for each" in one_table["policy.by_type"]
+
+
 def test_what_is_outside_its_range_is_said_together_with_what_is_no_setting() -> None:
     problems = problems_of({"sed": 1, "learning": {"discount": 2.0}, "losses": {"names": "ppo_actor"}})
     assert set(problems) == {"sed", "learning.discount", "losses.names"}
@@ -175,7 +184,8 @@ def test_a_setting_is_read_under_its_former_name() -> None:
 
 def test_a_table_where_a_list_of_tables_belongs_is_refused() -> None:
     problems = problems_of({"evaluation": {"tasks": {"name": "a"}}})
-    assert problems == {"evaluation.tasks": "a list of any number of tables of settings | the default is []"}
+    cure = "write [[evaluation.tasks]] for each, and its settings below it"
+    assert problems == {"evaluation.tasks": f"a list of any number of tables of settings | {cure}"}
 
 
 @pytest.mark.parametrize(
