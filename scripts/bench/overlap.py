@@ -88,7 +88,7 @@ def main() -> None:
         print(json.dumps(measured))
         return
     print(describe_machine())
-    print("CartPole-v1, MLP 64-64, horizon 128, 4 minibatches, 4 update epochs; milliseconds per epoch")
+    print("CartPole-v1, horizon 128, otherwise the defaults; milliseconds per epoch")
     for environments in chosen.environments:
         rounds = [
             in_subprocess(__file__, "--one", "alone", environments)
