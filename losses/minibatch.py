@@ -109,6 +109,10 @@ class Minibatch:
                 "a loss gets more by naming them in experience_fields()"
             ) from None
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a field of that name."""
+        return name in self.fields
+
     def again(self) -> Minibatch:
         """The same in separate memory, for a reader that may change it."""
         fields = self.fields

@@ -200,9 +200,11 @@ class LoadedPolicy:
         """`[n, choices]`, None where there is no mask. Raises WrongReturn."""
         if self._mask_of is None:
             if masks is not None:
+                why = "action_mask is not set in its settings"
+                if self.config.action_mask is not None:
+                    why = "agents of its type have none"
                 raise WrongObservation(
-                    "the policy was given an action mask, but was trained without (action_mask is not set in its"
-                    " settings): leave it out"
+                    f"the policy was given an action mask, but was trained without ({why}): leave it out"
                 )
             return None
         count = len(next(iter(arrays.values())))

@@ -16,6 +16,8 @@ def test_a_missing_field_is_named_beside_the_ones_there_are() -> None:
 
     with pytest.raises(KeyError, match=r"no field 'rewards'.*\['action', 'reward'\]"):
         minibatch["rewards"]
+    assert "reward" in minibatch
+    assert "rewards" not in minibatch
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5)])

@@ -20,6 +20,7 @@ from orchestrator import (
     PolicyConfig,
     Trainer,
     TypePolicy,
+    WrongObservation,
     load_policy,
 )
 from orchestrator.__main__ import main
@@ -259,6 +260,11 @@ def test_the_policy_of_one_type_acts_and_is_exported_with_its_own_mask(form: str
     others = load_policy(tmp_path, policy="clock")
     assert policy.masked
     observed, infos = game.reset(seed=1)
+    free = "others" if form == "info" else "clock"  # whose agents may do all that they can
+    with pytest.raises(WrongObservation, match="agents of its type have none"):
+        load_policy(tmp_path, policy=free).act(
+            observed["clock_0" if free == "clock" else "switch_0"], action_mask=[1, 1]
+        )
     seen, masks = [], []
     for _ in range(50):
         if not game.agents:
