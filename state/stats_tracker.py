@@ -14,6 +14,8 @@ EPISODE_RETURN = "episode_return"
 EPISODE_LENGTH = "episode_length"
 TEAM_RETURN = "team_return"
 """Of all agents of a game together."""
+AGENT_LIVES = "agent_lives"
+"""Of each agent that took part in a game, where one has come back."""
 
 _NO_STATS: FrozenMapping[str, tuple[float, ...]] = FrozenMapping()
 

@@ -292,6 +292,27 @@ class Pennies(Matching):
         return observed, {"even_0": gain + self.wage, "odd_0": gain if self.share else -gain}, *rest
 
 
+class Respawning(Matching):
+    """Agents are paid 1 a step whatever they do. One dies now and then, and comes back in the next step with the pay
+    that it has missed. 16 steps."""
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__(("soldier_0", "soldier_1"))
+        self.missed: dict[str, float] = {}
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        acted, self.steps = list(self.agents), self.steps + 1
+        over = self.steps == 16
+        rewards = {agent: 1.0 + self.missed.pop(agent, 0.0) for agent in acted}
+        dying = len(acted) == 2 and self.steps < 15 and self.generator.random() < 0.2
+        dead = {agent: over or (dying and agent == acted[0]) for agent in acted}
+        back = [agent for agent in self.possible_agents if agent not in acted]
+        self.missed = dict.fromkeys(back, 1.0)
+        self.agents = [] if over else [agent for agent in acted if not dead[agent]] + back
+        observed = {agent: np.full(3, self.steps / 16, np.float32) for agent in {*acted, *back}}
+        return observed, rewards, dead, dict.fromkeys(acted, False), {}
+
+
 class Spoiled(Matching):
     """`spoiled_0` is paid for choosing 1, less what it has been used to: it always wants to, and is never better off.
     Three of the type `still` are paid nothing. 8 steps."""

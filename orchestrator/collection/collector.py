@@ -193,6 +193,7 @@ class Collector:
             "episode_returns": self._episodes.returns.copy(),
             "episode_lengths": self._episodes.lengths.copy(),
             "team_returns": self._episodes.team_returns.copy(),
+            "agent_lives": self._episodes.lives.copy(),
             "recurrent_state": None if acting.state is None else on_host(acting.state).copy(),
         }
 
@@ -224,8 +225,10 @@ class Collector:
         self._episode_start[:] = state["episode_start"]
         self._episodes.returns = np.array(state["episode_returns"])
         self._episodes.lengths = np.array(state["episode_lengths"])
-        if "team_returns" in state:  # as an earlier release has not written
+        if "team_returns" in state:  # earlier releases have not written it, nor the next
             self._episodes.team_returns = np.array(state["team_returns"])
+        if "agent_lives" in state:
+            self._episodes.lives = np.array(state["agent_lives"])
         if acting.state is not None:
             acting.remember(np.array(state["recurrent_state"]))
         return None

@@ -9,7 +9,7 @@ import numpy as np
 
 from orchestrator.environments.agents import SINGLE_AGENT, agent_type
 from orchestrator.environments.spaces import Array
-from state.stats_tracker import EPISODE_LENGTH, EPISODE_RETURN, TEAM_RETURN
+from state.stats_tracker import AGENT_LIVES, EPISODE_LENGTH, EPISODE_RETURN, TEAM_RETURN
 
 
 class EpisodeCounter:
@@ -22,6 +22,8 @@ class EpisodeCounter:
         self.lengths = np.zeros(count, np.int64)
         self.team_returns = np.zeros(games, np.float64)
         """Of the games in progress, where agents have names."""
+        self.lives = np.zeros(count, np.int64)
+        """Those that have ended in the games in progress, where agents have names."""
         types = () if agents == SINGLE_AGENT else sorted({agent_type(name) for name in agents})
         self._rows_of = {one: np.array([agent_type(name) == one for name in agents] * games) for one in types}
 
@@ -47,6 +49,9 @@ class EpisodeCounter:
             stats[f"{EPISODE_RETURN}/{one}"] = ended_returns[its_rows[rows[in_time]]].tolist()
         if self._rows_of:
             stats[TEAM_RETURN] = self._games(gains, games_ended)
+            lives = self._lives_in_games(ended, games_ended)
+            if np.any(lives > 1):
+                stats[AGENT_LIVES] = lives[lives > 0].astype(np.float64).tolist()
         return stats
 
     def _games(self, gains: Array, ended: Array) -> list[float]:
@@ -54,6 +59,13 @@ class EpisodeCounter:
         games, steps = np.nonzero(ended.T)
         team_returns, self.team_returns = _per_episode(of_games.cumsum(axis=0) + self.team_returns, games, steps)
         return team_returns[np.lexsort((games, steps))].tolist()
+
+    def _lives_in_games(self, ended: Array, games_ended: Array) -> Array:
+        """Of each agent in each game that ended."""
+        agents = ended.shape[1] // games_ended.shape[1]
+        rows, steps = np.nonzero(np.repeat(games_ended, agents, axis=1).T)
+        lives, self.lives = _per_episode(ended.cumsum(axis=0) + self.lives, rows, steps)
+        return lives
 
 
 def _per_episode(totals: Array, rows: Array, steps: Array) -> tuple[Array, Array]:

@@ -246,6 +246,23 @@ async def test_types_that_compete_are_not_judged_by_their_returns(
     )
 
 
+async def test_agents_that_come_back_do_not_compete_for_what_they_have_in_each_of_their_lives(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(
+        environment="tests.games:Respawning",
+        total_agent_steps=50 * 8 * 32 * 2,
+        num_environments=8,
+        run_dir=tmp_path / "run",
+    )
+    with caplog.at_level(logging.WARNING):
+        await Trainer(replace(config, total_agent_steps=20 * 8 * 32 * 2)).run()
+        final = await Trainer(config, resume=tmp_path / "run").run()
+    assert final.results is not None
+    assert final.results["learning"].value == "no better than at the start"
+    assert any(line.startswith("learning (return)") for line in warnings(caplog))
+
+
 async def test_the_warnings_can_be_switched_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = cartpole(tmp_path / "run", 6, **TOO_FAST, metrics=MetricsConfig(warnings=False))
     with caplog.at_level(logging.WARNING):

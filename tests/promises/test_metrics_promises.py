@@ -69,14 +69,15 @@ async def test_every_documented_metric_is_in_the_records_of_a_run_that_has_it(tm
     await trained(
         StopOnceScored(), epochs=10**6, run_dir=tmp_path / "game", environment="tests.games:Matching", evaluation=game
     )
+    await trained(epochs=2, run_dir=tmp_path / "lives", environment="tests.games:Respawning")
     await trained(epochs=2, run_dir=tmp_path / "cells", cells=2)
     types = PolicyConfig(hidden_sizes=(8,), by_type=(TypePolicy(type="seeker"), TypePolicy(type="hider")))
     await trained(epochs=2, run_dir=tmp_path / "types", environment="tests.games:HideAndSeek", policy=types)
-    lines, of_game, of_cells, of_types = (
+    lines, *of_others = (
         [json.loads(line) for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()]
-        for folder in ("run", "game", "cells", "types")
+        for folder in ("run", "game", "lives", "cells", "types")
     )
-    keys = set[str]().union(*lines, *of_game, *of_cells, *of_types)
+    keys = set[str]().union(*lines, *(line for other in of_others for line in other))
     always = {"epoch", "agent_step", "rollout/episode_return", "rollout/episode_length", "time/seconds"}
     assert lines
     assert all(always <= line.keys() for line in lines)

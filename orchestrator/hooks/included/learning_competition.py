@@ -6,7 +6,7 @@ import math
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from state.stats_tracker import EPISODE_RETURN, TEAM_RETURN
+from state.stats_tracker import AGENT_LIVES, EPISODE_RETURN, TEAM_RETURN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,18 +26,24 @@ class Competition:
         self._means: deque[dict[str, float]] = deque(maxlen=EPOCHS)
         """By type, of an epoch's episodes."""
         self._spreads: deque[tuple[float, float]] = deque(maxlen=EPOCHS)
-        """Variances of an epoch's games, and what they would be of independent agents."""
+        """Variances of an epoch's games, and what they would be of independent agents. They are told from the returns
+        of lives, and so say nothing where agents come back: what one agent gains is then divided among its lives."""
+        self._come_back = False
 
     def memory(self) -> dict[str, Any]:
-        return {"means": [dict(one) for one in self._means], "spreads": [list(one) for one in self._spreads]}
+        return {"means": [dict(one) for one in self._means], "spreads": [list(one) for one in self._spreads]} | {
+            "come_back": self._come_back
+        }
 
     def recall(self, memory: Mapping[str, Any]) -> None:
         self._means.extend(dict(one) for one in memory["means"])
         self._spreads.extend((float(games), float(agents)) for games, agents in memory["spreads"])
+        self._come_back = memory.get("come_back", False)
 
     def add(self, statistics: Mapping[str, Sequence[float]]) -> None:
         """The `rollout_stats` of an epoch."""
         teams, lives = statistics.get(TEAM_RETURN, ()), statistics.get(EPISODE_RETURN, ())
+        self._come_back = self._come_back or AGENT_LIVES in statistics
         types = {kind: of for kind, of in returns_by_type(statistics).items() if of}
         if len(teams) > 1 and len(lives) > len(teams):
             # Within types: that one is given more than another says nothing of what they gain from each other.
@@ -55,7 +61,7 @@ class Competition:
     def _sums_are_fixed(self) -> bool:
         independent = sum(agents for _, agents in self._spreads)
         together = sum(games for games, _ in self._spreads)
-        return len(self._spreads) >= ENOUGH_EPOCHS and together < SHARED * independent
+        return not self._come_back and len(self._spreads) >= ENOUGH_EPOCHS and together < SHARED * independent
 
     def _types_are_opposed(self) -> bool:
         kinds = sorted({kind for means in self._means for kind in means})

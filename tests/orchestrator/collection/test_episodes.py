@@ -62,6 +62,18 @@ def test_agents_with_names_are_also_counted_by_type_and_games_as_teams() -> None
     assert counter.team_returns.tolist() == [0.0, 666.0]
 
 
+def test_lives_of_agents_are_counted_by_games_where_one_comes_back() -> None:
+    counter = EpisodeCounter(2, ("a_0", "a_1", "a_2"))
+    valid, none = np.ones((2, 6), np.bool_), np.zeros((2, 2), np.bool_)
+    # The first game: a_0 dies twice before the end, a_1 once at it, a_2 never comes.
+    ended, games_ended = np.zeros((2, 6), np.bool_), none.copy()
+    ended[0, 0] = ended[0, 3] = True
+    assert "agent_lives" not in counter.add(np.zeros((2, 6), np.float32), ended, valid, none)
+    ended[1, 0] = ended[1, 1] = games_ended[1, 0] = True
+    assert counter.add(np.zeros((2, 6), np.float32), ended, valid, games_ended)["agent_lives"] == [3.0, 1.0]
+    assert counter.lives.tolist() == [0, 0, 0, 2, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("name", "kind"), [("red_0", "red"), ("red", "red"), ("drone12", "drone"), ("a_b_3", "a_b"), ("7", "agent")]
 )
