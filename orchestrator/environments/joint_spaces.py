@@ -17,9 +17,11 @@ from orchestrator.environments.spaces import (
     ActionConverter,
     Array,
     InvalidEnvironment,
+    Path,
     Space,
     agent_action_space,
     blank_of,
+    of_key,
 )
 
 POLICY = "policy"
@@ -121,6 +123,13 @@ class JointSpaces:
     def action_of(self, agent: Any, action: Any) -> Any:
         """The agent's own action, of its own space, in the joint one."""
         return action if self._converters is None else self._converters[self._places[agent]](action)
+
+
+def of_own_part(path: Path) -> str:
+    """As `of_key`, of a joint observation: the part as the game has it, and whose it is."""
+    if path[:1] != (SEEN,) or len(path) < 2:
+        return of_key(path)
+    return f"{of_key(path[2:])} ({'policy' if path[1] == OTHERS else 'type'} {path[1]!r})"
 
 
 class _Part:

@@ -3,7 +3,7 @@ nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -36,12 +36,13 @@ class ObservationReader:
     What is not of the space raises WrongReturn, unless a conversion loses nothing: then there is one warning.
     """
 
-    def __init__(self, space: Space, warn: Warn, cure: str = _CURE) -> None:
-        """`cure` ends the messages of errors."""
+    def __init__(self, space: Space, warn: Warn, cure: str = _CURE, of_part: Callable[[Path], str] = of_key) -> None:
+        """`cure` ends the messages of errors, and `of_part` names a part of the observation in them."""
         parts = agent_parts(space)
-        self.parts = {name: ObservationPart(path, leaf, warn, cure) for name, (path, leaf) in parts.items()}
+        self.parts = {name: ObservationPart(leaf, warn, cure, of_part(path)) for name, (path, leaf) in parts.items()}
         self._only = self.parts.get("")
-        self._whole = _Branch(space, (), {path: name for name, (path, _) in parts.items()}, warn, cure)
+        names = {path: name for name, (path, _) in parts.items()}
+        self._whole = _Branch(space, (), names, warn, cure, of_part)
 
     def values(self, observation: Any) -> Mapping[str, Any]:
         """The values of the parts of a Dict's or Tuple's observation, not checked yet, by the agent's keys."""
@@ -70,9 +71,17 @@ class ObservationReader:
 class _Branch:
     """A Dict or Tuple at `path` of an observation, whose leaves have the `names`."""
 
-    def __init__(self, space: Space, path: Path, names: Mapping[Path, str], warn: Warn, cure: str) -> None:
+    def __init__(
+        self,
+        space: Space,
+        path: Path,
+        names: Mapping[Path, str],
+        warn: Warn,
+        cure: str,
+        of_part: Callable[[Path], str],
+    ) -> None:
         self._is_dict = isinstance(space, spaces.Dict)
-        self._of_key = of_key(path)
+        self._of_key = of_part(path)
         self._warn = warn
         self._cure = cure
         inner = dict(inner_spaces(space))
@@ -80,7 +89,9 @@ class _Branch:
         below = {key: (*path, key) for key in self._keys}
         self._leaves = [(names[place], key) for key, place in below.items() if place in names]
         self._branches = [
-            (_Branch(inner[key], place, names, warn, cure), key) for key, place in below.items() if place not in names
+            (_Branch(inner[key], place, names, warn, cure, of_part), key)
+            for key, place in below.items()
+            if place not in names
         ]
 
     def take_apart(self, given: Any, values: dict[str, Any]) -> None:
@@ -118,9 +129,9 @@ class _Branch:
 
 
 class ObservationPart:
-    """One array of an observation: the value at its `path`, or all of it where the space has no parts."""
+    """One array of an observation, which messages call that `of_part`, or all of it where the space has no parts."""
 
-    def __init__(self, path: Path, space: Space, warn: Warn, cure: str = _CURE) -> None:
+    def __init__(self, space: Space, warn: Warn, cure: str, of_part: str) -> None:
         self.shape = tuple(space.shape or ())
         self.dtype = np.dtype(agent_dtype(space))
         start = start_of(space)
@@ -128,7 +139,7 @@ class ObservationPart:
         self.start = None if start is None else np.asarray(start).astype(np.int64)
         self._read_as = np.dtype(np.uint64) if start is not None and space.dtype == np.uint64 else self.dtype
         self._cure = _CURE_OF_UINT64 if space.dtype == np.uint64 and start is None else cure
-        self._of_key = of_key(path)
+        self._of_key = of_part
         self.about = f"the observation{self._of_key}"
         self._warn = warn
         own = np.dtype(space.dtype)

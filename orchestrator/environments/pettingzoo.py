@@ -11,7 +11,7 @@ import numpy as np
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.capture import EnvironmentState
 from orchestrator.environments.games import Game, shared_spaces, spaces_of_agents
-from orchestrator.environments.joint_spaces import JointSpaces
+from orchestrator.environments.joint_spaces import JointSpaces, of_own_part
 from orchestrator.environments.observations import ObservationReader, ObservationRows
 from orchestrator.environments.returned import (
     WrongEntry,
@@ -31,6 +31,7 @@ from orchestrator.environments.spaces import (
     ObservationArrays,
     arrays_of,
     blank_of,
+    of_key,
 )
 from orchestrator.environments.vector import EnvironmentFailed, Step, VectorEnvironment, copy_seeds
 from state.stats_tracker import accumulate_rollout_stats
@@ -67,7 +68,7 @@ class PettingZooEnvironment(VectorEnvironment):
         self._scalar_box = isinstance(taken, gymnasium.spaces.Box) and not taken.shape
         self._key_of_mask = None if self._mask is None else self._mask.key_of_info
         self._limit = adaptation.max_episode_steps
-        reader = ObservationReader(observed, self.warn)
+        reader = ObservationReader(observed, self.warn, of_part=of_key if self._joint is None else of_own_part)
         self._blanks = dict.fromkeys(self._ids, blank_of(observed))
         if self._joint is not None:
             self._blanks = {agent: self._joint.blank_of(agent) for agent in self._ids}

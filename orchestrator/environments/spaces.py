@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +49,19 @@ class ArraySpec:
     dtype: np.dtype[Any]
 
 
-def agent_observation_space(space: Space, environment: str) -> Space:
+def of_key(path: Path) -> str:
+    """What names a part of an observation in a message: " of key 'eyes/left'", and nothing for the whole."""
+    if not path:
+        return ""
+    return f" of key {path[0] if len(path) == 1 else '/'.join(map(str, path))!r}"
+
+
+def agent_observation_space(space: Space, environment: str, of_part: Callable[[Path], str] = of_key) -> Space:
     """The space of the observations that agents get: floats are float32, what is discrete begins at 0, and Dicts and
     Tuples within each other are one Dict, whose keys are their paths as texts ("eyes/left", "0").
 
-    Raises InvalidEnvironment naming the `environment`, its space and what is supported.
+    Raises InvalidEnvironment naming the `environment`, its space, that `of_part` where it is in a Dict or Tuple, and
+    what is supported.
     """
     if not isinstance(space, (spaces.Dict, spaces.Tuple)):
         return _agent_leaf(space, environment, "")
@@ -70,7 +78,7 @@ def agent_observation_space(space: Space, environment: str) -> Space:
             " observation space; expected keys that are different as texts (those within each other joined by /), and"
             " none that is empty"
         )
-    return spaces.Dict({name: _agent_leaf(leaf, environment, of_key(path)) for name, (path, leaf) in parts.items()})
+    return spaces.Dict({name: _agent_leaf(leaf, environment, of_part(path)) for name, (path, leaf) in parts.items()})
 
 
 def agent_action_space(space: Space, environment: str) -> Space:
@@ -111,13 +119,6 @@ def inner_spaces(space: Space) -> Iterable[tuple[Any, Space]]:
     if isinstance(space, spaces.Dict):
         return space.spaces.items()
     return enumerate(space.spaces) if isinstance(space, spaces.Tuple) else ()
-
-
-def of_key(path: Path) -> str:
-    """What names a part of an observation in a message: " of key 'eyes/left'", and nothing for the whole."""
-    if not path:
-        return ""
-    return f" of key {path[0] if len(path) == 1 else '/'.join(map(str, path))!r}"
 
 
 def blank_of(space: Space) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import spaces
 
 from orchestrator.environments.returned import Warn
-from orchestrator.environments.spaces import Array, Space, agent_dtype, agent_parts, start_of
+from orchestrator.environments.spaces import Array, Path, Space, agent_dtype, agent_parts, of_key, start_of
 
 
 class WrongValue(NamedTuple):
@@ -26,9 +27,16 @@ class ValueCheck:
     depends on it.
     """
 
-    def __init__(self, space: Space, warn: Warn) -> None:
-        self._limits = {name: _Limits(leaf) for name, (_, leaf) in agent_parts(space).items()}
+    def __init__(self, space: Space, warn: Warn, of_part: Callable[[Path], str] = of_key) -> None:
+        """`of_part` names a part of the observation in messages."""
+        parts = agent_parts(space)
+        self._limits = {name: _Limits(leaf) for name, (_, leaf) in parts.items()}
+        self._of_part = {name: of_part(path) for name, (path, _) in parts.items()}
         self._warn = warn
+
+    def named(self, key: str) -> str:
+        """What messages call the part `key`."""
+        return f"observation{self._of_part[key]}"
 
     def observation(self, key: str, array: Array) -> WrongValue | None:
         """The first wrong value in the part `key` `[..., *shape]`; None where there is none."""
@@ -37,10 +45,9 @@ class ValueCheck:
         limits = self._limits[key]
         found = limits.broken_by(array)
         if found is not None and not limits.strict:
-            of_key = f" of key {key!r}" if key else ""
             self._warn(
-                f"bounds of observation{of_key}",
-                f"returns observations{of_key} that are not within its bounds: {found.value},"
+                f"bounds of {self.named(key)}",
+                f"returns observations{self._of_part[key]} that are not within its bounds: {found.value},"
                 f" expected {found.expected}; correct the bounds",
             )
             return None

@@ -13,6 +13,7 @@ import numpy as np
 from orchestrator.environments.action_mask import USUAL_MASK, ActionMask, observes_mask
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.agents import SINGLE_AGENT
+from orchestrator.environments.joint_spaces import of_own_part
 from orchestrator.environments.masks_by_type import MasksByType
 from orchestrator.environments.recorded_spaces import recorded_spaces
 from orchestrator.environments.returned import WrongReturn, exact, narrow
@@ -24,6 +25,7 @@ from orchestrator.environments.spaces import (
     agent_observation_space,
     arrays_of,
     observation_of,
+    of_key,
     without_parts,
 )
 from orchestrator.environments.values import ValueCheck, not_finite
@@ -129,7 +131,8 @@ class VectorEnvironment(ABC):
         """The environment's, of observations and actions."""
         self.own_spaces_of_policies = spaces_of_policies
         """Those of the agents of each policy, where types of agents have their own: the ones above are joint ones."""
-        self.observation_space = agent_observation_space(observation_space, name)
+        of_part = of_own_part if spaces_of_policies else of_key
+        self.observation_space = agent_observation_space(observation_space, name, of_part)
         self.action_space = agent_action_space(action_space, name)
         self._mask: ActionMask | MasksByType | None = None
         where, observed, taken = adaptation.action_mask, self.observation_space, self.action_space
@@ -139,7 +142,7 @@ class VectorEnvironment(ABC):
             else:
                 self._mask = ActionMask(where, name, observed, taken, self.count)
             self.observation_space = without_parts(observed, self._mask.keys)
-        self._values = ValueCheck(observation_space, self.warn)
+        self._values = ValueCheck(observation_space, self.warn, of_part)
         self._fields: dict[str, Array] = {}
         self._given_fields: dict[str, Array] = {}
         """Where the fields are written: with more digits than they have, in which they may be given."""
@@ -241,10 +244,7 @@ class VectorEnvironment(ABC):
     ) -> None:
         """Raise EnvironmentFailed for values in agents' arrays `[steps, len(rows), ...]` that nothing can be learned
         from; the message numbers the steps from `first_step`, and says what they are steps of."""
-        found = {
-            f"observation/{key}" if key else "observation": self._values.observation(key, array)
-            for key, array in observation.items()
-        }
+        found = {self._values.named(key): self._values.observation(key, array) for key, array in observation.items()}
         if reward is not None:
             found["reward"] = not_finite(reward)
         for name, problem in found.items():

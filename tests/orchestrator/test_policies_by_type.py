@@ -35,7 +35,7 @@ from orchestrator.hooks.included.progress import progress
 from orchestrator.learning.learning_rate import LearningRate
 from orchestrator.learning.statistics import with_means_of_policies
 from orchestrator.policies import NetworkError
-from tests.games import HideAndSeek
+from tests.games import HideAndSeek, Matching
 from tests.orchestrator.snapshots.test_resume import assert_same
 from tests.orchestrator.test_many_agents import Keep, config_of, of_package
 from tests.orchestrator.training import WaitForCheckpoints
@@ -377,6 +377,17 @@ async def test_all_types_may_have_policies_of_their_own(
     final = await Trainer(config_of("tests.games:Matching", policy=policy, options={"agents": agents})).run()
     assert final.loss_stats is not None
     assert all(f"{of}/ppo_actor/policy_loss" in final.loss_stats for of in types), sorted(final.loss_stats)
+
+
+async def test_an_observation_that_is_not_supported_is_named_as_its_type_has_it() -> None:
+    with pytest.raises(InvalidEnvironment, match=r"'.*Written' has .* of key 'note' \(type 'left'\)"):
+        await Trainer(config_of(f"{__name__}:Written", policy=replace(BOTH, by_type=(TypePolicy(type="left"),)))).run()
+
+
+class Written(Matching):
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        seen = super().observation_space(agent)
+        return spaces.Dict(note=spaces.Text(5), seen=seen) if agent == "left_0" else seen
 
 
 async def test_a_type_called_others_beside_types_without_a_policy_of_their_own_is_refused() -> None:

@@ -308,7 +308,7 @@ def make_wrong(fault: str) -> Wrong:
         ("short tuple", "a tuple of 1 as the observation of key 'hands', expected a tuple of 2"),
         ("no inner key", r"without the keys \['z'\] of key 'x.y'"),
         ("wrong shape", r"observation of key 'hands/0'.* shape \[2\], expected \[3\]"),
-        ("out of range", "gave 7 in the observation/hands/1 of copy 0"),
+        ("out of range", "gave 7 in the observation of key 'hands/1' of copy 0"),
     ],
 )
 def test_what_is_not_as_a_nested_space_says_is_named_by_its_path(fault: str, expected: str) -> None:
