@@ -20,6 +20,7 @@ from orchestrator.environments.spaces import (
     Path,
     Space,
     agent_action_space,
+    agent_observation_space,
     blank_of,
     of_key,
 )
@@ -42,7 +43,7 @@ class JointSpaces:
     along each axis, and Boxes have the largest size; an agent's own action is the beginning of it.
 
     Raises InvalidEnvironment naming the `environment` for types that it lacks, where agents with the same policy have
-    different spaces, and where some agents choose and others give numbers.
+    different spaces, and where some agents choose and others give numbers, or a space is not supported.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class JointSpaces:
         self._converters: list[_Part] | None = None
         seen = spaces.Dict({name: own[name][0] for name in names})
         parts: dict[str, Space] = {POLICY: spaces.Discrete(len(names)), SEEN: seen}
+        agent_observation_space(spaces.Dict({SEEN: seen}), environment, of_own_part)  # or raises
         self._blank: dict[str, Any] = {SEEN: blank_of(seen)}
         self.action = actions[0]
         if any(action != self.action for action in actions):
