@@ -191,6 +191,13 @@ def observes_mask(observation: Space, action: Space) -> bool:
     return bool(keys) and sum(math.prod(specs[key].shape) for key in keys) == sum(choices_of(action))
 
 
+def mask_size(value: object) -> int:
+    """How many numbers the mask of an info seems to have; 0 for what is none."""
+    parts = cast("tuple[object, ...]", value) if isinstance(value, (tuple, list)) else (value,)
+    arrays = [array for array in map(array_of, parts) if array is not None and array.dtype.kind in "biuf"]
+    return sum(array.size for array in arrays) if len(arrays) == len(parts) else 0
+
+
 def choices_of(action: Space) -> tuple[int, ...]:
     """How many choices each axis of an agent's actions has; none for actions that are no choices."""
     if isinstance(action, spaces.Discrete):

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from orchestrator.environments.action_mask import USUAL_MASK
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.agents import SINGLE_AGENT
 from orchestrator.environments.capture import EnvironmentState
@@ -88,6 +89,9 @@ class NativeEnvironment(VectorEnvironment):
         try:
             raw, infos = reset_parts(self._environment.reset(seed=seed))
             observation = self._reader.read(raw, self.count)
+            if self._mask is None and USUAL_MASK in infos:
+                with suppress(WrongReturn):
+                    self._hint_at_mask(_row_at(infos, USUAL_MASK, 0, self.count))
             self._read_mask(observation, infos, None)
         except BaseException as error:
             if is_signal(error):

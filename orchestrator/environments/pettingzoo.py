@@ -8,6 +8,7 @@ from typing import Any, ClassVar, cast
 import gymnasium
 import numpy as np
 
+from orchestrator.environments.action_mask import USUAL_MASK
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.capture import EnvironmentState
 from orchestrator.environments.games import Game, shared_spaces, spaces_of_agents
@@ -215,7 +216,10 @@ class PettingZooEnvironment(VectorEnvironment):
             if self.idle[row]:
                 try:
                     self._observations.write(row, self._observation_of(agent, observed))
-                    self._read_mask(row, _info_of(agent, infos))
+                    info = _info_of(agent, infos)
+                    if self._mask is None and USUAL_MASK in info:
+                        self._hint_at_mask(info[USUAL_MASK])
+                    self._read_mask(row, info)
                 except WrongReturn as error:
                     raise self._failed(what, game, row, error) from error
                 self.idle[row] = False

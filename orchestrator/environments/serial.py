@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Protocol
 import gymnasium
 import numpy as np
 
+from orchestrator.environments.action_mask import USUAL_MASK
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.capture import EnvironmentState
 from orchestrator.environments.observations import ObservationReader, ObservationRows
@@ -164,6 +165,8 @@ class SerialEnvironment(VectorEnvironment):
         try:
             observation, info = reset_parts(environment.reset(seed=seed))
             self._observations.write(index, observation)
+            if self._mask is None and USUAL_MASK in info:
+                self._hint_at_mask(info[USUAL_MASK])
             self._read_mask(index, info)
         except BaseException as error:
             if is_signal(error):

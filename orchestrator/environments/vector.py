@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from orchestrator.environments.action_mask import USUAL_MASK, ActionMask, observes_mask
+from orchestrator.environments.action_mask import (
+    FROM_INFO,
+    USUAL_MASK,
+    ActionMask,
+    choices_of,
+    mask_size,
+    observes_mask,
+)
 from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.agents import SINGLE_AGENT
 from orchestrator.environments.joint_spaces import of_own_part
@@ -306,6 +313,19 @@ class VectorEnvironment(ABC):
                 f"environment {self.name!r}: the action {actions[row].tolist()} of {self.row_name(row)}, which its"
                 f" action mask forbids, was to be taken in step {self._steps}; expected one that is allowed: does the"
                 " network forbid those, or give NaN?"
+            )
+
+    def _hint_at_mask(self, value: object) -> None:
+        """Warn of what an info has as `USUAL_MASK`, which nobody has asked for."""
+        sizes = {
+            sum(choices_of(agent_action_space(own, self.name)))
+            for _, own in (self.own_spaces_of_policies or {"": self.own_spaces}).values()
+        }
+        if mask_size(value) in sizes - {0}:
+            self.warn(
+                "action mask",
+                f"gives {USUAL_MASK!r} in its infos, which forbids no action: set action_mask to"
+                f" '{FROM_INFO}{USUAL_MASK}', unless those actions may be taken, too",
             )
 
     def _finish_fields(self) -> None:

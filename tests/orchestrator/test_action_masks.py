@@ -404,6 +404,46 @@ def test_a_mask_that_nothing_heeds_is_warned_of(caplog: pytest.LogCaptureFixture
     assert not masked.take_warnings()
 
 
+@pytest.mark.parametrize("environment", [MAZE, f"{HERE}:Maze/NextStep-v0"])
+@pytest.mark.parametrize(("form", "axes"), [("info", 1), ("list in info", 1), ("tuple in info", 2)])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mask_in_infos_that_nothing_heeds_is_warned_of(environment: str, form: str, axes: int, workers: int) -> None:
+    config = config_with(form, axes=axes, environment=environment)
+    collection = replace(config.collection, environment_workers=workers)
+    with pytest.raises(EnvironmentFailed, match="is forbidden by") as raised:
+        anyio.run(Trainer(replace(config, action_mask=None, collection=collection)).run)
+    assert "set action_mask to 'info/action_mask'" in "".join(getattr(raised.value, "__notes__", []))
+
+
+def test_what_is_no_mask_or_is_heeded_is_not_warned_of() -> None:
+    from orchestrator.environments import make_vector
+
+    heeded = make_vector(MAZE, 1, {"form": "info"}, adaptation=Adaptation(action_mask="info/action_mask"))
+    heeded.reset(1)
+    assert not heeded.take_warnings()
+    for name in ("with_a_mask_of_other_size", "with_a_mask_in_words"):
+        vector = make_vector(f"{HERE}:{name}", 1)
+        vector.reset(1)
+        assert not vector.take_warnings()
+
+
+def with_a_mask_of_other_size() -> Any:
+    return with_info(np.ones(5))
+
+
+def with_a_mask_in_words() -> Any:
+    return with_info("none")
+
+
+def with_info(mask: object) -> Any:
+    class Other(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def reset(self, **keywords: Any) -> Any:
+            observation, _ = super().reset(**keywords)
+            return observation, {"action_mask": mask}
+
+    return Other(make_maze(form="nested info"))
+
+
 @pytest.mark.parametrize(
     ("form", "axes", "fault", "expected"),
     [

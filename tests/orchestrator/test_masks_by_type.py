@@ -359,11 +359,14 @@ def test_a_mask_that_no_type_has_is_refused_with_what_they_have() -> None:
         anyio.run(Trainer(configured(mask="legal")).run)
 
 
-def test_masks_of_types_that_nothing_heeds_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("form", "where"), [("key", "action_mask"), ("info", "info/action_mask")])
+def test_masks_of_types_that_nothing_heeds_are_warned_of(
+    form: str, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with pytest.raises(EnvironmentFailed, match="took") as failed:
-        anyio.run(Trainer(replace(configured(), action_mask=None)).run)
+        anyio.run(Trainer(replace(configured(form), action_mask=None)).run)
     notes = "".join(getattr(failed.value, "__notes__", []))
-    assert "set action_mask to 'action_mask'" in caplog.text + notes
+    assert f"set action_mask to '{where}'" in caplog.text + notes
 
 
 @pytest.mark.parametrize(("key_of", "unheeded"), [("pawn", "king"), ("king", "pawn")])
