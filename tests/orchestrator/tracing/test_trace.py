@@ -270,6 +270,54 @@ def record_epochs(trace: Trace, clock: HandClock, count: int, each: int = 1) -> 
     return "".join(parts)
 
 
+FULL_DISK = """
+import logging, resource, sys
+from pathlib import Path
+
+import anyio
+
+from orchestrator import Hook, MetricsConfig, Trainer
+from tests.orchestrator.training import small_config
+
+logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(message)s")
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+
+class Disk(Hook):
+    # The limit on the size of files stands for the end of the disk.
+    overflow = "block"
+
+    async def on_epoch_end(self, state):
+        await anyio.sleep(0)
+        if state.epoch in (4, 14):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (Path(sys.argv[1], "trace.json").stat().st_size + 10, hard))
+        elif state.epoch == 10:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+metrics = MetricsConfig(trace=True, jsonl=False, progress="off")
+config = small_config(epochs=int(sys.argv[2]), run_dir=Path(sys.argv[1]), metrics=metrics)
+anyio.run(Trainer(config, hooks=[Disk()]).run)
+"""
+
+
+@pytest.mark.parametrize("epochs", [13, 30])
+def test_a_full_disk_is_told_once_until_it_takes_the_trace_again(epochs: int, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, tmp_path, str(epochs)], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [line for line in done.stdout.splitlines() if " the trace " in line or "hook 'trace'" in line]
+    often = 1 if epochs == 13 else 2
+    assert sum("ERROR the trace can't be written: [Errno 27]" in line for line in told) == often
+    assert sum("INFO the trace is written again" in line for line in told) == 1
+    assert len(told) == often + 1, told
+    events = read_events(tmp_path / "trace.json")
+    check_format(events)
+    recorded = [event["args"]["epoch"] for event in events if event.get("cat") == "epoch"]
+    assert recorded == list(range(1, 14 if epochs == 13 else len(recorded) + 1))
+
+
 def test_a_long_run_stays_below_the_size_and_is_there_to_its_end(tmp_path: Path) -> None:
     clock = HandClock()
     count, max_bytes = 5_000, 1_000_000
