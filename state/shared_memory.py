@@ -9,8 +9,10 @@ say) changes pages that nobody else sees, neither the training nor whoever takes
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
+import resource
 import tempfile
 import threading
 import weakref
@@ -19,6 +21,8 @@ from dataclasses import dataclass
 from typing import NoReturn, TypeAlias
 
 import numpy as np
+
+from state.error import OrchestratorError
 
 PAGE = mmap.PAGESIZE
 PrivateMapping: TypeAlias = "ctypes.Array[ctypes.c_uint8]"
@@ -31,6 +35,20 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _COMPARED = 1 << 20
 """Bytes that are compared at a time."""
+
+
+class FileSizeLimited(OrchestratorError, RuntimeError):
+    """Shared memory is larger than files may be."""
+
+    def __init__(self, nbytes: int) -> None:
+        limit, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        cure = "start the run where `ulimit -f` says unlimited: only who set the limit can lift it, such as a shell"
+        if hard != limit:
+            cure = "run `ulimit -S -f $(ulimit -H -f)` before, in the same shell"
+        super().__init__(
+            f"shared memory of {nbytes} bytes is refused, since files of this process may have only {limit} bytes, and"
+            f" it counts as one; expected a limit above what the run needs: {cure}"
+        )
 
 
 class SharedBuffer:
@@ -49,7 +67,10 @@ class SharedBuffer:
 
     @classmethod
     def create(cls, nbytes: int, name: str = "slot") -> SharedBuffer:
-        """Allocate zeroed memory; pages are taken from the system when they are first touched."""
+        """Allocate zeroed memory; pages are taken from the system when they are first touched.
+
+        Raises FileSizeLimited where the process may have no file of that size, which this is to the system.
+        """
         nbytes = max(PAGE, -(-nbytes // PAGE) * PAGE)
         if hasattr(os, "memfd_create"):
             fd = os.memfd_create(f"orchestrator-{name}", os.MFD_CLOEXEC)
@@ -58,8 +79,10 @@ class SharedBuffer:
                 fd = os.dup(file.fileno())
         try:
             os.ftruncate(fd, nbytes)
-        except BaseException:
+        except BaseException as error:
             os.close(fd)
+            if isinstance(error, OSError) and error.errno == errno.EFBIG:
+                raise FileSizeLimited(nbytes) from error
             raise
         return cls(fd, nbytes)
 

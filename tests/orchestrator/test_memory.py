@@ -7,6 +7,8 @@ import json
 import logging
 import mmap
 import re
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -186,3 +188,19 @@ async def test_a_devices_memory_is_in_the_log_and_in_the_metrics(
 async def test_a_cpu_has_no_account_of_its_memory(tmp_path: Path) -> None:
     await Trainer(small_config(epochs=2, run_dir=tmp_path / "run")).run()
     assert "device_memory_peak" not in (tmp_path / "run/metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("limit", "cure"),
+    [("-S -f 20", r"run `ulimit -S -f \$\(ulimit -H -f\)` before"), ("-f 20", "only who set the limit can lift it")],
+)
+def test_a_limit_of_the_size_of_files_that_refuses_the_memory_is_named_with_the_cure(
+    limit: str, cure: str, tmp_path: Path
+) -> None:
+    command = f"ulimit {limit}; exec {sys.executable} -m orchestrator train --total-agent-steps 3000 --run-dir run"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 1
+    assert re.search(rf"shared memory of \d+ bytes is refused.* only 20480 bytes.*{cure}", done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
