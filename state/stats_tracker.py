@@ -25,13 +25,15 @@ def accumulate_rollout_stats(infos: Iterable[Mapping[str, object]], into: dict[s
 
     Numbers, booleans, and arrays or tensors of one element (numpy, torch, on any device) become floats.
     Everything else is ignored (strings, larger arrays, None), and so are keys that begin with "_", the masks
-    of gymnasium's vector environments.
+    of gymnasium's vector environments. Raises `ValueError` for an info that contains itself.
     """
     for info in infos:
         _accumulate(info, "", into)
 
 
-def _accumulate(info: Mapping[str, object], prefix: str, into: dict[str, list[float]]) -> None:
+def _accumulate(
+    info: Mapping[str, object], prefix: str, into: dict[str, list[float]], around: tuple[object, ...] = ()
+) -> None:
     for key, value in info.items():
         name = str(key)
         if name.startswith("_"):
@@ -40,7 +42,10 @@ def _accumulate(info: Mapping[str, object], prefix: str, into: dict[str, list[fl
         if isinstance(value, float):
             into.setdefault(prefix + name, []).append(float(value))
         elif isinstance(value, Mapping):
-            _accumulate(cast("Mapping[str, object]", value), f"{prefix}{name}/", into)
+            inner, within = cast("Mapping[str, object]", value), (*around, info)
+            if any(inner is one for one in within):
+                raise ValueError(f"an info that contains itself, as {prefix + name!r}; leave that out of it")
+            _accumulate(inner, f"{prefix}{name}/", into, within)
         elif (number := _as_float(value)) is not None:
             into.setdefault(prefix + name, []).append(number)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 
-from orchestrator.collection.episodes import EpisodeCounter
+from orchestrator.collection.episodes import EpisodeCounter, without_own_names
 from orchestrator.collection.experience_fields import (
     FOLLOWING_OBSERVATION,
     RECURRENT_STATE,
@@ -163,7 +163,7 @@ class Collector:
         checks()
         return CollectReport(
             agent_steps=int(np.count_nonzero(rollout.valid)),
-            rollout_stats=rollout.stats | episodes | replayed,
+            rollout_stats=without_own_names(rollout.stats, self._environment.warn) | episodes | replayed,
             began=began,
             ended=time.monotonic(),
             interrupted=not rollout.complete,

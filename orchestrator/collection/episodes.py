@@ -8,8 +8,11 @@ from operator import itemgetter
 import numpy as np
 
 from orchestrator.environments.agents import SINGLE_AGENT, agent_type
+from orchestrator.environments.returned import Warn
 from orchestrator.environments.spaces import Array
 from state.stats_tracker import AGENT_LIVES, EPISODE_LENGTH, EPISODE_RETURN, TEAM_RETURN
+
+_OWN = (EPISODE_RETURN, EPISODE_LENGTH, TEAM_RETURN, AGENT_LIVES)
 
 
 class EpisodeCounter:
@@ -66,6 +69,19 @@ class EpisodeCounter:
         rows, steps = np.nonzero(np.repeat(games_ended, agents, axis=1).T)
         lives, self.lives = _per_episode(ended.cumsum(axis=0) + self.lives, rows, steps)
         return lives
+
+
+def without_own_names(stats: Mapping[str, list[float]], warn: Warn) -> dict[str, list[float]]:
+    """What infos say, but for what would be taken for statistics that are made here. `episode_return` and
+    `episode_length`, which many environments give, need no warning: those that are made here take their places."""
+    own = {name for name in stats if name.partition("/")[0] in _OWN} - {EPISODE_RETURN, EPISODE_LENGTH}
+    if own:
+        warn(
+            "names of infos",
+            f"gives {sorted(own)} in its infos, which are names of the run's own statistics; they are left out: give"
+            " them other names",
+        )
+    return {name: values for name, values in stats.items() if name not in own}
 
 
 def _per_episode(totals: Array, rows: Array, steps: Array) -> tuple[Array, Array]:

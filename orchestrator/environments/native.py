@@ -337,18 +337,27 @@ def _share_memory(one: Any, other: Any) -> bool:
 
 
 def info_of(
-    infos: Mapping[str, Any], index: int, count: int, left_out: Callable[[str], object] = len
+    infos: Mapping[str, Any],
+    index: int,
+    count: int,
+    left_out: Callable[[str], object] = len,
+    around: tuple[object, ...] = (),
 ) -> dict[str, object]:
     """The info of the copy `index` of `count` out of gymnasium's batched infos: "_key" tells which copies gave "key".
 
-    What has no value for each copy is left out, which `left_out` is told.
+    What has no value for each copy is left out, which `left_out` is told, as is what contains itself (`around` are
+    the infos that these are in).
     """
     row: dict[str, object] = {}
+    within = (*around, infos)
     for key in infos:
         try:
             value = None if str(key).startswith("_") else _given(infos, key, index, count)
             if isinstance(value, Mapping):
-                row[key] = info_of(cast("Mapping[str, Any]", value), index, count, left_out)
+                inner = cast("Mapping[str, Any]", value)
+                if any(inner is one for one in within):
+                    raise WrongReturn(f"infos that contain themselves, as {key!r}")
+                row[key] = info_of(inner, index, count, left_out, within)
             elif value is not None:
                 row[key] = _entry(key, value, index, count)
         except WrongReturn as error:

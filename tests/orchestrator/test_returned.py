@@ -588,3 +588,60 @@ def test_keys_that_are_the_same_as_text_are_refused() -> None:
     environment.observation_space = Twice.observation_space
     with pytest.raises(InvalidEnvironment, match="expected keys that are different as texts"):
         SerialEnvironment("twice", [environment])
+
+
+class Telling(Returning):
+    """Gives infos that are its own affair, in gymnasium's vectors too."""
+
+    def __init__(self, info: str) -> None:
+        super().__init__("vector")
+        self.info = info
+
+    def step(self, action: Any) -> Any:
+        *result, _ = super().step(action)
+        around: dict[str, Any] = {"score": 1.0}
+        if self.info == "names":
+            of_ours = {"episode_return": -7.0, "episode_length": -7.0, "team_return": 1.0, "score": 1.0}
+            return *result, {**of_ours, "episode_return/a": 1.0, "episode_length": {"b": 2.0}}
+        if self.info == "itself":
+            around["inner"] = {"around": around}
+        return *result, around
+
+
+def test_infos_with_names_of_our_own_statistics_are_left_out_with_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        look, _ = train({"info": "names"}, f"{__name__}:Telling", collectors=2)
+    assert {name: look.stats[0][name] for name in look.stats[0]} == {
+        "episode_return": (8.0,) * 4,
+        "episode_length": (8.0,) * 4,
+        "score": (1.0,) * 4,
+    }
+    (warning,) = warnings_about("infos", caplog)
+    assert (
+        "['episode_length/b', 'episode_return/a', 'team_return'] in its infos, which are names of the run's" in warning
+    )
+
+
+def test_an_info_that_contains_itself_is_refused_where_it_would_become_statistics() -> None:
+    with pytest.raises(EnvironmentFailed, match=r"step 8 of copy 0 of 2 .* contains itself, as 'inner/around'"):
+        train({"info": "itself"}, f"{__name__}:Telling")
+
+
+def test_infos_of_a_vector_that_contain_themselves_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        look, _ = train({}, f"{__name__}:telling_vector", mode="auto")
+    assert look.stats[0]["score"] == (1.0,) * 4
+    (warning,) = warnings_about("infos", caplog)
+    assert "gives infos that contain themselves, as 'around'" in warning
+
+
+def telling_vector(num_envs: int) -> VectorEnv[Any, Any, Any]:
+    class Around(gymnasium.vector.SyncVectorEnv):
+        def step(self, actions: Any) -> Any:
+            *result, infos = super().step(actions)
+            infos["inner"] = {"around": infos}
+            return *result, infos
+
+    return Around([lambda: Telling("")] * num_envs)
