@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import numbers
 import types
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
@@ -166,6 +167,15 @@ def default_of(setting: Setting, path: str, *, in_code: bool = False) -> str:
     if isinstance(default, tuple) and not in_code:
         default = list(cast(tuple[object, ...], default))
     return f"the default is {default}"
+
+
+def plain(value: object) -> object:
+    """Numbers of another type, such as numpy's, as Python's own, also in a tuple; anything else as it is."""
+    if type(value) is tuple:
+        return tuple(map(plain, cast("tuple[object, ...]", value)))
+    if type(value) in (bool, int, float) or not isinstance(value, numbers.Real):
+        return value
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def fits(hint: Any, value: object) -> bool:

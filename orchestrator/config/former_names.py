@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from orchestrator.config.error import ConfigurationError, Problem, nearest
-from orchestrator.config.fields import former_name, leaves, section_type, settings_of
+from orchestrator.config.fields import former_name, leaves, plain, section_type, settings_of
 from orchestrator.config.similar import similar_settings
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def accepts_former_names(section: type[_Section]) -> type[_Section]:
                 settings[name] = settings.pop(former)
             for name in sorted(settings.keys() - known):
                 raise TypeError(f"{section.__name__} has no setting {name!r}: {_meant(name, section)}")
-        construct(self, **settings)
+        construct(self, **{name: plain(value) for name, value in settings.items()})
 
     def __getattr__(self: Any, name: str) -> Any:  # noqa: N807
         present = None if name.startswith("__") else former_names(section).get(name)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal, cast
 
 import gymnasium
+import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 from gymnasium.wrappers import TimeLimit
@@ -20,7 +21,7 @@ from orchestrator.environments.adaptation import NO_ADAPTATION, Adaptation
 from orchestrator.environments.games import Game, as_game, is_of_agents
 from orchestrator.environments.mettagrid import MettaGridVector, is_config
 from orchestrator.environments.native import NativeEnvironment, agents_of
-from orchestrator.environments.options import loaded, parameters_of, threads_of
+from orchestrator.environments.options import copied, loaded, parameters_of, threads_of
 from orchestrator.environments.pettingzoo import PettingZooEnvironment
 from orchestrator.environments.pufferlib import PufferEnv, PufferVector, out_of_emulation
 from orchestrator.environments.registry import EnvironmentFunction, find, missing_package
@@ -134,12 +135,13 @@ def _make_native(
         options = options | {_LIMIT: adaptation.max_episode_steps}
     try:
         creator, given = loaded(found.vector_entry_point), {**found.kwargs, **options}
-        keywords = _copied(options) | threads_of(creator, given, min(adaptation.threads, count))
+        keywords = copied(options) | threads_of(creator, given, min(adaptation.threads, count))
         vector = gymnasium.make_vec(found, num_envs=count, vectorization_mode="vector_entry_point", **keywords)
     except BaseException as error:
         if is_signal(error):
             raise
         raise _cannot_make(environment, found, options, error) from error
+    _check_copies(environment, vector, count)
     return _adapted(environment, vector, adaptation)
 
 
@@ -212,7 +214,7 @@ def _make_one(
         options = options | {_LIMIT: adaptation.max_episode_steps}  # in the place of its own
     try:
         # SerialEnvironment checks what matters to it; gymnasium's checker warns about much that does not.
-        made = gymnasium.make(found, **({"disable_env_checker": True} | _copied(options)))
+        made = gymnasium.make(found, **({"disable_env_checker": True} | copied(options)))
     except BaseException as error:
         if is_signal(error):
             raise
@@ -245,13 +247,7 @@ def _returned(
             give_up(made)
             cure = f"leave {_COUNT} out of its options: for vectors, it is {PATH.collection.num_environments}"
             raise InvalidEnvironment(f"environment {environment!r} returned {_kind_of(made)}; {cure}")
-        if _copies_in(made) != count:
-            cure = "make as many as num_envs says" if of_vectors or takes_any else "let it take num_envs as a keyword"
-            give_up(made)
-            raise InvalidEnvironment(
-                f"environment {environment!r} returned {_kind_of(made)} whose num_envs is {_copies_in(made)},"
-                f" expected {count}; {cure}"
-            )
+        _check_copies(environment, made, count, "" if of_vectors or takes_any else "let it take num_envs as a keyword")
         return made
     if not isinstance(made, gymnasium.Env) and not is_of_agents(made):
         raise InvalidEnvironment(
@@ -261,9 +257,21 @@ def _returned(
     return cast("gymnasium.Env[Any, Any] | Game", made)
 
 
-def _copies_in(vector: VectorEnv[Any, Any, Any]) -> object:
+def _check_copies(environment: str, vector: VectorEnv[Any, Any, Any], count: int, cure: str = "") -> None:
+    found = _copies_in(vector)
+    if found != count:
+        give_up(vector)
+        cure = "let it be an int" if isinstance(found, str) else cure or "make as many as num_envs says"
+        kind = _kind_of(vector)
+        raise InvalidEnvironment(
+            f"environment {environment!r} returned {kind} whose num_envs is {found}, expected {count}; {cure}"
+        )
+
+
+def _copies_in(vector: VectorEnv[Any, Any, Any]) -> int | str:
+    """In words where its num_envs is no whole number."""
     rows = getattr(vector, _COUNT, None)
-    return rows // len(agents_of(vector)) if isinstance(rows, int) else rows
+    return int(rows) // len(agents_of(vector)) if isinstance(rows, (int, np.integer)) else shown(rows)
 
 
 def _called(environment: str, function: EnvironmentFunction, options: dict[str, Any], games: int) -> object:
@@ -273,12 +281,12 @@ def _called(environment: str, function: EnvironmentFunction, options: dict[str, 
     try:
         # Games that are drawn here need not be told so. Others' error says what their functions lack.
         plain = options if draws else {name: value for name, value in options.items() if name != _RENDER}
-        made = function(**_copied(plain))
+        made = function(**copied(plain))
         if is_config(made):
             return MettaGridVector(made, games)
         if len(plain) < len(options):
             give_up(made)
-            made = function(**_copied(options))
+            made = function(**copied(options))
     except BaseException as error:
         if is_signal(error):
             raise
@@ -372,15 +380,6 @@ def _cure_for(made: object) -> str:
     if type(made).__module__.partition(".")[0] == "gym":
         return "port it from gym to gymnasium, or wrap it with shimmy's GymV26CompatibilityV0 or GymV21CompatibilityV0"
     return "derive its class from gymnasium.Env, or from pettingzoo.ParallelEnv for many agents"
-
-
-def _copied(options: Any) -> Any:
-    """Options of an environment's own, with which it may do what it likes: not those of its copies, or the settings."""
-    if type(options) is dict:
-        return {key: _copied(value) for key, value in options.items()}
-    if type(options) in (list, tuple):
-        return type(options)(map(_copied, options))
-    return options
 
 
 def _cannot_make(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, cast
@@ -62,7 +63,7 @@ class NativeEnvironment(VectorEnvironment):
         agents = agents_of(environment)
         super().__init__(
             name,
-            environment.num_envs // len(agents),
+            operator.index(environment.num_envs) // len(agents),
             environment.single_observation_space,
             environment.single_action_space,
             adaptation,

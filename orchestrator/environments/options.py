@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
@@ -95,3 +95,12 @@ def _problem(
     else:
         cures = [f"give {name}, which has no default" for name in missing]
     return takes, "; ".join(cures)
+
+
+def copied(options: Any) -> Any:
+    """Options of an environment's own, with which it may do what it likes: not those of its copies, or the settings."""
+    if type(options) is dict:
+        return {key: copied(value) for key, value in options.items()}
+    if type(options) in (list, tuple):
+        return type(options)(map(copied, options))
+    return options

@@ -61,6 +61,18 @@ def not_as_many(num_envs: int) -> VectorEnv[Any, Any, Any]:
     return carts(num_envs + 1)
 
 
+def counts_in_floats(num_envs: int) -> VectorEnv[Any, Any, Any]:
+    vector = carts(num_envs)
+    vector.num_envs = float(num_envs)  # type: ignore[assignment]
+    return vector
+
+
+def counts_in_numpy(num_envs: int) -> VectorEnv[Any, Any, Any]:
+    vector = carts(num_envs)
+    vector.num_envs = np.int64(num_envs)  # type: ignore[assignment]
+    return vector
+
+
 def says_nothing(num_envs: int) -> VectorEnv[Any, Any, Any]:
     vector = carts(num_envs)
     vector.metadata = {}
@@ -171,11 +183,17 @@ def test_make_vec_within_a_function_gives_the_bits_of_the_registered_vector(func
     assert_same(weights(trained(config)[1]), weights(trained(same)[1]))
 
 
+def test_a_vector_may_count_its_copies_in_numbers_of_numpy() -> None:
+    assert make_vector(f"{HERE}:counts_in_numpy", 3).native
+    trained(small_config(environment=f"{HERE}:counts_in_numpy", collectors=2))
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
         ("always_three", "SyncVectorEnv whose num_envs is 3, expected 4; let it take num_envs as a keyword"),
         ("not_as_many", "SyncVectorEnv whose num_envs is 5, expected 4; make as many as num_envs says"),
+        ("counts_in_floats", "SyncVectorEnv whose num_envs is 4.0, expected 4; let it be an int"),
         ("says_nothing", r"metadata\['autoreset_mode'\] = None; supported are .*NEXT_STEP: make it with one of them"),
     ],
 )

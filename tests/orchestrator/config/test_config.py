@@ -12,9 +12,11 @@ import types
 from dataclasses import FrozenInstanceError
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 
 from orchestrator import ConfigurationError, Hook, HookConfigurationError, Trainer
+from orchestrator.checks.configuration import check_config
 from orchestrator.config import settings as config_module
 from orchestrator.config.annotations import MAY_CHANGE, Admits
 from orchestrator.config.fields import bare, leaves, notes
@@ -26,6 +28,7 @@ from orchestrator.config.settings import (
     LearningConfig,
     LossesConfig,
     MetricsConfig,
+    PolicyConfig,
     TrainerConfig,
 )
 from tests.paths import PROJECT
@@ -50,6 +53,27 @@ def test_two_configurations_do_not_share_a_table_of_options() -> None:
 def test_a_configuration_travels_to_a_worker() -> None:
     config = TrainerConfig(collection=CollectionConfig(environment_options={"gravity": 9.8}))
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_numbers_of_numpy_are_settings_as_those_of_python() -> None:
+    collection = CollectionConfig(num_environments=np.int64(8))  # type: ignore[arg-type]
+    learning = LearningConfig(discount=np.float32(0.5))  # type: ignore[arg-type]
+    policy = PolicyConfig(hidden_sizes=(np.int64(8), 4))  # type: ignore[arg-type]
+    config = TrainerConfig(seed=np.uint8(3), collection=collection, learning=learning, policy=policy)  # type: ignore[arg-type]
+    check_config(config)
+    assert config == TrainerConfig(
+        seed=3,
+        collection=CollectionConfig(num_environments=8),
+        learning=LearningConfig(discount=0.5),
+        policy=PolicyConfig(hidden_sizes=(8, 4)),
+    )
+    assert type(config.collection.num_environments) is int
+
+
+@pytest.mark.parametrize("number", [8.0, np.float32(8)])
+def test_a_count_that_is_no_whole_number_is_refused_with_what_to_write(number: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"num_environments .*= 8.0\n.*a whole number\n.*write 8"):
+        Trainer(TrainerConfig(collection=CollectionConfig(num_environments=number)))
 
 
 def test_none_is_the_default_of_every_field_that_may_be_none() -> None:
