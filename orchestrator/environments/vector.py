@@ -142,6 +142,8 @@ class VectorEnvironment(ABC):
         self.observation_space = agent_observation_space(observation_space, name, of_part)
         self.action_space = agent_action_space(action_space, name)
         self._mask: ActionMask | MasksByType | None = None
+        self._mask_looked_at = False
+        """Whether what an info has as the usual mask has been, where no mask is asked for."""
         where, observed, taken = adaptation.action_mask, self.observation_space, self.action_space
         if where is not None:
             if spaces_of_policies:
@@ -316,7 +318,10 @@ class VectorEnvironment(ABC):
             )
 
     def _hint_at_mask(self, value: object) -> None:
-        """Warn of what an info has as `USUAL_MASK`, which nobody has asked for."""
+        """Warn of what an info has as `USUAL_MASK`, which nobody has asked for. Looks at the first."""
+        if self._mask_looked_at:
+            return
+        self._mask_looked_at = True
         sizes = {
             sum(choices_of(agent_action_space(own, self.name)))
             for _, own in (self.own_spaces_of_policies or {"": self.own_spaces}).values()
