@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import datetime
 import importlib.metadata
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ import tyro
 
 from orchestrator.checks.configuration import check_config
 from orchestrator.checks.imports import problems_of_environment
+from orchestrator.command.train_help import EVERYTHING, asks_for_help, short_help
 from orchestrator.command.words import Switch, missing_choices, settings_registry, unknown_words
 from orchestrator.config.error import ConfigurationError, Problem, nearest
 from orchestrator.config.file import read_with_problems
@@ -51,7 +53,7 @@ commands:
   presets      more settings:       orchestrator presets lunar_lander
   checkpoints  list, verify, show, prune or export them: orchestrator checkpoints list runs/first
 
-`orchestrator COMMAND --help` explains the options and their defaults;
+`orchestrator COMMAND --help` explains the options and their defaults, `orchestrator train --help-all` every setting;
 --debug shows the traceback of an error; --version prints the version."""
 
 
@@ -240,12 +242,16 @@ def _parse_train(arguments: Sequence[str], base: TrainerConfig) -> tuple[Trainer
     no flags."""
     named = with_present_names(arguments, base)
     default = TrainArguments(settings=replace(base, run_dir=None))
+    short, shown = asks_for_help(named), io.StringIO()
+    named = ["--help" if word == EVERYTHING else word for word in named]
     try:
-        with settings_registry():
+        with settings_registry(), contextlib.redirect_stdout(shown) if short else contextlib.nullcontext():
             parsed, unknown = tyro.cli(
                 TrainArguments, prog="orchestrator train", args=named, default=default, return_unknown_args=True
             )
     except SystemExit as end:
+        if shown.getvalue():
+            print(short_help(shown.getvalue()))
         if end.code:
             for line in missing_choices(named):
                 print(line, file=sys.stderr)

@@ -74,7 +74,7 @@ def _unknown_flag(flag: str, value: str, options: Sequence[str]) -> Problem:
 def _similar_flags(name: str, options: Sequence[str]) -> str:
     similar = difflib.get_close_matches(name, options, n=1) or similar_settings(name, TrainerConfig)
     if not similar:
-        return "see `orchestrator train --help` for every setting"
+        return "see `orchestrator train --help-all` for every setting"
     return f"did you mean {' or '.join(_flag(path) for path in similar)}?"
 
 

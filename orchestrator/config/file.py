@@ -234,6 +234,6 @@ def _plain(value: object, path: str, problems: list[Problem]) -> object:
             return _plain_section(value, path + ".", problems)
         case _:
             expected = "true or false, a number, text, or a list of those"
-            cure = "give it in such a form; `orchestrator train --help` explains every setting"
+            cure = "give it in such a form; `orchestrator train --help-all` explains every setting"
             problems.append(Problem(field=path, value=value, expected=expected, cure=cure))
             return ""

@@ -17,6 +17,7 @@ import pytest
 
 from orchestrator.__main__ import main
 from orchestrator.command.cli import train_settings
+from orchestrator.command.train_help import MOST_USED
 from orchestrator.command.words import parse_option, parse_task, parse_whole_number
 from orchestrator.config.error import ConfigurationError, Problem
 from orchestrator.config.file import write_config
@@ -144,13 +145,30 @@ def test_the_help_of_train_explains_the_settings_with_their_defaults(
     calls: Calls, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main(["train", "--help"])
+        main(["train", "--help-all"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "--config" in text
     assert "--total-agent-steps INT Agent steps to train for, over all environments. (default: 500000)" in text
     assert "--learning.discount FLOAT Weight of the next agent step's reward" in text
     assert "--collection.environment-options [KEY=VALUE ...]" in text
     assert "--evaluation.tasks [ENVIRONMENT|{SETTING=VALUE,...} ...]" in text
+
+
+@pytest.mark.parametrize("columns", ["40", "100"])
+def test_the_short_help_of_train_has_the_most_used_options_with_the_defaults_of_a_preset(
+    columns: str, calls: Calls, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--preset", "acrobot", "--help"])
+    assert caught.value.code == 0
+    output = capsys.readouterr().out
+    text = " ".join(output.split())
+    assert re.findall(r"^  (--[\w.-]+)", output, flags=re.MULTILINE) == list(MOST_USED)
+    assert "--environment STR Gymnasium id, module:id (imports" in text
+    assert "makes an environment. (default: Acrobot-v1) --preset {None}|STR Settings that come" in text
+    assert "`orchestrator train --help-all` explains all options" in text
+    assert "How experience is collected" not in text
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
@@ -237,7 +255,7 @@ def test_a_wrong_flag_is_explained(calls: Calls, words: str, expected: str, caps
             ["use one of auto, mlp, cnn, lstm, tokens, tokens_lstm (code of your own is named package.module:"],
         ),
         ("--losses.names ppo", ["write ppo_actor and ppo_critic"]),
-        ("--zzzzzz", ["orchestrator train --help"]),
+        ("--zzzzzz", ["orchestrator train --help-all"]),
         ("--policy.by-type seeker", ["no flag: it is a list of tables", "[[policy.by_type]]", "give that by --config"]),
         ("--policy.by_type.network=lstm", ["no flag: it is a list of tables", "[[policy.by_type]]"]),
         ("--collection.environment-options.size 3", ["write --collection.environment-options size=3"]),
@@ -541,7 +559,7 @@ def test_eval_is_either_deterministic_or_sampled(
 )
 def test_help_says_the_same_of_the_same_thing(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main([*words, "--help"])
+        main([*words, "--help" if words != ("train",) else "--help-all"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert not re.search(r"\(none\b|overridden|\[\[", text), "None is written as it is given"
     switches = re.findall(r"--(?:json|dry-run|sampled|deterministic|trust-code) (?!,)[^-]*", text)

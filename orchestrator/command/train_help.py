@@ -1,0 +1,48 @@
+"""The short help of `orchestrator train`: of the help of all settings, what most runs need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EVERYTHING = "--help-all"
+MOST_USED = (
+    "--environment",
+    "--preset",
+    "--config",
+    "--resume",
+    "--run-dir",
+    "--total-agent-steps",
+    "--seed",
+    "--collection.num-environments",
+    "--collection.environment-options",
+    "--policy.network",
+    "--learning.learning-rate",
+    "--evaluation.every",
+)
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Whether the short help is asked for."""
+    return EVERYTHING not in arguments and any(word in ("-h", "--help") for word in arguments)
+
+
+def short_help(text: str) -> str:
+    """The `text` of the help of all settings, made shorter. In it, a flag begins in the third column, and what is said
+    of it follows further to the right."""
+    of_flag: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in map(str.rstrip, text.splitlines()):
+        if line.startswith("  -"):
+            lines = of_flag.setdefault(line.split()[0].rstrip(","), [])
+        elif not line.startswith("   "):
+            lines = []
+        lines.append(line)
+    head, _, _ = text.partition("\n options ")
+    most_used = "\n".join(line for flag in MOST_USED for line in of_flag[flag])
+    return (
+        f"{head}\nmost used options:\n{most_used}\n\n"
+        f"`orchestrator train {EVERYTHING}` explains all options; `orchestrator presets` lists the presets."
+    )
