@@ -99,6 +99,13 @@ class Machines:
                 await anyio.sleep(0.1)
         assert not left
 
+    def kill(self) -> None:
+        """All at once, the head too."""
+        for node in (self._cluster.head_node, *self._cluster.worker_nodes):
+            for processes in node.all_processes.values():
+                for one in processes:
+                    one.process.kill()
+
     def close(self) -> None:
         self._cluster.shutdown()
         for name in (MARK, *RAYS):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,23 @@ import anyio
 
 from orchestrator.config.paths import PATH
 from orchestrator.loop.devices import resolve_device
-from orchestrator.loop.ray_connection import CONNECTIONS, REACHED_SECONDS, ClusterError, ray_library, take_signals_back
+from orchestrator.loop.ray_connection import (
+    CONNECTIONS,
+    REACHED_SECONDS,
+    ClusterError,
+    is_reachable,
+    ray_library,
+    take_signals_back,
+)
 from orchestrator.loop.restarts import Restarts
 from orchestrator.loop.rings import EXPERIENCE
 from orchestrator.workers.event_loop import in_thread
 from orchestrator.workers.machine import Machine
 from orchestrator.workers.remote import MachineLost, RemoteMachine
+from orchestrator.workers.reply import WorkerCrashed
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Generator, Sequence
 
     from orchestrator.config.settings import TrainerConfig
     from orchestrator.loop.patience import Patience
@@ -71,6 +79,8 @@ class Cluster:
         self._needed: dict[str, float] = {}
         """What Ray is to reserve for each cell."""
         self._name = _NAME
+        self._head = ""
+        """The address of the cluster."""
         self.address = ""
         """Of the host's machine, as the others reach it."""
 
@@ -118,21 +128,23 @@ class Cluster:
                 return None if place is None else place.machine
             # Its machine may be out of reach only, and what runs there is not to go on beside its successor.
             await in_thread(_kill, place, abandon_on_cancel=True)
-            what = f"cell {cell} has lost its machine, {place.machine.name}: {place.lost}"
-            match self._config.on_cell_lost:
-                case "fail":
-                    raise ClusterError(f"{what}; {PATH.on_cell_lost} is 'fail'")
-                case "shrink":
-                    _log.warning("%s; from now on its workers run with those of cell 0", what)
-                    del self._places[cell]
-                    return None
-                case "replace":
-                    losses = self._losses.setdefault(cell, Restarts())
-                    if not losses.died():
-                        raise ClusterError(f"{what}; it has lost {losses.recent} within an hour")
-                    _log.warning("%s; another is looked for", what)
-                    await self._place(cell)
-                    return self._places[cell].machine
+            self.check_losses()
+            if self._config.on_cell_lost == "shrink":
+                _log.warning("%s; from now on its workers run with those of cell 0", _loss(cell, place))
+                del self._places[cell]
+                return None
+            losses = self._losses.setdefault(cell, Restarts())
+            if not losses.died():
+                raise ClusterError(f"{_loss(cell, place)}; it has lost {losses.recent} within an hour")
+            _log.warning("%s; another is looked for", _loss(cell, place))
+            await self._place(cell)
+            return self._places[cell].machine
+
+    def check_losses(self) -> None:
+        """Raises ClusterError where a machine is gone, and the run is to end with that."""
+        for cell, place in self._places.items():
+            if place.lost and self._config.on_cell_lost == "fail":
+                raise ClusterError(f"{_loss(cell, place)}; {PATH.on_cell_lost} is 'fail'")
 
     async def close(self) -> None:
         """End what runs elsewhere."""
@@ -199,11 +211,12 @@ class Cluster:
             if self._closed:  # nobody has waited for this
                 CONNECTIONS.leave()
                 return
+            self._head = ray_library().get_runtime_context().gcs_address
             self._connected = True
             self._needed = _resources(self._config)
             util = ray_library().util
             self.address = util.get_node_ip_address()
-            self._name = f"the Ray cluster at {ray_library().get_runtime_context().gcs_address}"
+            self._name = f"the Ray cluster at {self._head}"
             # All places at once: two runs that each hold half of what they need would wait for each other.
             self._group = util.placement_group([self._needed] * (self._config.cells - 1), strategy="SPREAD")
 
@@ -279,6 +292,12 @@ class Cluster:
                         place.actor.write.options(concurrency_group="control").remote(name, content)
 
     def _leave(self) -> None:
+        if self._connected and not is_reachable(self._head):
+            # What ran there has ended with it. Ray waits for it in every call, also in those that hold the lock, and
+            # ends the program after a minute, before which the run is to be saved.
+            self._closed = True
+            CONNECTIONS.leave(within=0)
+            return
         with self._connecting:
             self._closed = True
         if not self._connected:
@@ -299,6 +318,10 @@ class _Actor(Machine):
     def whereabouts(self) -> tuple[str, str]:
         """The machine's name, and its address in the cluster."""
         return self.address(), ray_library().util.get_node_ip_address()
+
+
+def _loss(cell: int, place: _Place) -> str:
+    return f"cell {cell} has lost its machine, {place.machine.name}: {place.lost}"
 
 
 def _kill(place: _Place) -> None:
@@ -338,6 +361,17 @@ def _in_short(error: Exception) -> str:
     of_actor = [index for index, line in enumerate(lines) if line.partition(":")[0] in ("actor_id", "pid", "ip")]
     cause = lines[of_actor[-1] + 1 :] if of_actor else lines
     return " ".join(cause) or repr(error)
+
+
+@contextmanager
+def losses_named(machines: Cluster | None) -> Generator[None]:
+    """For what asks a worker: one that is not to be replaced, since its machine is gone, has not just died."""
+    try:
+        yield
+    except WorkerCrashed:
+        if machines is not None:
+            machines.check_losses()
+        raise
 
 
 @asynccontextmanager

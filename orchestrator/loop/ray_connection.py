@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 REACHED_SECONDS = 10.0
 """That a cluster has to answer at all."""
+_STILL_SECONDS = 3.0
+"""That one has whose answer only decides how it is left."""
 _LEAVING_SECONDS = 10.0
 """That calls in progress have to end once what they call is gone."""
 
@@ -75,14 +77,14 @@ class Connections:
                 self._calls -= 1
                 self._changed.notify_all()
 
-    def leave(self) -> None:
-        """What is still connected some seconds later stays so, for the next run or until the program ends."""
+    def leave(self, within: float = _LEAVING_SECONDS) -> None:
+        """What is still connected so many seconds later stays so, for the next run or until the program ends."""
         with self._changed:
             self._runs -= 1
             if (
                 self._own
                 and not self._runs
-                and self._changed.wait_for(lambda: self._runs or not self._calls, _LEAVING_SECONDS)
+                and self._changed.wait_for(lambda: self._runs or not self._calls, within)
                 and not self._runs
             ):
                 ray_library().shutdown()
@@ -100,11 +102,20 @@ def take_signals_back() -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _check_reachable(address: str) -> None:
+def is_reachable(address: str) -> bool:
+    """Whether a cluster's head, `HOST:PORT`, still answers. Blocks for some seconds at most."""
+    try:
+        _check_reachable(address, _STILL_SECONDS)
+    except OSError:
+        return False
+    return True
+
+
+def _check_reachable(address: str, within: float = REACHED_SECONDS) -> None:
     """Raises OSError where nobody answers, which Ray itself would try for minutes."""
     host, colon, port = address.rpartition(":")
     if colon:
-        socket.create_connection((host, int(port)), timeout=REACHED_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=within).close()
 
 
 def _check_connected(address: str) -> None:

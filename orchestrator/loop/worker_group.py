@@ -20,7 +20,7 @@ from orchestrator.collection.service import CollectorService, CollectRequest
 from orchestrator.config.paths import PATH
 from orchestrator.learning.learner import Learner
 from orchestrator.learning.messages import EarlyReport, LearnerDescription, LearnerPlan, LearnReport, LearnRequest
-from orchestrator.loop.cluster import cluster
+from orchestrator.loop.cluster import cluster, losses_named
 from orchestrator.loop.devices import acting_device, device_of_cell, resolve_device
 from orchestrator.loop.learners import Learners
 from orchestrator.loop.memory import memory_needed, out_of_memory_named
@@ -371,7 +371,7 @@ class WorkerGroup:
                 _log.warning("worker %r could not be started: %s", name, error)
 
     async def _ask(self, worker: Worker, method: str, *args: object) -> Any:
-        with out_of_memory_named(self._config, worker.name):
+        with out_of_memory_named(self._config, worker.name), losses_named(self._cluster):
             return await self._patience.answer(worker.name, method, worker.call, method, *args)
 
     async def aclose(self) -> None:

@@ -265,7 +265,9 @@ async def test_a_run_whose_machine_is_lost_goes_on(
     await machines.assert_nothing_left()
 
 
-async def test_a_run_fails_with_its_machine_where_it_is_to(machines_to_lose: Machines, tmp_path: Path) -> None:
+async def test_a_run_fails_with_its_machine_where_it_is_to(
+    machines_to_lose: Machines, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     machines = machines_to_lose
     config = config_for(2, machines, epochs=10**6, run_dir=tmp_path / "run")
     config = dataclasses.replace(config, on_cell_lost="fail", checkpoints=CheckpointsConfig(every=1))
@@ -273,6 +275,7 @@ async def test_a_run_fails_with_its_machine_where_it_is_to(machines_to_lose: Mac
         await Trainer(config, hooks=[Breaking(machines)]).run()
     await machines.assert_nothing_left()
     assert any((tmp_path / "run" / "checkpoints").iterdir()), "what was committed stays"
+    assert "starting it again" not in caplog.text
 
 
 class Stopping(Hook):
@@ -338,6 +341,32 @@ class BreakingOwn(Breaking):
             raylet = self.machines.head
             raylet.kill()
             await anyio.to_thread.run_sync(raylet.wait)
+
+
+class BreakingAll(Breaking):
+    """Kills all of Ray, and stops the run, as a job scheduler does with a job that it ends."""
+
+    async def on_epoch_end(self, state: TrainerState) -> None:
+        if state.epoch == self._after:
+            self.machines.kill()
+            self.run.stop("the job ends")
+            with anyio.move_on_after(2):
+                await anyio.Event().wait()
+            self.run.stop_now()
+
+
+async def test_a_run_that_ends_with_its_cluster_is_saved_and_can_be_resumed(tmp_path: Path) -> None:
+    """Ray waits for a head that is gone in every call, and ends the program after a minute."""
+    own, folder = Machines(1), tmp_path / "run"
+    try:
+        config = config_for(2, own, epochs=10**6, run_dir=folder, checkpoints=CheckpointsConfig(every=1000))
+        with anyio.fail_after(50):
+            final = await Trainer(config, hooks=[BreakingAll(own)]).run()
+    finally:
+        own.close()
+    assert final.epoch >= 3
+    ended = config_for(1, epochs=final.epoch + 1, run_dir=folder)
+    assert (await Trainer(ended, resume=folder).run()).epoch == final.epoch + 1
 
 
 async def test_a_run_fails_where_ray_is_gone_from_its_own_machine(
