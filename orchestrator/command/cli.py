@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import datetime
 import importlib.metadata
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import tyro
 
 from orchestrator.checks.configuration import check_config
 from orchestrator.checks.imports import problems_of_environment
-from orchestrator.command.train_help import EVERYTHING, asks_for_help, short_help
+from orchestrator.command.train_help import EVERYTHING, asks_for_help, read_narrow, short_help
 from orchestrator.command.words import Switch, missing_choices, settings_registry, unknown_words
 from orchestrator.config.error import ConfigurationError, Problem, nearest
 from orchestrator.config.file import read_with_problems
@@ -242,16 +241,17 @@ def _parse_train(arguments: Sequence[str], base: TrainerConfig) -> tuple[Trainer
     no flags."""
     named = with_present_names(arguments, base)
     default = TrainArguments(settings=replace(base, run_dir=None))
-    short, shown = asks_for_help(named), io.StringIO()
+    short = asks_for_help(named)
     named = ["--help" if word == EVERYTHING else word for word in named]
+    printed = None
     try:
-        with settings_registry(), contextlib.redirect_stdout(shown) if short else contextlib.nullcontext():
+        with settings_registry(), read_narrow() if short else contextlib.nullcontext() as printed:
             parsed, unknown = tyro.cli(
                 TrainArguments, prog="orchestrator train", args=named, default=default, return_unknown_args=True
             )
     except SystemExit as end:
-        if shown.getvalue():
-            print(short_help(shown.getvalue()))
+        if printed is not None and printed.getvalue():
+            print(short_help(printed.getvalue()))
         if end.code:
             for line in missing_choices(named):
                 print(line, file=sys.stderr)

@@ -154,7 +154,7 @@ def test_the_help_of_train_explains_the_settings_with_their_defaults(
     assert "--evaluation.tasks [ENVIRONMENT|{SETTING=VALUE,...} ...]" in text
 
 
-@pytest.mark.parametrize("columns", ["40", "100"])
+@pytest.mark.parametrize("columns", ["40", "100", "240"])
 def test_the_short_help_of_train_has_the_most_used_options_with_the_defaults_of_a_preset(
     columns: str, calls: Calls, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
