@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import traceback
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from orchestrator.workers.channel import Channel
 
+_log = logging.getLogger("orchestrator")
 CONSTRUCT = "__construct__"
 """The pseudo-method whose arguments are the factory of the worker's object and what to call it with."""
 
@@ -52,9 +54,21 @@ def serve(channel: Channel, threads: int) -> None:
             end_fork_of(process)
             _send(channel, reply)
     finally:
-        close = getattr(target, "close", None)
-        if close is not None:
-            close()
+        _close(target)
+
+
+def _close(target: object) -> None:
+    """Nobody waits for what a worker's object still says: that it fails to close is told, and harms nothing."""
+    close = getattr(target, "close", None)
+    if close is None:
+        return
+    try:
+        close()
+    except Exception as error:
+        each: list[Exception] = list(error.exceptions) if isinstance(error, ExceptionGroup) else [error]
+        notes = "".join(f" ({note})" for note in getattr(each[0], "__notes__", ()))
+        more = f", and {len(each) - 1} more" if len(each) > 1 else ""
+        _log.warning("%s could not be closed: %s%s%s", type(target).__name__, described(each[0]), notes, more)
 
 
 def refuse(channel: Channel, error: BaseException) -> None:

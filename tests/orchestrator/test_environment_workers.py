@@ -26,6 +26,7 @@ from orchestrator.collection.plan import CollectorPlan
 from orchestrator.environments.vector import EnvironmentFailed, copy_seeds
 from orchestrator.workers.reply import WorkerCrashed
 from state.experience import FieldSpec
+from tests.environments import Counting
 from tests.orchestrator.training import small_config, worker_processes
 from tests.paths import PROJECT
 
@@ -348,3 +349,25 @@ def _wait_until(there: Any) -> None:
                 await anyio.sleep(0.05)
 
     anyio.run(wait)
+
+
+class CannotClose(Counting):
+    def close(self) -> None:
+        raise OSError("the simulator is gone")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("backend", ["inline", "process"])
+def test_an_environment_that_cannot_be_closed_in_the_end_is_told_of_in_a_line(
+    workers: int, backend: str, tmp_path: Path
+) -> None:
+    settings = f"--run-dir {tmp_path}/run --total-agent-steps 512 --collection.num-environments 8"
+    settings += f" --collection.environment-workers {workers} --collection.backend {backend}"
+    words = [sys.executable, "-m", "orchestrator", "train", "--environment", f"{__name__}:CannotClose"]
+    done = subprocess.run(
+        [*words, *settings.split()], cwd=PROJECT, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert "could not be closed: OSError: the simulator is gone (raised by close of copy 0 of" in said
+    assert "Traceback" not in said
