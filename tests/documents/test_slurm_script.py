@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,7 +16,7 @@ from tests.documentation import Block, blocks_of
 from tests.paths import PROJECT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from pathlib import Path
 
 pytestmark = pytest.mark.slow
@@ -41,12 +42,22 @@ def script() -> str:
     return next(block.text for block in blocks if "#SBATCH" in block.text)
 
 
-def started(folder: Path) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def started(folder: Path) -> Generator[subprocess.Popen[str]]:
+    """The job; what is left of it at the end is killed."""
     job = {"SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "2", "SLURM_JOB_ID": "7", "PYTHON": sys.executable}
     path = f"{folder / 'bin'}:{os.environ['PATH']}"
     environment = os.environ | job | {"PATH": path, "PYTHONPATH": str(PROJECT)}
     with (folder / "log").open("a") as log:
-        return subprocess.Popen(["bash", "job.sh"], cwd=folder, env=environment, text=True, stdout=log, stderr=log)
+        job = subprocess.Popen(
+            ["bash", "job.sh"], cwd=folder, env=environment, text=True, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        yield job
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
 
 
 def until(true: Callable[[], object], folder: Path) -> None:
