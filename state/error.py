@@ -12,7 +12,8 @@ class OrchestratorError(Exception):
 
 
 def only_error(group: BaseException) -> BaseException:
-    """The one error at the bottom of nested groups, or the group if there are several."""
-    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
+    """The one error at the bottom of nested groups, or the group if there are several. One that several tasks have
+    failed with counts once."""
+    while isinstance(group, BaseExceptionGroup) and len(set(map(id, group.exceptions))) == 1:
         group = group.exceptions[0]
     return group

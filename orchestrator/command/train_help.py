@@ -8,6 +8,9 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+from orchestrator.command.words import flag_of
+from orchestrator.config.paths import PATH
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
@@ -21,11 +24,11 @@ MOST_USED = (
     "--run-dir",
     "--total-agent-steps",
     "--seed",
-    "--collection.num-environments",
-    "--collection.environment-options",
-    "--policy.network",
-    "--learning.learning-rate",
-    "--evaluation.every",
+    flag_of(str(PATH.collection.num_environments)),
+    flag_of(str(PATH.collection.environment_options)),
+    flag_of(str(PATH.policy.network)),
+    flag_of(str(PATH.learning.learning_rate)),
+    flag_of(str(PATH.evaluation.every)),
 )
 
 

@@ -67,7 +67,7 @@ def _unknown_flag(flag: str, value: str, options: Sequence[str]) -> Problem:
             expected = "no flag: it is a list of tables, which a file says"
             cure = f"write [[{path}]] for each, and its settings below it, in a TOML file, and give that by --config"
         elif get_origin(bare(hint)) is Mapping:
-            cure = f"write {_flag(path)} {key[1:]}={value or '...'}"
+            cure = f"write {flag_of(path)} {key[1:]}={value or '...'}"
     return Problem(field=flag, value=value or "(no value)", expected=expected, cure=cure)
 
 
@@ -75,7 +75,7 @@ def _similar_flags(name: str, options: Sequence[str]) -> str:
     similar = difflib.get_close_matches(name, options, n=1) or similar_settings(name, TrainerConfig)
     if not similar:
         return "see `orchestrator train --help-all` for every setting"
-    return f"did you mean {' or '.join(_flag(path) for path in similar)}?"
+    return f"did you mean {' or '.join(flag_of(path) for path in similar)}?"
 
 
 def _stray_word(word: str, arguments: Sequence[str]) -> Problem:
@@ -89,10 +89,10 @@ def _stray_word(word: str, arguments: Sequence[str]) -> Problem:
         if name in switches:
             section, _, last = name.rpartition(".")
             off = f"--{section}.no-{last.replace('_', '-')}"
-            cure = f"write {_flag(name)} to switch it on, {off} to switch it off"
+            cure = f"write {flag_of(name)} to switch it on, {off} to switch it off"
             if word.lower() in _YES + _NO:
-                cure = f"write {_flag(name) if word.lower() in _YES else off} alone"
-            return Problem(field=_flag(name), value=word, expected="no value: it is a switch", cure=cure)
+                cure = f"write {flag_of(name) if word.lower() in _YES else off} alone"
+            return Problem(field=flag_of(name), value=word, expected="no value: it is a switch", cure=cure)
     return Problem(field="argument", value=word, expected=expected, cure=_place_of(word))
 
 
@@ -110,7 +110,7 @@ def _place_of(word: str) -> str:
     return f"if it is an environment, write --environment {word}"
 
 
-def _flag(path: str) -> str:
+def flag_of(path: str) -> str:
     return f"--{path.replace('_', '-')}"
 
 

@@ -79,6 +79,7 @@ class Cluster:
         self._needed: dict[str, float] = {}
         """What Ray is to reserve for each cell."""
         self._name = _NAME
+        self._failure: ClusterError | None = None
         self._head = ""
         """The address of the cluster."""
         self.address = ""
@@ -141,10 +142,12 @@ class Cluster:
             return self._places[cell].machine
 
     def check_losses(self) -> None:
-        """Raises ClusterError where a machine is gone, and the run is to end with that."""
+        """Raises ClusterError where a machine is gone, and the run is to end with that: always the same one, since
+        several tasks may meet it at once."""
         for cell, place in self._places.items():
             if place.lost and self._config.on_cell_lost == "fail":
-                raise ClusterError(f"{_loss(cell, place)}; {PATH.on_cell_lost} is 'fail'")
+                self._failure = self._failure or ClusterError(f"{_loss(cell, place)}; {PATH.on_cell_lost} is 'fail'")
+                raise self._failure
 
     async def close(self) -> None:
         """End what runs elsewhere."""

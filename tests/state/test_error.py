@@ -10,6 +10,7 @@ import losses
 import orchestrator
 import state
 from state import OrchestratorError
+from state.error import only_error
 
 
 def test_every_public_error_has_one_root_and_a_builtin_kind() -> None:
@@ -38,3 +39,11 @@ def test_every_public_error_has_one_root_and_a_builtin_kind() -> None:
         if error.__name__ not in internal:
             assert issubclass(error, OrchestratorError), error
             assert issubclass(error, (ValueError, RuntimeError, ImportError)), error
+
+
+def test_an_error_that_two_tasks_fail_with_is_one() -> None:
+    lost, other = RuntimeError("the machine is lost"), RuntimeError("another")
+    of_both = ExceptionGroup("tasks", [lost, lost])
+    assert only_error(ExceptionGroup("run", [of_both])) is lost
+    of_two = ExceptionGroup("tasks", [lost, other])
+    assert only_error(ExceptionGroup("run", [of_two])) is of_two
