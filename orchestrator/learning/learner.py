@@ -87,9 +87,7 @@ class Learner:
         """Whether what the host is to know is written by this learner, to the memory of its machine."""
         self._share = Share.of(plan.cell, run.cells, run.shards)
         minibatch_steps = plan.agents * run.steps_per_epoch // config.minibatches
-        # Sums by several threads are rounded otherwise: how many there are must not depend on the number of cells.
-        most = 1 if run.shards > 1 else plan.max_threads
-        torch.set_num_threads(config.threads or threads_for(self.policy, minibatch_steps, most))
+        torch.set_num_threads(config.threads or threads_for(self.policy, run, minibatch_steps, plan.max_threads))
         self.arena = ParameterArena(self.policy, self._device)
         shards = self._share.count
         self._statistics = LossStatistics(self._device) if run.shards == 1 else ShardStatistics(self._device, shards)

@@ -27,7 +27,7 @@ ENVIRONMENT = "orchestrator.environments.atari:make"
 WARM_UP, EPOCHS = 2, 4
 
 
-def ours(staleness: int, collectors: int, threads: int) -> list[float]:
+def ours(staleness: int, collectors: int, threads: int, bfloat16: int = 0) -> list[float]:
     """Seconds of each epoch; `threads` 0 leaves their number to the trainer."""
     from orchestrator import CollectionConfig, LearningConfig, TrainerConfig
 
@@ -37,7 +37,11 @@ def ours(staleness: int, collectors: int, threads: int) -> list[float]:
         staleness=staleness,
         collection=CollectionConfig(num_environments=ENVIRONMENTS, collectors=collectors, horizon=HORIZON),
         learning=LearningConfig(
-            update_epochs=UPDATE_EPOCHS, minibatches=MINIBATCHES, learning_rate=LEARNING_RATE, threads=threads or None
+            update_epochs=UPDATE_EPOCHS,
+            minibatches=MINIBATCHES,
+            learning_rate=LEARNING_RATE,
+            threads=threads or None,
+            precision="bfloat16" if bfloat16 else "float32",
         ),
     )
     return epoch_seconds(config, EPOCHS, warm_up=WARM_UP)
@@ -108,6 +112,8 @@ def main() -> None:
     contenders: dict[str, tuple[object, ...]] = {
         "ours, staleness 1": ("ours", 1, 1, 0),
         "ours, staleness 0, 2 collectors": ("ours", 0, 2, 0),
+        "ours, staleness 1, bfloat16": ("ours", 1, 1, 0, 1),
+        "ours, staleness 1, 2 collectors, bfloat16": ("ours", 1, 2, 0, 1),
         "stable-baselines3, 1 thread": ("sb3", 1),
         "stable-baselines3, 2 threads": ("sb3", 2),
     }
