@@ -13,6 +13,8 @@ from orchestrator.environments.spaces import Array
 from state.stats_tracker import AGENT_LIVES, EPISODE_LENGTH, EPISODE_RETURN, TEAM_RETURN
 
 _OWN = (EPISODE_RETURN, EPISODE_LENGTH, TEAM_RETURN, AGENT_LIVES)
+_OF_METRICS = frozenset({"replayed_steps", "episodes", "recent_return", "recent_length"})
+"""What else the metrics have beside the numbers of infos."""
 
 
 class EpisodeCounter:
@@ -74,7 +76,8 @@ class EpisodeCounter:
 def without_own_names(stats: Mapping[str, list[float]], warn: Warn) -> dict[str, list[float]]:
     """What infos say, but for what would be taken for statistics that are made here. `episode_return` and
     `episode_length`, which many environments give, need no warning: those that are made here take their places."""
-    own = {name for name in stats if name.partition("/")[0] in _OWN} - {EPISODE_RETURN, EPISODE_LENGTH}
+    own = {name for name in stats if name.partition("/")[0] in _OWN or name in _OF_METRICS}
+    own -= {EPISODE_RETURN, EPISODE_LENGTH}
     if own:
         warn(
             "names of infos",

@@ -602,6 +602,7 @@ class Telling(Returning):
         around: dict[str, Any] = {"score": 1.0}
         if self.info == "names":
             of_ours = {"episode_return": -7.0, "episode_length": -7.0, "team_return": 1.0, "score": 1.0}
+            of_ours |= {"recent_return": -7.0, "episodes": -7.0}
             return *result, {**of_ours, "episode_return/a": 1.0, "episode_length": {"b": 2.0}}
         if self.info == "itself":
             around["inner"] = {"around": around}
@@ -619,9 +620,8 @@ def test_infos_with_names_of_our_own_statistics_are_left_out_with_one_warning(
         "score": (1.0,) * 4,
     }
     (warning,) = warnings_about("infos", caplog)
-    assert (
-        "['episode_length/b', 'episode_return/a', 'team_return'] in its infos, which are names of the run's" in warning
-    )
+    names = ["episode_length/b", "episode_return/a", "episodes", "recent_return", "team_return"]
+    assert f"{names} in its infos, which are names of the run's" in warning
 
 
 def test_an_info_that_contains_itself_is_refused_where_it_would_become_statistics() -> None:
