@@ -114,7 +114,8 @@ class Convolutions(nn.Module):
         memory_format = torch.channels_last if torch.is_grad_enabled() else torch.preserve_format
         device = image.device.type
         # At once what convolutions compute with: bytes are exact in bfloat16, too.
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+        converts = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if converts else torch.float32
         x = self._layout.channels_first(image).to(dtype=dtype, memory_format=memory_format)
         for index, (step, layer) in enumerate(zip(self._plan, self.layers, strict=True)):
             assert isinstance(layer, nn.Conv2d)

@@ -219,6 +219,21 @@ def test_images_of_any_size_give_actions_and_values(shape: tuple[int, ...]) -> N
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
+def test_in_bfloat16_bytes_become_what_converted_floats_do() -> None:
+    network = CNN(Spaces(image_space(36, 36, 3), CHOICE))
+    images = torch.arange(2 * 36 * 36 * 3).remainder(256).to(torch.uint8).reshape(2, 36, 36, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = network(images), network(images.float())
+    assert ours[0].dtype is torch.bfloat16
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_a_device_that_knows_no_autocast_gives_the_shapes_of_images() -> None:
+    network = CNN(Spaces(image_space(36, 36, 3), CHOICE)).to("meta")
+    actions, values = network(torch.empty(2, 36, 36, 3, dtype=torch.uint8, device="meta"))
+    assert (actions.shape, values.shape) == ((2, 4), (2,))
+
+
 def test_a_dict_joins_images_with_everything_else() -> None:
     space = spaces.Dict(
         {
